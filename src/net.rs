@@ -1,0 +1,291 @@
+//! The words every other module shares: names, addresses, the two transports and how a dial fails.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A boxed future that may cross threads.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A domain name: lower-case, no trailing dot, 1 to 253 bytes, no empty label.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name(Arc<str>);
+
+/// Why a text is not a domain name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidName {
+    /// Nothing was left after the trailing dot was removed.
+    #[error("the name is empty")]
+    Empty,
+    /// RFC 1035 section 2.3.4: names have at most 253 characters, labels at most 63.
+    #[error("the name or one of its labels is too long")]
+    TooLong,
+    /// Two dots follow each other, or the name begins with one.
+    #[error("the name has an empty label")]
+    EmptyLabel,
+    /// White space, a control character, or one that no host name carries.
+    #[error("the name has a character that no domain name carries")]
+    BadCharacter,
+}
+
+impl Name {
+    /// Lower-cases `text`, drops one trailing dot and checks the lengths of RFC 1035.
+    ///
+    /// # Errors
+    /// [`InvalidName`] says which limit was broken.
+    pub fn new(text: &str) -> Result<Self, InvalidName> {
+        let text = text.strip_suffix('.').unwrap_or(text);
+        if text.is_empty() {
+            return Err(InvalidName::Empty);
+        }
+        if text.len() > 253 || text.split('.').any(|label| label.len() > 63) {
+            return Err(InvalidName::TooLong);
+        }
+        if text.split('.').any(str::is_empty) {
+            return Err(InvalidName::EmptyLabel);
+        }
+        if text.bytes().any(|byte| byte <= b' ' || byte == 0x7f || b"/:@[]\\\"".contains(&byte)) {
+            return Err(InvalidName::BadCharacter);
+        }
+        Ok(Self(text.to_lowercase().into()))
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Where a flow wants to go: a name, or an address.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Host {
+    /// A domain name.
+    Name(Name),
+    /// An IP address.
+    Ip(IpAddr),
+}
+
+impl Host {
+    /// Reads an IP address (brackets allowed around IPv6) or else a name.
+    ///
+    /// # Errors
+    /// The text is neither.
+    pub fn parse(text: &str) -> Result<Self, InvalidName> {
+        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+        match bare.parse() {
+            Ok(ip) => Ok(Self::Ip(ip)),
+            Err(_) => Name::new(text).map(Self::Name),
+        }
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => name.fmt(f),
+            Self::Ip(ip) => ip.fmt(f),
+        }
+    }
+}
+
+/// A host and a port.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Address {
+    /// The host.
+    pub host: Host,
+    /// The port, in host byte order.
+    pub port: u16,
+}
+
+impl Address {
+    /// The socket address, when the host is an IP address.
+    #[must_use]
+    pub fn socket(&self) -> Option<SocketAddr> {
+        match self.host {
+            Host::Ip(ip) => Some(SocketAddr::new(ip, self.port)),
+            Host::Name(_) => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(from: SocketAddr) -> Self {
+        Self { host: Host::Ip(from.ip()), port: from.port() }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.port),
+            host => write!(f, "{host}:{}", self.port),
+        }
+    }
+}
+
+/// A byte stream towards an upstream or a client.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Makes the coming drop an abort: the peer sees a reset (`SO_LINGER` 0), not an orderly end.
+    fn reset(&mut self) {}
+}
+
+/// A [`Stream`] of any kind.
+pub type BoxStream = Box<dyn Stream>;
+
+impl Stream for tokio::net::TcpStream {
+    fn reset(&mut self) {
+        // A failure leaves an orderly close, which is the next best thing.
+        let _ = socket2::SockRef::from(&*self).set_linger(Some(std::time::Duration::ZERO));
+    }
+}
+
+/// What came back on a [`Datagram`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Received {
+    /// A payload, now in the caller's buffer, from this peer.
+    Payload(Address),
+    /// The network answered an earlier datagram to `to` with an ICMP error.
+    Failed {
+        /// Where the failed datagram was sent.
+        to: Address,
+        /// What the network said.
+        why: Reach,
+    },
+}
+
+/// A socket-like thing that carries datagrams to and from many peers (endpoint-independent, RFC 4787).
+pub trait Datagram: Send {
+    /// Sends one datagram. `dont_fragment` asks for DF on the wire; what does not fit is `EMSGSIZE`.
+    ///
+    /// # Errors
+    /// Those of the socket; the association lives on unless the kind is `BrokenPipe`.
+    fn poll_send_to(
+        &mut self,
+        cx: &mut Context<'_>,
+        payload: &[u8],
+        to: &Address,
+        dont_fragment: bool,
+    ) -> Poll<io::Result<()>>;
+
+    /// Receives one datagram into `buffer`, or the error that an earlier one met.
+    ///
+    /// # Errors
+    /// The transport itself is gone, for instance the proxy closed the control connection.
+    fn poll_recv_from(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<Received>>;
+}
+
+/// A [`Datagram`] of any kind.
+pub type BoxDatagram = Box<dyn Datagram>;
+
+/// How far a packet got before the network gave up: the codes of RFC 792 and RFC 4443 that clients tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// No route to the network (ICMP 3/0, ICMPv6 1/0).
+    Network,
+    /// No answer from the host (3/1, 1/3).
+    Host,
+    /// Nobody listens on the port (3/3, 1/4).
+    Port,
+    /// A firewall on the way refuses (3/13, 1/1).
+    Prohibited,
+    /// The packet is larger than a link on the way; the MTU in bytes, 0 if unknown (3/4, 2/0).
+    TooBig(u32),
+}
+
+/// Why a rule's own outbound turned a flow away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reject {
+    /// Say so at once: TCP reset, UDP port unreachable.
+    Answer,
+    /// Say nothing.
+    Drop,
+}
+
+/// Why an outbound could not be reached. Each becomes what a client of the real thing would see.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The destination, or a proxy on its behalf, refused the connection.
+    #[error("connection refused")]
+    Refused,
+    /// The network is in the way.
+    #[error("unreachable ({0:?})")]
+    Unreachable(Reach),
+    /// Nobody answered in time.
+    #[error("timed out")]
+    TimedOut,
+    /// The profile's own REJECT or REJECT-DROP.
+    #[error("rejected by the profile")]
+    Rejected(Reject),
+    /// The outbound does not carry this kind of flow.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The upstream proxy, or a rule of ours, does not allow it; the text says who and why.
+    #[error("{0}")]
+    Denied(String),
+    /// Anything else that the operating system or the upstream reports.
+    #[error("{0}")]
+    Io(#[source] io::Error),
+}
+
+impl From<io::Error> for DialError {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::ECONNREFUSED) => Self::Refused,
+            Some(libc::ENETUNREACH | libc::ENETDOWN) => Self::Unreachable(Reach::Network),
+            Some(libc::EHOSTUNREACH | libc::EHOSTDOWN) => Self::Unreachable(Reach::Host),
+            Some(libc::EACCES | libc::EPERM) => Self::Unreachable(Reach::Prohibited),
+            Some(libc::ETIMEDOUT) => Self::TimedOut,
+            _ if error.kind() == io::ErrorKind::TimedOut => Self::TimedOut,
+            _ if error.kind() == io::ErrorKind::ConnectionRefused => Self::Refused,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// Opens streams through whatever the composition root chose; cuts the cycle between DNS and outbounds.
+pub trait Connect: Send + Sync {
+    /// Opens a stream to `to`.
+    fn connect<'a>(&'a self, to: &'a Address) -> BoxFuture<'a, Result<BoxStream, DialError>>;
+}
+
+/// Why a name has no address for us.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum LookupError {
+    /// The name does not exist (NXDOMAIN).
+    #[error("no such name")]
+    NoSuchName,
+    /// The name exists, without an address of a family we use.
+    #[error("the name has no address")]
+    NoAddress,
+    /// No nameserver answered in time.
+    #[error("no nameserver answered in time")]
+    TimedOut,
+    /// Every nameserver failed; the text is the last one's failure.
+    #[error("{0}")]
+    Failed(Arc<str>),
+}
+
+/// Finds the real addresses of a name. A fake address never comes out of it.
+pub trait Lookup: Send + Sync {
+    /// The addresses of `name`, preferred first, never empty.
+    fn lookup<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Arc<[IpAddr]>, LookupError>>;
+}

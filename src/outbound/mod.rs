@@ -1,0 +1,61 @@
+//! Where flows go: one file per kind of outbound, and groups made of outbounds.
+
+use crate::net::{BoxDatagram, BoxFuture, BoxStream, DialError};
+use crate::session::{Network, Session};
+
+/// Which networks an outbound carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Networks {
+    /// TCP flows.
+    pub tcp: bool,
+    /// UDP associations.
+    pub udp: bool,
+}
+
+impl Networks {
+    /// Both.
+    pub const ALL: Self = Self { tcp: true, udp: true };
+
+    /// Whether `network` is among them.
+    #[must_use]
+    pub fn carries(self, network: Network) -> bool {
+        match network {
+            Network::Tcp => self.tcp,
+            Network::Udp => self.udp,
+        }
+    }
+}
+
+/// How an outbound wants the peers of its datagrams written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Naming {
+    /// It resolves names itself and dials addresses: one association serves all peers of a source (DIRECT).
+    Resolves,
+    /// It hands names on to an upstream: one association per name, because answers come back from an address.
+    HandsOn,
+}
+
+/// A way out. Its futures are called in the context of the worker that owns the flow, so sockets live there.
+pub trait Outbound: Send + Sync {
+    /// The name that rules use.
+    fn name(&self) -> &str;
+
+    /// What it carries now (a group: what its present member carries).
+    fn networks(&self) -> Networks;
+
+    /// How datagram peers are written.
+    fn naming(&self) -> Naming {
+        Naming::HandsOn
+    }
+
+    /// The chain from this outbound to the one that dials, outermost first; a group adds its present member.
+    fn chain(&self) -> Vec<String> {
+        vec![self.name().to_owned()]
+    }
+
+    /// Opens a stream to the session's destination.
+    fn connect<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxStream, DialError>>;
+
+    /// Opens an association for datagrams of the session's source; the session's destination is the first peer.
+    fn associate<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxDatagram, DialError>>;
+}

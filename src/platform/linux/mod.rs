@@ -1,0 +1,3 @@
+//! Linux.
+
+pub(super) mod socket;
