@@ -1,0 +1,32 @@
+//! What the dispatcher offers to inbounds whose flows are streams and datagrams already, and how answers find back.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use crate::net::{Address, BoxStream, DialError, Reach};
+use crate::session::Session;
+
+/// The way into the dispatcher; used inside one worker.
+pub trait Entry: Clone + 'static {
+    /// A dialled flow; dropping it closes it and writes its log line.
+    type Upstream;
+
+    /// Decides and dials. The error is what to tell the client.
+    fn dial(&self, session: Session) -> impl Future<Output = Result<Self::Upstream, DialError>>;
+
+    /// Copies both ways until both ends are done, and writes the flow's log line.
+    fn relay(&self, upstream: Self::Upstream, client: BoxStream) -> impl Future<Output = ()>;
+
+    /// Carries one datagram of `session.source` to `session.destination`; answers come back through `back`.
+    fn datagram(&self, session: Session, payload: &[u8], dont_fragment: bool, back: &Rc<dyn Back>);
+}
+
+/// Where the answers of an association go.
+pub trait Back {
+    /// Hands a payload to the client `to`, as if `from` had sent it; `from` is written as the client wrote it.
+    fn deliver(&self, from: &Address, to: SocketAddr, payload: &[u8]);
+
+    /// Tells the client `to` that its packet to `from`, which began with `quoted`, did not arrive.
+    fn unreachable(&self, from: &Address, to: SocketAddr, quoted: &[u8], why: Reach);
+}
