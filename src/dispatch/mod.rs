@@ -1,1 +1,5 @@
-//! dispatch
+//! Sessions -> outbounds: the router, associations, relay and live connections.
+
+mod router;
+
+pub use router::{Decision, Router, UnknownTarget};
