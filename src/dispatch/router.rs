@@ -122,10 +122,7 @@ impl Router {
         let name = session.name()?.as_str();
         let below = |(dot, _)| &name[dot + 1..];
         let suffixes = std::iter::once(name).chain(name.match_indices('.').map(below));
-        suffixes
-            .filter_map(|suffix| first(&self.suffixes, suffix, from))
-            .chain(first(&self.names, name, from))
-            .min()
+        suffixes.filter_map(|suffix| first(&self.suffixes, suffix, from)).chain(first(&self.names, name, from)).min()
     }
 }
 
