@@ -3,6 +3,7 @@
 //! `cfg(target_os)` appears here alone.
 
 mod dialer;
+mod routing;
 #[cfg(target_os = "linux")]
 mod linux;
 
@@ -10,3 +11,5 @@ mod linux;
 use linux as imp;
 
 pub use dialer::{Dialer, Fwmark, UdpSocket};
+pub use imp::netlink::{Netlink, NetlinkError};
+pub use routing::{Family, Link, MarkMatch, Ports, Route, RouteKind, RouteTable, Rule, RuleAction, SeenRoute};

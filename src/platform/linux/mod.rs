@@ -1,3 +1,4 @@
 //! Linux.
 
+pub(super) mod netlink;
 pub(super) mod socket;
