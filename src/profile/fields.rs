@@ -2,7 +2,7 @@
 
 use super::decode::{Decode, mismatch};
 use super::nearest::nearest;
-use super::node::{Entry, Node, Place};
+use super::node::{Entry, Node, Place, Value};
 use super::report::{Diagnostic, Report};
 
 /// A mapping that is being decoded. Ask for every field, then [`finish`](Self::finish).
@@ -113,10 +113,13 @@ impl<'a> Fields<'a> {
         self.entry(key).is_some()
     }
 
-    /// Where the value of `key` stands; the mapping's own place when it is absent.
+    /// Where a message about `key` points: its value when that is a scalar, else the key; the mapping when it is absent.
     #[must_use]
     pub fn place(&self, key: &str) -> Place {
-        self.entry(key).map_or(self.place, |entry| entry.value.place)
+        self.entry(key).map_or(self.place, |entry| match entry.value.value {
+            Value::Scalar(_) => entry.value.place,
+            _ => entry.key.place,
+        })
     }
 
     /// The key path of the mapping itself.

@@ -5,6 +5,7 @@ use std::num::NonZeroU16;
 
 use ipnet::IpNet;
 
+use super::decode::{Decode, scalar};
 use super::dns::Dns;
 use super::fields::Fields;
 use super::known;
@@ -148,7 +149,7 @@ fn listen(fields: &mut Fields<'_>) -> Listen {
         mixed_port: port(fields, "mixed-port"),
         allow_lan: fields.or("allow-lan", false),
         bind_address: bind_address(fields),
-        authentication: authentication(fields),
+        authentication: fields.or("authentication", Vec::new()),
         skip_auth_prefixes: fields.or("skip-auth-prefixes", Vec::new()),
         lan_allowed_ips: fields.optional("lan-allowed-ips").unwrap_or_else(any),
         lan_disallowed_ips: fields.or("lan-disallowed-ips", Vec::new()),
@@ -182,18 +183,11 @@ fn bind_address(fields: &mut Fields<'_>) -> Option<IpAddr> {
     address
 }
 
-fn authentication(fields: &mut Fields<'_>) -> Vec<Credentials> {
-    let lines: Vec<String> = fields.or("authentication", Vec::new());
-    let mut all = Vec::with_capacity(lines.len());
-    for line in &lines {
-        match line.split_once(':') {
-            Some((user, password)) => {
-                all.push(Credentials { user: user.to_owned(), password: password.to_owned() });
-            }
-            None => {
-                fields.error("authentication", "expected `user:password` in each line");
-            }
-        }
+impl Decode for Credentials {
+    fn decode(node: &Node, path: &str, report: &mut Report) -> Option<Self> {
+        scalar(node, path, report, "user:password", |text| {
+            let (user, password) = text.split_once(':')?;
+            Some(Self { user: user.to_owned(), password: password.to_owned() })
+        })
     }
-    all
 }

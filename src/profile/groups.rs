@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use super::decode::Decode;
 use super::fields::Fields;
-use super::node::Place;
 use super::report::Report;
 use super::routes::{Group, Names};
 
@@ -69,19 +68,21 @@ pub(super) fn refuse_cycles(groups: &[Group], report: &mut Report) {
                     let names =
                         way.iter().map(|&(number, _)| number).skip_while(|&number| number != next).chain([next]);
                     let names: Vec<&str> = names.map(|number| groups[number].name.as_str()).collect();
-                    let group = &groups[next];
-                    let place = group.node.child("proxies").map_or(group.node.place, Place::from);
-                    report
-                        .error(
-                            place,
-                            format!("{}.proxies", group.path),
-                            format!("groups contain each other: {}", names.join(" -> ")),
-                        )
-                        .hint("take one of these members out");
+                    report_cycle(&groups[next], &names, report);
                 }
                 Some(Some(&next)) if !done[next] => way.push((next, 0)),
                 Some(_) => {}
             }
         }
     }
+}
+
+/// `way` begins and ends with the name of `group`.
+fn report_cycle(group: &Group, way: &[&str], report: &mut Report) {
+    let members = group.node.child("proxies").map_or(&[][..], |node| node.items());
+    let member = members.iter().position(|item| item.text() == way.get(1).copied());
+    let place = member.map_or(group.node.place, |index| members[index].place);
+    let path = format!("{}.proxies[{}]", group.path, member.unwrap_or_default());
+    let message = format!("groups contain each other: {}", way.join(" -> "));
+    report.error(place, path, message).hint("take one of these members out");
 }

@@ -116,7 +116,7 @@ pub(super) fn routes(fields: &mut Fields<'_>, mode: Mode) -> Routes {
     }
     groups::refuse_cycles(&groups, fields.report());
     let rules = rule_lines::read(list(fields, "rules"), &names, fields.report());
-    if mode == Mode::Rule && !rule_lines::take_everything(&rules) {
+    if mode == Mode::Rule && !rule_lines::take_everything(&rules) && !fields.report().has_errors() {
         fields
             .warn("rules", "no rule takes everything: what none of them takes goes DIRECT")
             .hint("end the rules with `MATCH,DIRECT`, or with `MATCH,` and the name of a proxy or group");

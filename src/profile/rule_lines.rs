@@ -77,7 +77,10 @@ fn check_target(target: &str, node: &Node, path: &str, names: &Names, report: &m
 fn refuse(error: &RuleError, node: &Node, path: &str, names: &Names, report: &mut Report) {
     match error {
         RuleError::Shape => {
-            report.error(node, path, format!("{error}, found {}", node.found()));
+            let diagnostic = report.error(node, path, format!("{error}, found {}", node.found()));
+            if node.text().is_some_and(|text| !text.contains(',')) {
+                diagnostic.hint("inside `[ ]` a rule needs quotes, because its commas would end it");
+            }
         }
         RuleError::UnknownType(kind) => {
             let diagnostic = report.error(spot(node, kind), path, error.to_string());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{BadPayload, Match, Matcher, Params};
+use super::{BadPayload, Built, Match, Matcher, Params};
 use crate::session::{Fact, FactKind, Session};
 
 struct Destination {
@@ -16,7 +16,7 @@ struct Destination {
 struct Source(IpNet);
 
 /// `IP-CIDR` and `IP-CIDR6`: as in mihomo each takes both families. With `src` it looks at the source.
-pub(super) fn destination(payload: &str, params: Params) -> Result<Arc<dyn Matcher>, BadPayload> {
+pub(super) fn destination(payload: &str, params: Params) -> Built {
     let prefix = prefix(payload)?;
     Ok(if params.source {
         Arc::new(Source(prefix))
@@ -25,7 +25,7 @@ pub(super) fn destination(payload: &str, params: Params) -> Result<Arc<dyn Match
     })
 }
 
-pub(super) fn source(payload: &str, _: Params) -> Result<Arc<dyn Matcher>, BadPayload> {
+pub(super) fn source(payload: &str, _: Params) -> Built {
     Ok(Arc::new(Source(prefix(payload)?)))
 }
 

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{BadPayload, Lookup, Match, Matcher, Params};
+use super::{BadPayload, Built, Lookup, Match, Matcher, Params};
 use crate::net::Name;
 use crate::session::Session;
 
@@ -13,15 +13,15 @@ struct Exact(Name);
 struct Suffix(Name);
 struct Keyword(Box<str>);
 
-pub(super) fn exact(payload: &str, _: Params) -> Result<Arc<dyn Matcher>, BadPayload> {
+pub(super) fn exact(payload: &str, _: Params) -> Built {
     Ok(Arc::new(Exact(name(payload)?)))
 }
 
-pub(super) fn suffix(payload: &str, _: Params) -> Result<Arc<dyn Matcher>, BadPayload> {
+pub(super) fn suffix(payload: &str, _: Params) -> Built {
     Ok(Arc::new(Suffix(name(payload)?)))
 }
 
-pub(super) fn keyword(payload: &str, _: Params) -> Result<Arc<dyn Matcher>, BadPayload> {
+pub(super) fn keyword(payload: &str, _: Params) -> Built {
     if payload.is_empty() {
         return Err(BadPayload { expected: "a part of a domain name", hint: None, harmless: false });
     }

@@ -57,8 +57,12 @@ pub struct Type {
     pub name: &'static str,
     /// What it matches, in one line.
     pub description: &'static str,
-    build: fn(&str, Params) -> Result<Arc<dyn Matcher>, BadPayload>,
+    build: Build,
 }
+
+/// Payload and parameters -> condition.
+type Build = fn(&str, Params) -> Built;
+type Built = Result<Arc<dyn Matcher>, BadPayload>;
 
 impl std::fmt::Debug for Type {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{BadPayload, Match, Matcher, Params};
+use super::{BadPayload, Built, Match, Matcher, Params};
 use crate::session::{Network, Session};
 
 struct Transport(Network);
 
-pub(super) fn build(payload: &str, _: Params) -> Result<Arc<dyn Matcher>, BadPayload> {
+pub(super) fn build(payload: &str, _: Params) -> Built {
     let network = match payload.to_ascii_lowercase().as_str() {
         "tcp" => Network::Tcp,
         "udp" => Network::Udp,

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use super::{BadPayload, Match, Matcher, Params};
+use super::{BadPayload, Built, Match, Matcher, Params};
 use crate::session::Session;
 
 /// mihomo's limit on the ranges of one rule.
@@ -12,11 +12,11 @@ const MAX_RANGES: usize = 28;
 struct Destination(Box<[RangeInclusive<u16>]>);
 struct Source(Box<[RangeInclusive<u16>]>);
 
-pub(super) fn destination(payload: &str, _: Params) -> Result<Arc<dyn Matcher>, BadPayload> {
+pub(super) fn destination(payload: &str, _: Params) -> Built {
     Ok(Arc::new(Destination(ranges(payload)?)))
 }
 
-pub(super) fn source(payload: &str, _: Params) -> Result<Arc<dyn Matcher>, BadPayload> {
+pub(super) fn source(payload: &str, _: Params) -> Built {
     Ok(Arc::new(Source(ranges(payload)?)))
 }
 
