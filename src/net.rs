@@ -63,6 +63,13 @@ impl Name {
     }
 }
 
+/// Maps keyed by names can be asked with text, without a name being made for it.
+impl std::borrow::Borrow<str> for Name {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
