@@ -10,3 +10,4 @@ mod linux;
 use linux as imp;
 
 pub use dialer::{Dialer, Fwmark, UdpSocket};
+pub use imp::udp::{Arrival, DatagramSocket};

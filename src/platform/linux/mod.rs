@@ -1,3 +1,4 @@
 //! Linux.
 
 pub(super) mod socket;
+pub(super) mod udp;
