@@ -1,0 +1,186 @@
+//! Decoding a mapping: each field is asked for by name, and what nobody asked for is reported.
+
+use super::decode::{Decode, mismatch};
+use super::nearest::nearest;
+use super::node::{Entry, Node, Place};
+use super::report::{Diagnostic, Report};
+
+/// A mapping that is being decoded. Ask for every field, then [`finish`](Self::finish).
+///
+/// Methods that meet a wrong value say so in the report and go on, so that one run shows every mistake; whoever
+/// decodes asks for all fields first and only then looks at the `None`s.
+#[derive(Debug)]
+pub struct Fields<'a> {
+    entries: &'a [Entry],
+    place: Place,
+    path: String,
+    report: &'a mut Report,
+    known: Vec<&'static str>,
+    /// Keys match without regard to case and with `_` for `-`, as mihomo reads proxies and groups.
+    relaxed: bool,
+}
+
+impl<'a> Fields<'a> {
+    /// Begins with the mapping `node`, which stands at `path`; null counts as an empty mapping. Keys match exactly.
+    /// `None`: it is no mapping, and the report says so.
+    pub fn new(node: &'a Node, path: impl Into<String>, report: &'a mut Report) -> Option<Self> {
+        let path = path.into();
+        let entries = match node.entries() {
+            Some(entries) => entries,
+            None if node.is_null() => &[],
+            None => {
+                mismatch(node, &path, report, "a mapping (lines of `key: value`)");
+                return None;
+            }
+        };
+        Some(Self { entries, place: node.place, path, report, known: Vec::new(), relaxed: false })
+    }
+
+    /// Like [`new`](Self::new), for entries of `proxies` and `proxy-groups`: `Skip_Cert_Verify` is `skip-cert-verify`.
+    pub fn relaxed(node: &'a Node, path: impl Into<String>, report: &'a mut Report) -> Option<Self> {
+        Self::new(node, path, report).map(|fields| Self { relaxed: true, ..fields })
+    }
+
+    /// The value of `key`, if it is there and not null; marks the key as known.
+    pub fn node(&mut self, key: &'static str) -> Option<&'a Node> {
+        self.known.push(key);
+        self.entry(key).map(|entry| &entry.value).filter(|value| !value.is_null())
+    }
+
+    /// The value of a field that must be there.
+    pub fn required<T: Decode>(&mut self, key: &'static str) -> Option<T> {
+        let Some(node) = self.node(key) else {
+            let place = self.place(key);
+            let path = self.path_of(key);
+            self.report.error(place, path, format!("the key `{key}` is required and missing"));
+            return None;
+        };
+        T::decode(node, &self.path_of(key), self.report)
+    }
+
+    /// The value of a field that may be absent or blank.
+    pub fn optional<T: Decode>(&mut self, key: &'static str) -> Option<T> {
+        let node = self.node(key)?;
+        T::decode(node, &self.path_of(key), self.report)
+    }
+
+    /// The value of a field, or `default` when it is absent, blank or wrong (and then reported).
+    pub fn or<T: Decode>(&mut self, key: &'static str, default: T) -> T {
+        self.optional(key).unwrap_or(default)
+    }
+
+    /// One of the named choices, without regard to case; `None` when absent, blank or wrong (and then reported).
+    pub fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Option<T> {
+        let node = self.node(key)?;
+        let written = node.text().unwrap_or_default();
+        if let Some((_, value)) = choices.iter().find(|(name, _)| name.eq_ignore_ascii_case(written.trim())) {
+            return Some(*value);
+        }
+        let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+        let message = format!("expected one of {}, found {}", names.join(", "), node.found());
+        let diagnostic = self.report.error(node, join(&self.path, key), message);
+        if let Some(name) = nearest(written, names.iter().copied()) {
+            diagnostic.hint(format!("did you mean `{name}`?"));
+        }
+        None
+    }
+
+    /// The mapping under `key`, to be decoded in turn; `None` when absent or no mapping (and then reported).
+    pub fn nested(&mut self, key: &'static str) -> Option<Fields<'_>> {
+        let node = self.node(key)?;
+        let path = self.path_of(key);
+        Fields::new(node, path, self.report).map(|fields| Fields { relaxed: self.relaxed, ..fields })
+    }
+
+    /// Keys that mihomo has and we do not heed yet: one warning each when present.
+    pub fn without_effect(&mut self, keys: &[&'static str]) {
+        for &key in keys {
+            self.known.push(key);
+            if let Some(entry) = self.entry(key) {
+                self.report.warn_once(&entry.key, join(&self.path, key), format!("`{key}` has no effect yet"));
+            }
+        }
+    }
+
+    /// Keys that are known and need no word.
+    pub fn silent(&mut self, keys: &[&'static str]) {
+        self.known.extend_from_slice(keys);
+    }
+
+    /// Whether `key` is written, even blank. Does not mark it as known.
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        self.entry(key).is_some()
+    }
+
+    /// Where the value of `key` stands; the mapping's own place when it is absent.
+    #[must_use]
+    pub fn place(&self, key: &str) -> Place {
+        self.entry(key).map_or(self.place, |entry| entry.value.place)
+    }
+
+    /// The key path of the mapping itself.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The key path of `key`.
+    #[must_use]
+    pub fn path_of(&self, key: &str) -> String {
+        join(&self.path, key)
+    }
+
+    /// Adds an error at `key`.
+    pub fn error(&mut self, key: &str, message: impl Into<String>) -> &mut Diagnostic {
+        let (place, path) = (self.place(key), self.path_of(key));
+        self.report.error(place, path, message)
+    }
+
+    /// Adds a warning at `key`.
+    pub fn warn(&mut self, key: &str, message: impl Into<String>) -> &mut Diagnostic {
+        let (place, path) = (self.place(key), self.path_of(key));
+        self.report.warn(place, path, message)
+    }
+
+    /// The report, for messages about something else.
+    pub fn report(&mut self) -> &mut Report {
+        self.report
+    }
+
+    /// Warns about every key that nobody asked for, with the nearest known one. Keys that begin with `x-` and
+    /// templates (values with an anchor) are left in peace.
+    pub fn finish(self) {
+        for Entry { key, value } in self.entries {
+            let known = self.known.iter().any(|name| self.same(&key.text, name));
+            if known || key.text.starts_with("x-") || value.anchored {
+                continue;
+            }
+            let path = join(&self.path, &key.text);
+            let message = format!("`{}` is not a known key and is ignored", super::node::shortened(&key.text));
+            let diagnostic = self.report.warn_once(key, path, message);
+            if let Some(name) = nearest(&key.text, self.known.iter().copied()) {
+                diagnostic.hint(format!("did you mean `{name}`?"));
+            }
+        }
+    }
+
+    fn entry(&self, key: &str) -> Option<&'a Entry> {
+        let exact = self.entries.iter().find(|entry| &*entry.key.text == key);
+        exact.or_else(|| self.entries.iter().find(|entry| self.same(&entry.key.text, key)))
+    }
+
+    fn same(&self, written: &str, known: &str) -> bool {
+        written == known
+            || (self.relaxed
+                && written.len() == known.len()
+                && written.bytes().zip(known.bytes()).all(|(a, b)| {
+                    let a = if a == b'_' { b'-' } else { a };
+                    a.eq_ignore_ascii_case(&b)
+                }))
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}

@@ -1,0 +1,298 @@
+//! YAML text -> [`Node`]: one pass over the parser's events.
+//!
+//! The events carry the raw text of every scalar, which serde's data model would already have interpreted: a
+//! password `0123` must stay `0123`, and a duplicate key must be reported with both of its places.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag, options};
+
+use super::node::{Entry, Key, Node, Place, Position, Scalar, Value};
+use super::report::Report;
+
+/// How deep lists and mappings may nest, aliases followed; real profiles stay below ten.
+const MAX_DEPTH: usize = 64;
+/// How many keys and values a profile may have, those that merge keys copy included.
+const MAX_NODES: usize = 4_000_000;
+
+/// Parses the report's own source. On a syntax error the report says where, and there is no node.
+#[must_use]
+pub fn parse(report: &mut Report) -> Option<Node> {
+    let source = report.source().to_owned();
+    let options = options! { emit_comments: false };
+    let mut builder = Builder::new(report);
+    for event in Parser::new_from_str_with_options(&source, options) {
+        let step = match event {
+            Ok((event, span)) => builder.event(event, span),
+            Err(error) => Err(builder.syntax(&error, &source)),
+        };
+        match step {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(Stop) => return None,
+        }
+    }
+    if builder.root.is_none() {
+        builder.report.error(Position { line: 1, column: 1, length: 0 }, "", "the profile is empty");
+    }
+    if builder.report.has_errors() { None } else { builder.root }
+}
+
+/// Parsing cannot go on; the report says why.
+struct Stop;
+
+/// A node with the height of its tree.
+#[derive(Clone)]
+struct Built {
+    node: Node,
+    height: usize,
+}
+
+enum Open {
+    Sequence { items: Vec<Node> },
+    Mapping(Mapping),
+}
+
+#[derive(Default)]
+struct Mapping {
+    entries: Vec<Entry>,
+    places: HashMap<Arc<str>, Position>,
+    key: Option<Key>,
+    merges: Vec<(Node, Place)>,
+}
+
+struct Frame {
+    open: Open,
+    at: Position,
+    anchor: usize,
+    height: usize,
+    anchored: bool,
+}
+
+struct Builder<'a> {
+    report: &'a mut Report,
+    stack: Vec<Frame>,
+    anchors: HashMap<usize, Built>,
+    root: Option<Node>,
+    nodes: usize,
+    ended: bool,
+}
+
+impl<'a> Builder<'a> {
+    fn new(report: &'a mut Report) -> Self {
+        Self { report, stack: Vec::new(), anchors: HashMap::new(), root: None, nodes: 0, ended: false }
+    }
+
+    /// Takes one event; false when the first document is complete and another begins.
+    fn event(&mut self, event: Event<'_>, span: Span) -> Result<bool, Stop> {
+        let at = position(&span);
+        match event {
+            Event::DocumentStart(..) if self.ended => {
+                self.report.warn(at, "", "everything from the second YAML document on is ignored");
+                return Ok(false);
+            }
+            Event::DocumentEnd => self.ended = true,
+            Event::Scalar(text, style, anchor, tag) => {
+                let value = scalar(&text, style, tag.as_deref());
+                self.finish(value, at, anchor, 0, false)?;
+            }
+            Event::Alias(id) => self.alias(id, at)?,
+            Event::SequenceStart(_, anchor, _) => self.open(Open::Sequence { items: Vec::new() }, at, anchor)?,
+            Event::MappingStart(_, anchor, _) => self.open(Open::Mapping(Mapping::default()), at, anchor)?,
+            Event::SequenceEnd | Event::MappingEnd => self.close()?,
+            _ => {}
+        }
+        Ok(true)
+    }
+
+    fn open(&mut self, open: Open, at: Position, anchor: usize) -> Result<(), Stop> {
+        if self.stack.len() >= MAX_DEPTH {
+            return Err(self.too_deep(at));
+        }
+        if let Some(Frame { open: Open::Mapping(Mapping { key: None, .. }), .. }) = self.stack.last() {
+            self.report.error(at, "", "expected a plain key, found a list or a mapping");
+            return Err(Stop);
+        }
+        self.stack.push(Frame { open, at, anchor, height: 0, anchored: false });
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), Stop> {
+        let Some(frame) = self.stack.pop() else { return Ok(()) };
+        let value = match frame.open {
+            Open::Sequence { items } => Value::Sequence(items.into()),
+            Open::Mapping(mapping) => Value::Mapping(self.merge(mapping)?.into()),
+        };
+        self.finish(value, frame.at, frame.anchor, frame.height + 1, frame.anchored)
+    }
+
+    fn finish(&mut self, value: Value, at: Position, anchor: usize, height: usize, inside: bool) -> Result<(), Stop> {
+        let node = Node { value, place: at.into(), anchored: inside || anchor > 0 };
+        let built = Built { node, height };
+        if anchor > 0 {
+            self.anchors.insert(anchor, built.clone());
+        }
+        self.place(built)
+    }
+
+    fn alias(&mut self, id: usize, at: Position) -> Result<(), Stop> {
+        let Some(mut built) = self.anchors.get(&id).cloned() else {
+            self.report.error(at, "", "this alias stands inside the very anchor that it names");
+            return Err(Stop);
+        };
+        built.node.place = Place { at, origin: Some(built.node.place.at) };
+        built.node.anchored = false;
+        self.place(built)
+    }
+
+    /// Puts a finished node where it belongs: the list, the key or the value that waits for it, or the root.
+    fn place(&mut self, Built { mut node, height }: Built) -> Result<(), Stop> {
+        self.count(node.place.at, 1)?;
+        if self.stack.len() + height > MAX_DEPTH {
+            return Err(self.too_deep(node.place.at));
+        }
+        let Some(frame) = self.stack.last_mut() else {
+            self.root = Some(node);
+            return Ok(());
+        };
+        frame.height = frame.height.max(height);
+        frame.anchored |= node.anchored;
+        match &mut frame.open {
+            Open::Sequence { items } => items.push(node),
+            Open::Mapping(mapping) => match mapping.key.take() {
+                None => {
+                    mapping.key = Some(key(&node, self.report)?);
+                }
+                Some(key) => {
+                    if node.is_null() && node.place.at.length == 0 {
+                        node.place = key.place;
+                    }
+                    mapping.insert(key, node, self.report);
+                }
+            },
+        }
+        Ok(())
+    }
+
+    /// The mapping's entries with those of its merge keys: what is written wins, then earlier merges.
+    fn merge(&mut self, mapping: Mapping) -> Result<Vec<Entry>, Stop> {
+        let Mapping { mut entries, mut places, merges, .. } = mapping;
+        for (merged, use_site) in merges {
+            for source in merged.items() {
+                let Some(more) = source.entries() else {
+                    let found = source.found();
+                    self.report
+                        .error(source.place, "<<", format!("expected a mapping to merge, found {found}"))
+                        .hint("write `<<: *name`, where `&name` stands on a mapping");
+                    continue;
+                };
+                self.count(use_site.at, more.len())?;
+                for entry in more {
+                    if places.contains_key(&entry.key.text) {
+                        continue;
+                    }
+                    places.insert(entry.key.text.clone(), use_site.at);
+                    entries.push(entry.brought_to(use_site.at));
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    fn count(&mut self, at: Position, more: usize) -> Result<(), Stop> {
+        self.nodes = self.nodes.saturating_add(more);
+        if self.nodes <= MAX_NODES {
+            return Ok(());
+        }
+        self.report.error(at, "", format!("the profile has more than {MAX_NODES} keys and values"));
+        Err(Stop)
+    }
+
+    fn too_deep(&mut self, at: Position) -> Stop {
+        self.report.error(at, "", format!("lists and mappings nest deeper than {MAX_DEPTH} levels"));
+        Stop
+    }
+
+    fn syntax(&mut self, error: &ScanError, source: &str) -> Stop {
+        let marker = error.marker();
+        let at = Position { line: narrow(marker.line()), column: narrow(marker.col()).saturating_add(1), length: 1 };
+        let line = source.lines().nth(marker.line().saturating_sub(1)).unwrap_or_default();
+        let indentation = &line[..line.len() - line.trim_start_matches([' ', '\t']).len()];
+        let diagnostic = self.report.error(at, "", format!("this is not valid YAML: {}", error.info()));
+        diagnostic.hint(if indentation.contains('\t') {
+            "YAML does not allow tabs in the indentation; use spaces"
+        } else {
+            "look at this line and the one before it: indentation, a missing `:`, an open quote or bracket, \
+             or a value that begins with `*`, `&`, `!`, `%`, `@` and needs quotes"
+        });
+        Stop
+    }
+}
+
+impl Mapping {
+    fn insert(&mut self, key: Key, value: Node, report: &mut Report) {
+        if let Some(first) = self.places.get(&key.text) {
+            let message = format!("the key is written twice; the first one stands at line {}", first.line);
+            report.error(&key, &*key.text, message).hint("remove one of them, or join the two");
+            return;
+        }
+        self.places.insert(key.text.clone(), key.place.at);
+        if &*key.text == "<<" {
+            let place = value.place;
+            self.merges.push((value, place));
+        } else {
+            self.entries.push(Entry { key, value });
+        }
+    }
+}
+
+impl Entry {
+    /// The same entry as a merge key at `at` brings it into another mapping.
+    fn brought_to(&self, at: Position) -> Self {
+        let mut entry = self.clone();
+        for place in [&mut entry.key.place, &mut entry.value.place] {
+            *place = Place { at, origin: Some(place.origin.unwrap_or(place.at)) };
+        }
+        entry.value.anchored = false;
+        entry
+    }
+}
+
+fn key(node: &Node, report: &mut Report) -> Result<Key, Stop> {
+    match &node.value {
+        Value::Scalar(scalar) => Ok(Key { text: scalar.text.clone(), place: node.place }),
+        Value::Null => Ok(Key { text: "".into(), place: node.place }),
+        Value::Sequence(_) | Value::Mapping(_) => {
+            report.error(node, "", format!("expected a plain key, found {}", node.found()));
+            Err(Stop)
+        }
+    }
+}
+
+fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Value {
+    let core = tag.and_then(Tag::core_suffix);
+    // Clash profiles write `!<str>` where YAML writes `!!str`; both keep digits a text.
+    let string = core == Some("str") || tag.is_some_and(|tag| tag.suffix() == "str");
+    let quoted = style != ScalarStyle::Plain || string;
+    let null = core == Some("null") || (!quoted && matches!(text, "" | "~" | "null" | "Null" | "NULL"));
+    if null { Value::Null } else { Value::Scalar(Scalar { text: text.into(), quoted }) }
+}
+
+fn position(span: &Span) -> Position {
+    let length = if span.start.line() == span.end.line() {
+        span.end.col().saturating_sub(span.start.col())
+    } else {
+        // The underline ends with the line.
+        usize::MAX
+    };
+    Position {
+        line: narrow(span.start.line()),
+        column: narrow(span.start.col()).saturating_add(1),
+        length: narrow(length),
+    }
+}
+
+fn narrow(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
