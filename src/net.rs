@@ -158,6 +158,12 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
 /// A [`Stream`] of any kind.
 pub type BoxStream = Box<dyn Stream>;
 
+impl Stream for BoxStream {
+    fn reset(&mut self) {
+        (**self).reset();
+    }
+}
+
 impl Stream for tokio::net::TcpStream {
     fn reset(&mut self) {
         // A failure leaves an orderly close, which is the next best thing.

@@ -1,7 +1,35 @@
 //! Where flows go: one file per kind of outbound, and groups made of outbounds.
 
+mod direct;
+mod egress;
+#[cfg(test)]
+pub(crate) mod fixture;
+mod group;
+mod http;
+mod kind;
+mod prefixed;
+mod reject;
+pub mod socks5;
+mod table;
+mod tls;
+mod unsupported;
+mod upstream;
+
 use crate::net::{BoxDatagram, BoxFuture, BoxStream, DialError};
 use crate::session::{Network, Session};
+
+pub use direct::Direct;
+pub use egress::{Egress, IpVersion};
+pub use group::{Member, Select};
+pub use http::Http;
+pub use kind::{Context, KINDS, Kind};
+pub use prefixed::Prefixed;
+pub use reject::Reject;
+pub use table::{Index, Outbounds, SelectError};
+pub use tls::Roots;
+pub use unsupported::Unsupported;
+
+pub(crate) use http::base64;
 
 /// Which networks an outbound carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,114 @@
+//! DIRECT: the host's own network. It resolves names itself, so one association serves all peers of a source.
+
+mod datagram;
+
+use std::sync::Arc;
+
+use self::datagram::DirectDatagram;
+use super::egress::Egress;
+use super::kind::{self, Context, Kind};
+use super::{Naming, Networks, Outbound};
+use crate::net::{BoxDatagram, BoxFuture, BoxStream, DialError};
+use crate::profile::Fields;
+use crate::session::Session;
+
+/// The registry's entry.
+pub(super) const KIND: Kind = Kind { name: "direct", keys: &["udp", "ip-version", "interface-name"], build };
+
+fn build(fields: &mut Fields<'_>, name: &str, context: &Context) -> Option<Arc<dyn Outbound>> {
+    let egress = kind::egress(fields, context);
+    let networks = kind::networks(fields, true);
+    Some(Arc::new(Direct::new(name, Arc::new(egress), networks)))
+}
+
+/// Dials destinations from this host.
+pub struct Direct {
+    name: String,
+    egress: Arc<Egress>,
+    networks: Networks,
+}
+
+impl Direct {
+    /// An outbound called `name`.
+    #[must_use]
+    pub fn new(name: &str, egress: Arc<Egress>, networks: Networks) -> Self {
+        Self { name: name.to_owned(), egress, networks }
+    }
+}
+
+impl Outbound for Direct {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn networks(&self) -> Networks {
+        self.networks
+    }
+
+    fn naming(&self) -> Naming {
+        Naming::Resolves
+    }
+
+    fn connect<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxStream, DialError>> {
+        Box::pin(async { Ok(Box::new(self.egress.tcp(&session.destination).await?) as BoxStream) })
+    }
+
+    fn associate<'a>(&'a self, _: &'a Session) -> BoxFuture<'a, Result<BoxDatagram, DialError>> {
+        Box::pin(async { Ok(Box::new(DirectDatagram::new(Arc::clone(&self.egress))) as BoxDatagram) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outbound::fixture::{Names, closed_port, session};
+    use crate::platform::Dialer;
+    use crate::session::Network;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    fn direct(names: &[(&str, &[&str])]) -> Direct {
+        let egress = Egress::new(Dialer::default(), Names::shared(names));
+        Direct::new("DIRECT", Arc::new(egress), Networks::ALL)
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_is_refused() {
+        let closed = closed_port().await;
+        let outcome = direct(&[]).connect(&session(Network::Tcp, "127.0.0.1", closed.port())).await;
+        assert!(matches!(outcome.err(), Some(DialError::Refused)));
+    }
+
+    #[tokio::test]
+    async fn half_closing_keeps_the_other_direction() {
+        let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = String::new();
+            stream.read_to_string(&mut asked).await.unwrap();
+            stream.write_all(asked.to_uppercase().as_bytes()).await.unwrap();
+        };
+        let client = async {
+            let direct = direct(&[("six.test", &["::1"])]);
+            let mut stream = direct.connect(&session(Network::Tcp, "six.test", port)).await.unwrap();
+            stream.write_all(b"question").await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        assert_eq!(tokio::join!(server, client).1, "QUESTION");
+    }
+
+    #[tokio::test]
+    async fn a_reset_stream_is_a_reset_for_the_peer() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut ours = direct(&[]).connect(&session(Network::Tcp, "127.0.0.1", port)).await.unwrap();
+        let (mut theirs, _) = listener.accept().await.unwrap();
+        ours.reset();
+        drop(ours);
+        let error = theirs.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+}

@@ -1,0 +1,175 @@
+use super::*;
+use crate::net::DialError;
+use crate::outbound::fixture::{session, table};
+use crate::session::Network;
+
+const PROXIES: &str = "
+proxies:
+  - {name: b, type: socks5, server: 192.0.2.1, port: 1080, udp: true}
+  - {name: a, type: http, server: proxy.test, port: 8080}
+  - {name: future, type: vmess, server: proxy.test, port: 443, uuid: x, alterId: 0, cipher: auto}
+";
+
+fn built(groups: &str) -> Outbounds {
+    let (table, report) = table(&format!("{PROXIES}proxy-groups:\n{groups}"));
+    assert!(!report.has_errors(), "{report}");
+    table
+}
+
+fn chain(table: &Outbounds, name: &str) -> String {
+    table.outbound(table.index(name).unwrap()).chain().join(" > ")
+}
+
+/// The single error of a profile, as text.
+fn error(yaml: &str) -> String {
+    let (_, report) = table(yaml);
+    let errors: Vec<String> = report.errors().map(|error| report.block(error).to_string()).collect();
+    assert_eq!(errors.len(), 1, "{report}");
+    errors[0].clone()
+}
+
+async fn refusal(table: &Outbounds, name: &str) -> String {
+    let outbound = table.outbound(table.index(name).unwrap());
+    assert_eq!(outbound.networks(), Networks::ALL, "what falls through could end on DIRECT");
+    for network in [Network::Tcp, Network::Udp] {
+        let session = session(network, "example.org", 443);
+        let error = match network {
+            Network::Tcp => outbound.connect(&session).await.err(),
+            Network::Udp => outbound.associate(&session).await.err(),
+        };
+        assert!(matches!(error, Some(DialError::Unsupported(_))), "{error:?}");
+    }
+    outbound.connect(&session(Network::Tcp, "example.org", 443)).await.err().unwrap().to_string()
+}
+
+#[test]
+fn the_built_in_outbounds_come_first_and_the_profile_keeps_its_order() {
+    let table = built("  - {name: z, type: select, proxies: [y]}\n  - {name: y, type: select, proxies: [a]}");
+    let names: Vec<&str> = table.names().collect();
+    let expected = ["DIRECT", "REJECT", "REJECT-DROP", "PASS", "COMPATIBLE", "b", "a", "future", "z", "y", "GLOBAL"];
+    assert_eq!(names, expected);
+    for name in names {
+        assert_eq!(table.outbound(table.index(name).unwrap()).name(), name);
+    }
+    for (name, index) in [
+        ("DIRECT", Outbounds::DIRECT),
+        ("REJECT", Outbounds::REJECT),
+        ("REJECT-DROP", Outbounds::REJECT_DROP),
+        ("PASS", Outbounds::PASS),
+    ] {
+        assert_eq!(table.index(name), Some(index));
+    }
+    assert_eq!(chain(&table, "z"), "z > y > a");
+    assert_eq!(chain(&table, "GLOBAL"), "GLOBAL > DIRECT");
+    table.select("GLOBAL", "z").unwrap();
+    assert_eq!(chain(&table, "GLOBAL"), "GLOBAL > z > y > a");
+}
+
+#[test]
+fn a_group_carries_what_its_present_member_carries() {
+    let table = built(
+        "  - {name: g, type: select, proxies: [b, a, PASS]}\n  \
+           - {name: no-udp, type: select, proxies: [b], disable-udp: true}",
+    );
+    let group = table.index("g").unwrap();
+    assert!(table.networks(group).udp);
+    table.select("g", "a").unwrap();
+    assert!(!table.networks(group).udp);
+    assert!(!table.passes(group));
+    table.select("g", "PASS").unwrap();
+    assert!(table.passes(group));
+    assert!(!table.networks(table.index("no-udp").unwrap()).udp);
+    assert_eq!(table.select("g", "nobody").unwrap_err().to_string(), "group `g` has no member `nobody`");
+    assert_eq!(table.select("a", "b").unwrap_err().to_string(), "there is no group `a`");
+}
+
+#[tokio::test]
+async fn a_kind_that_is_not_built_refuses_and_never_goes_direct() {
+    let (table, report) = table(&format!(
+        "{PROXIES}proxy-groups:
+  - {{name: only, type: url-test, proxies: [future]}}
+  - {{name: outer, type: select, proxies: [only, future]}}
+  - {{name: provided, type: select, use: [sub]}}
+  - {{name: chained, type: relay, proxies: [a, b]}}
+"
+    ));
+    assert!(!report.has_errors(), "{report}");
+    assert!(report.to_string().contains("test.yaml:5:26: warning: proxies[2].type"), "{report}");
+    assert!(refusal(&table, "future").await.contains("`vmess` is not built yet"));
+    for group in ["only", "outer", "provided", "chained"] {
+        assert!(refusal(&table, group).await.contains(group));
+    }
+}
+
+#[tokio::test]
+async fn a_detour_that_is_not_built_refuses_rather_than_go_straight() {
+    let (table, report) =
+        table("proxies: [{name: p, type: socks5, server: 192.0.2.1, port: 1080, dialer-proxy: other}]");
+    assert!(!report.has_errors(), "{report}");
+    assert!(refusal(&table, "p").await.contains("dialer-proxy"));
+}
+
+#[test]
+fn groups_that_will_measure_take_the_first_usable_member_and_say_so_once() {
+    let (table, report) = table(&format!(
+        "{PROXIES}proxy-groups:
+  - {{name: auto, type: url-test, proxies: [future, a, b], url: http://x.test, interval: 300}}
+  - {{name: back, type: url-test, proxies: [future, b]}}
+  - {{name: pick, type: select, proxies: [future, b]}}
+  - {{name: all, type: load-balance, include-all: true}}
+  - {{name: chosen, type: select, proxies: [a, b], default-selected: b}}
+"
+    ));
+    assert!(!report.has_errors(), "{report}");
+    assert_eq!(chain(&table, "auto"), "auto > a");
+    assert_eq!(chain(&table, "back"), "back > b");
+    assert_eq!(chain(&table, "pick"), "pick > future");
+    assert_eq!(chain(&table, "all"), "all > a");
+    assert_eq!(chain(&table, "chosen"), "chosen > b");
+    assert_eq!(report.to_string().matches("`type: url-test` acts as `select`").count(), 1, "{report}");
+}
+
+#[test]
+fn every_mistake_is_told_with_its_place() {
+    for (yaml, told) in [
+        ("proxies: [{name: p, type: sock5, server: a.test, port: 1}]", "test.yaml:1:27: error: proxies[0].type"),
+        ("proxies: [{type: socks5, server: a.test, port: 1}]", "the key `name` is required"),
+        ("proxies: [{name: p, type: socks5, server: a.test, port: 0}]", "a port from 1 to 65535"),
+        ("proxies: [{name: p, type: socks5, server: a.test, port: 1, username: u}]", "1 to 255 bytes"),
+        ("proxies: [{name: p, type: socks5, server: a.test, port: 1, fingerprint: ab}]", "64 hexadecimal digits"),
+        ("proxies: [{name: DIRECT, type: direct}]", "the name `DIRECT` is taken"),
+        ("proxies: [text]", "expected a mapping"),
+        ("proxy-groups: [{name: g, type: select, proxies: [nobody]}]", "proxy-groups[0].proxies[0]: no proxy or group"),
+        ("proxy-groups: [{name: g, type: select}]", "has no members"),
+        ("proxy-groups: [{name: g, type: selct, proxies: [DIRECT]}]", "did you mean `select`?"),
+        ("proxy-groups: [{name: g, proxies: [DIRECT]}]", "the key `type` is required"),
+        ("proxy-groups: [{name: g, type: select, proxies: [g]}]", "in a circle: g -> g"),
+        (
+            "proxy-groups: [{name: a, type: select, proxies: [b]}, {name: b, type: select, proxies: [c, DIRECT]},
+              {name: c, type: select, proxies: [DIRECT, b]}]",
+            "in a circle: b -> c -> b",
+        ),
+    ] {
+        let told_here = error(yaml);
+        assert!(told_here.contains(told), "{told_here}");
+    }
+}
+
+#[test]
+fn unknown_keys_and_keys_without_effect_are_warnings() {
+    let (_, report) = table("proxies: [{name: p, type: socks5, server: a.test, port: 1, usernam: u, tfo: true}]");
+    assert!(!report.has_errors(), "{report}");
+    let text = report.to_string();
+    assert!(text.contains("did you mean `username`?") && text.contains("`tfo` has no effect yet"), "{text}");
+}
+
+#[test]
+fn every_working_key_of_every_kind_is_in_the_documentation() {
+    let docs = include_str!("../../../docs/outbounds.md");
+    for kind in KINDS {
+        assert!(docs.contains(&format!("## `{}`", kind.name)), "{}", kind.name);
+        for key in kind.keys {
+            assert!(docs.contains(&format!("`{key}`")), "{}: {key}", kind.name);
+        }
+    }
+}
