@@ -104,14 +104,7 @@ impl Dispatcher {
         }
     }
 
-    async fn refuse(
-        &self,
-        source: SocketAddr,
-        client: &Address,
-        why: Option<Reach>,
-        quoted: &[u8],
-        back: &dyn Back,
-    ) {
+    async fn refuse(&self, source: SocketAddr, client: &Address, why: Option<Reach>, quoted: &[u8], back: &dyn Back) {
         if let Some(why) = why {
             back.unreachable(client, source, quoted, why);
         }

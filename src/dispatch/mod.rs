@@ -111,7 +111,7 @@ impl Dispatcher {
                 account.failed(&"the client gave up", false);
                 return;
             }
-            dialled = tokio::time::timeout(HOLD, self.dial(session, &mut account)) => {
+            dialled = tokio::time::timeout(HOLD, self.find_way(session, &mut account)) => {
                 dialled.unwrap_or(Err(DialError::TimedOut))
             }
         };
@@ -136,7 +136,7 @@ impl Dispatcher {
     }
 
     /// Un-fakes, decides and dials; the account learns each of it.
-    async fn dial(&self, session: Session, account: &mut Account) -> Result<(BoxStream, Option<Held>), DialError> {
+    async fn find_way(&self, session: Session, account: &mut Account) -> Result<(BoxStream, Option<Held>), DialError> {
         let Unfaked { mut session, fake, held } = self.unfake(session)?;
         account.found(&session, fake);
         let choice = self.choose(&mut session).await?;
@@ -180,7 +180,7 @@ impl Dispatcher {
         loop {
             let (target, rule, next): (Index, Arc<str>, usize) = match router.decide(session, from) {
                 Decision::Send { target, rule } => (target, self.rule_text(&router, rule), rule + 1),
-                Decision::Forced { target } => (target, Arc::from(format!("mode {}", router.mode())), usize::MAX),
+                Decision::Forced { mode, target } => (target, Arc::from(format!("mode: {mode}")), usize::MAX),
                 Decision::Needs(FactKind::Ip) => {
                     self.resolve(session).await;
                     continue;
@@ -199,7 +199,7 @@ impl Dispatcher {
     }
 
     fn rule_text(&self, router: &Router, rule: usize) -> Arc<str> {
-        router.rule(rule).map_or_else(|| Arc::from("-"), |rule| rule.description())
+        router.rule(rule).map_or_else(|| Arc::from("-"), |rule| format!("{} (line {})", rule.text, rule.line).into())
     }
 
     /// Looks the destination's name up, once per flow.
@@ -217,7 +217,7 @@ impl Entry for Rc<Dispatcher> {
 
     async fn dial(&self, session: Session) -> Result<Upstream, DialError> {
         let mut account = Account::new(Arc::clone(&self.core.counters), session.clone(), None);
-        let dialled = tokio::time::timeout(HOLD, Dispatcher::dial(self, session, &mut account)).await;
+        let dialled = tokio::time::timeout(HOLD, self.find_way(session, &mut account)).await;
         match dialled.unwrap_or(Err(DialError::TimedOut)) {
             Ok((stream, held)) => {
                 account.opened();

@@ -18,7 +18,7 @@ const SHARE: usize = 16;
 
 /// How a relayed flow ended.
 #[derive(Debug, thiserror::Error)]
-pub enum End {
+pub(super) enum End {
     /// Both sides finished in order.
     #[error("finished")]
     Finished,
@@ -216,8 +216,8 @@ fn poll_up<C: Client>(
     for _ in 0..SHARE {
         if *way == Way::Open {
             let mut failure = None;
-            let outcome = client.poll_recv(cx, &mut |cx, bytes| {
-                match Pin::new(&mut **upstream).poll_write(cx, bytes) {
+            let outcome =
+                client.poll_recv(cx, &mut |cx, bytes| match Pin::new(&mut **upstream).poll_write(cx, bytes) {
                     Poll::Ready(Err(error)) => {
                         failure = Some(error);
                         Poll::Ready(Err(io::ErrorKind::Other.into()))
@@ -227,8 +227,7 @@ fn poll_up<C: Client>(
                         Poll::Ready(Err(io::ErrorKind::Other.into()))
                     }
                     other => other,
-                }
-            });
+                });
             if let Some(error) = failure {
                 return Poll::Ready(Err(End::Upstream(error)));
             }
@@ -321,11 +320,7 @@ fn poll_down<C: Client>(
 pub(crate) struct FlowIo(pub(crate) FlowStream);
 
 impl AsyncRead for FlowIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.0
             .poll_recv_with(cx, |_, bytes| {
                 let take = bytes.len().min(buffer.remaining());

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::outbound::Index;
 use crate::profile::Mode;
 use crate::rules::{Lookup, Match, Rule};
 use crate::session::{FactKind, Session};
@@ -11,15 +12,17 @@ use crate::session::{FactKind, Session};
 pub enum Decision {
     /// A rule applies.
     Send {
-        /// The index of the outbound.
-        target: usize,
+        /// The outbound.
+        target: Index,
         /// The index of the rule.
         rule: usize,
     },
     /// The mode decides and no rule is asked: `global` sends to GLOBAL, `direct` to DIRECT.
     Forced {
-        /// The index of the outbound.
-        target: usize,
+        /// The mode.
+        mode: Mode,
+        /// The outbound.
+        target: Index,
     },
     /// A rule lacks this fact. Put it into the session, or that it failed, and ask again with the same `from`.
     Needs(FactKind),
@@ -38,17 +41,17 @@ pub struct UnknownTarget(pub String);
 /// many look-ups as its name has labels; all others are asked in turn. The result is that of asking every rule.
 #[derive(Debug)]
 pub struct Router {
-    forced: Option<usize>,
+    forced: Option<(Mode, Index)>,
     rules: Vec<Rule>,
-    targets: Vec<usize>,
-    names: Index,
-    suffixes: Index,
+    targets: Vec<Index>,
+    names: ByName,
+    suffixes: ByName,
     /// The rules that must be asked, ascending.
     asked: Vec<usize>,
 }
 
 /// Name -> the rules for it, ascending.
-type Index = HashMap<Box<str>, Vec<usize>, foldhash::fast::RandomState>;
+type ByName = HashMap<Box<str>, Vec<usize>, foldhash::fast::RandomState>;
 
 impl Router {
     /// Builds the router for `mode`; `target` gives the index of a proxy, a group or a built-in target by its name.
@@ -58,16 +61,16 @@ impl Router {
     pub fn new(
         mode: Mode,
         rules: Vec<Rule>,
-        mut target: impl FnMut(&str) -> Option<usize>,
+        mut target: impl FnMut(&str) -> Option<Index>,
     ) -> Result<Self, UnknownTarget> {
         let mut known = |name: &str| target(name).ok_or_else(|| UnknownTarget(name.to_owned()));
         let forced = match mode {
             Mode::Rule => None,
-            Mode::Global => Some(known("GLOBAL")?),
-            Mode::Direct => Some(known("DIRECT")?),
+            Mode::Global => Some((mode, known("GLOBAL")?)),
+            Mode::Direct => Some((mode, known("DIRECT")?)),
         };
         let targets = rules.iter().map(|rule| known(&rule.target)).collect::<Result<_, _>>()?;
-        let (mut names, mut suffixes, mut asked) = (Index::default(), Index::default(), Vec::new());
+        let (mut names, mut suffixes, mut asked) = (ByName::default(), ByName::default(), Vec::new());
         for (index, rule) in rules.iter().enumerate() {
             match rule.matcher.lookup() {
                 Some(Lookup::Name(name)) => names.entry(name.into()).or_default().push(index),
@@ -84,8 +87,8 @@ impl Router {
     /// PASS, or the flow is UDP and the target carries none.
     #[must_use]
     pub fn decide(&self, session: &Session, from: usize) -> Decision {
-        if let Some(target) = self.forced {
-            return Decision::Forced { target };
+        if let Some((mode, target)) = self.forced {
+            return Decision::Forced { mode, target };
         }
         let indexed = self.first_by_name(session, from);
         let start = self.asked.partition_point(|&rule| rule < from);
@@ -127,7 +130,7 @@ impl Router {
 }
 
 /// The first rule for `name` at or after `from`.
-fn first(index: &Index, name: &str, from: usize) -> Option<usize> {
+fn first(index: &ByName, name: &str, from: usize) -> Option<usize> {
     let rules = index.get(name)?;
     rules.get(rules.partition_point(|&rule| rule < from)).copied()
 }
@@ -156,8 +159,8 @@ mod tests {
         Router::new(mode, rules(&lines), target).unwrap()
     }
 
-    fn target(name: &str) -> Option<usize> {
-        ["DIRECT", "GLOBAL", "a", "b", "c"].iter().position(|known| *known == name)
+    fn target(name: &str) -> Option<Index> {
+        ["DIRECT", "GLOBAL", "a", "b", "c"].iter().position(|known| *known == name).map(Index)
     }
 
     /// What the rules mean: each is asked in turn.
@@ -178,10 +181,10 @@ mod tests {
             Mode::Rule,
             &["DST-PORT,22,a", "DOMAIN-SUFFIX,example.com,b", "DOMAIN,www.example.com,c", "MATCH,DIRECT"],
         );
-        assert_eq!(router.decide(&session("www.example.com", 22), 0), Decision::Send { target: 2, rule: 0 });
-        assert_eq!(router.decide(&session("www.example.com", 443), 0), Decision::Send { target: 3, rule: 1 });
-        assert_eq!(router.decide(&session("www.example.com", 443), 2), Decision::Send { target: 4, rule: 2 });
-        assert_eq!(router.decide(&session("www.example.com", 443), 3), Decision::Send { target: 0, rule: 3 });
+        assert_eq!(router.decide(&session("www.example.com", 22), 0), Decision::Send { target: Index(2), rule: 0 });
+        assert_eq!(router.decide(&session("www.example.com", 443), 0), Decision::Send { target: Index(3), rule: 1 });
+        assert_eq!(router.decide(&session("www.example.com", 443), 2), Decision::Send { target: Index(4), rule: 2 });
+        assert_eq!(router.decide(&session("www.example.com", 443), 3), Decision::Send { target: Index(0), rule: 3 });
         assert_eq!(router.decide(&session("www.example.com", 443), 4), Decision::Default);
         assert_eq!(&*router.rule(2).unwrap().text, "DOMAIN,www.example.com,c");
     }
@@ -189,20 +192,26 @@ mod tests {
     #[test]
     fn a_look_up_is_asked_for_only_when_no_earlier_rule_decides() {
         let router = router(Mode::Rule, &["DOMAIN,a.example,a", "IP-CIDR,192.0.2.0/24,b", "DOMAIN,b.example,c"]);
-        assert_eq!(router.decide(&session("a.example", 1), 0), Decision::Send { target: 2, rule: 0 });
+        assert_eq!(router.decide(&session("a.example", 1), 0), Decision::Send { target: Index(2), rule: 0 });
         let asked = session("b.example", 1);
         assert_eq!(router.decide(&asked, 0), Decision::Needs(FactKind::Ip));
         let failed = Session { resolved: Fact::Failed, ..asked.clone() };
-        assert_eq!(router.decide(&failed, 0), Decision::Send { target: 4, rule: 2 });
+        assert_eq!(router.decide(&failed, 0), Decision::Send { target: Index(4), rule: 2 });
         let known = Session { resolved: Fact::Known([192, 0, 2, 1].into()), ..asked };
-        assert_eq!(router.decide(&known, 0), Decision::Send { target: 3, rule: 1 });
+        assert_eq!(router.decide(&known, 0), Decision::Send { target: Index(3), rule: 1 });
     }
 
     #[test]
     fn the_modes_global_and_direct_ask_no_rule() {
         let session = session("example.com", 1);
-        assert_eq!(router(Mode::Global, &["MATCH,a"]).decide(&session, 0), Decision::Forced { target: 1 });
-        assert_eq!(router(Mode::Direct, &["MATCH,a"]).decide(&session, 0), Decision::Forced { target: 0 });
+        assert_eq!(
+            router(Mode::Global, &["MATCH,a"]).decide(&session, 0),
+            Decision::Forced { mode: Mode::Global, target: Index(1) }
+        );
+        assert_eq!(
+            router(Mode::Direct, &["MATCH,a"]).decide(&session, 0),
+            Decision::Forced { mode: Mode::Direct, target: Index(0) }
+        );
     }
 
     #[test]

@@ -14,4 +14,5 @@ pub use dialer::{Dialer, Fwmark, UdpSocket};
 pub use imp::netlink::{Netlink, NetlinkError};
 pub use imp::rootless;
 pub use imp::tun::{Framing, HEADROOM, Layout, TunQueue, open_packet, open_tun};
+pub use imp::udp::{Arrival, DatagramSocket};
 pub use routing::{Family, Link, MarkMatch, Ports, Route, RouteKind, RouteTable, Rule, RuleAction, SeenRoute};

@@ -1,6 +1,7 @@
 //! Linux.
 
 pub(super) mod netlink;
-pub(super) mod rootless;
+pub mod rootless;
 pub(super) mod socket;
 pub(super) mod tun;
+pub(super) mod udp;

@@ -120,8 +120,7 @@ pub fn make_namespaces() -> Result<(), RootlessError> {
     let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
     unshare(flags).map_err(|source| RootlessError::Refused { source: source.into(), advice: advice() })?;
     let write = |file: &str, text: String| {
-        fs::write(file, text)
-            .map_err(|source| RootlessError::Refused { source, advice: advice() })
+        fs::write(file, text).map_err(|source| RootlessError::Refused { source, advice: advice() })
     };
     write("/proc/self/setgroups", "deny".into())?;
     write("/proc/self/uid_map", format!("{user} {user} 1"))?;
@@ -133,7 +132,9 @@ fn advice() -> String {
     let read = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
     let mut lines = Vec::new();
     if read("/proc/sys/user/max_user_namespaces").as_deref() == Some("0") {
-        lines.push("user namespaces are switched off; an administrator can allow them: sysctl user.max_user_namespaces=15000");
+        lines.push(
+            "user namespaces are switched off; an administrator can allow them: sysctl user.max_user_namespaces=15000",
+        );
     }
     if read("/proc/sys/kernel/unprivileged_userns_clone").as_deref() == Some("0") {
         lines.push("unprivileged user namespaces are switched off; an administrator can allow them: sysctl kernel.unprivileged_userns_clone=1");
@@ -152,7 +153,8 @@ fn open_device(inside: &Inside) -> Result<Vec<TunQueue>, RootlessError> {
     match open_tun(DEVICE, inside.queues) {
         Ok(queues) => Ok(queues),
         Err(_closed) => {
-            let mut netlink = Netlink::open().map_err(|error| step("open a netlink socket")(io::Error::other(error)))?;
+            let mut netlink =
+                Netlink::open().map_err(|error| step("open a netlink socket")(io::Error::other(error)))?;
             let act = "make a veth in place of the TUN";
             netlink.create_veth(DEVICE, FAR_END).map_err(|error| step(act)(io::Error::other(error)))?;
             netlink.set_noarp(DEVICE).map_err(|error| step(act)(io::Error::other(error)))?;
@@ -197,8 +199,7 @@ fn hide_side_doors() -> Result<(), RootlessError> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(step("make mounts private"))?;
     for door in SIDE_DOORS.iter().filter(|door| Path::new(door).is_dir()) {
-        mount(Some("tmpfs"), *door, Some("tmpfs"), MsFlags::empty(), none)
-            .map_err(step(&format!("cover {door}")))?;
+        mount(Some("tmpfs"), *door, Some("tmpfs"), MsFlags::empty(), none).map_err(step(&format!("cover {door}")))?;
     }
     Ok(())
 }
@@ -239,7 +240,13 @@ fn resolved(path: &Path) -> PathBuf {
 fn hand_over(channel: &OwnedFd, queues: Vec<TunQueue>) -> Result<(), RootlessError> {
     let packet = queues.iter().any(|queue| queue.framing() == Framing::Packet);
     let plain = queues.iter().any(|queue| queue.framing() == Framing::Plain);
-    let word: &[u8] = if packet { b"P" } else if plain { b"-" } else { b"O" };
+    let word: &[u8] = if packet {
+        b"P"
+    } else if plain {
+        b"-"
+    } else {
+        b"O"
+    };
     let descriptors: Vec<RawFd> = queues.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&descriptors)];
     sendmsg::<()>(channel.as_raw_fd(), &[IoSlice::new(word)], &rights, MsgFlags::MSG_NOSIGNAL, None)
@@ -265,8 +272,7 @@ pub fn receive(channel: &OwnedFd) -> io::Result<Vec<TunQueue>> {
     let mut space = nix::cmsg_space!([RawFd; 16]);
     let (length, descriptors) = {
         let mut parts = [IoSliceMut::new(&mut text)];
-        let message =
-            recvmsg::<()>(channel.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        let message = recvmsg::<()>(channel.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
         let mut descriptors: Vec<OwnedFd> = Vec::new();
         for control in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(received) = control {
@@ -300,7 +306,6 @@ pub fn go(channel: &OwnedFd) -> io::Result<()> {
 /// The command starts with none of the capabilities that the way here needed, unless its user is root inside.
 fn drop_capabilities() -> Result<(), RootlessError> {
     // SAFETY: plain numbers; clears the ambient set, which alone would survive `exec` for an ordinary user.
-    let result =
-        unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    let result = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
     nix::errno::Errno::result(result).map(drop).map_err(step("drop capabilities"))
 }
