@@ -1,1 +1,3 @@
-//! inbound
+//! How flows come in: the TUN, and the proxy listeners.
+
+pub mod tun;

@@ -10,23 +10,19 @@ pub struct Hijack {
 }
 
 impl Hijack {
-    /// Takes what the profile lists; an unspecified address means any. `own` are our DNS addresses, taken on port 53
-    /// whatever the profile says.
+    /// Takes what the profile lists; no address means any. `own` are our DNS addresses, taken on port 53 whatever the
+    /// profile says.
     #[must_use]
-    pub fn new(listed: &[SocketAddr], own: &[IpAddr]) -> Self {
-        let listed = listed.iter().map(|target| {
-            let any = target.ip().is_unspecified();
-            ((!any).then_some(target.ip()), target.port())
-        });
-        Self { targets: listed.chain(own.iter().map(|ip| (Some(*ip), 53))).collect() }
+    pub fn new(listed: Vec<(Option<IpAddr>, u16)>, own: &[IpAddr]) -> Self {
+        let mut targets = listed;
+        targets.extend(own.iter().map(|ip| (Some(*ip), 53)));
+        Self { targets }
     }
 
     /// Whether `destination` is answered here.
     #[must_use]
     pub fn takes(&self, destination: SocketAddr) -> bool {
-        self.targets
-            .iter()
-            .any(|(ip, port)| *port == destination.port() && ip.is_none_or(|ip| ip == destination.ip()))
+        self.targets.iter().any(|(ip, port)| *port == destination.port() && ip.is_none_or(|ip| ip == destination.ip()))
     }
 }
 
@@ -35,8 +31,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unspecified_address_stands_for_any_of_both_families() {
-        let hijack = Hijack::new(&["0.0.0.0:53".parse().unwrap()], &[]);
+    fn no_address_stands_for_any_of_both_families() {
+        let hijack = Hijack::new(vec![(None, 53)], &[]);
         assert!(hijack.takes("192.0.2.1:53".parse().unwrap()));
         assert!(hijack.takes("[2001:db8::1]:53".parse().unwrap()));
         assert!(!hijack.takes("192.0.2.1:853".parse().unwrap()));
@@ -44,7 +40,7 @@ mod tests {
 
     #[test]
     fn our_own_address_is_taken_on_port_53_alone() {
-        let hijack = Hijack::new(&[], &["198.18.0.2".parse().unwrap()]);
+        let hijack = Hijack::new(Vec::new(), &["198.18.0.2".parse().unwrap()]);
         assert!(hijack.takes("198.18.0.2:53".parse().unwrap()));
         assert!(!hijack.takes("198.18.0.2:80".parse().unwrap()));
         assert!(!hijack.takes("192.0.2.1:53".parse().unwrap()));

@@ -8,11 +8,11 @@ mod hijack;
 mod writer;
 
 use std::cell::RefCell;
+use std::future::Future;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -61,7 +61,8 @@ impl Tunnel {
     /// # Errors
     /// The descriptor cannot be watched.
     pub fn new(queue: TunQueue, config: stack::Config, hijack: Hijack, dispatcher: Rc<Dispatcher>) -> io::Result<Self> {
-        let queue = Rc::new(AsyncFd::new(queue)?);
+        // SAFETY: the queue owns its one descriptor and never exchanges it.
+        let queue = Rc::new(unsafe { AsyncFd::register(queue) }?);
         let stack = Rc::new(RefCell::new(Stack::new(config, Instant::now())));
         let writer = Rc::new(RefCell::new(Writer::new(Rc::clone(&queue))));
         let back = Rc::new(TunBack::new(Rc::clone(&stack), Rc::clone(&writer)));
