@@ -154,6 +154,8 @@ impl<'a> Fields<'a> {
     /// Warns about every key that nobody asked for, with the nearest known one. Keys that begin with `x-` and
     /// templates (values with an anchor) are left in peace.
     pub fn finish(self) {
+        #[cfg(test)]
+        self.report.asked.extend(self.known.iter().map(|key| join(&self.path, key)));
         for Entry { key, value } in self.entries {
             let known = self.known.iter().any(|name| self.same(&key.text, name));
             if known || key.text.starts_with("x-") || value.anchored {

@@ -57,6 +57,9 @@ pub struct Report {
     lines: Vec<usize>,
     diagnostics: Vec<Diagnostic>,
     folded: HashMap<(String, String), usize>,
+    /// Every key path that a decoder asked for, for the test that holds docs/profile.md to the code.
+    #[cfg(test)]
+    pub(super) asked: std::collections::BTreeSet<String>,
 }
 
 impl Report {
