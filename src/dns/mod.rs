@@ -30,6 +30,8 @@ mod reply;
 mod resolver;
 mod server;
 mod special;
+#[cfg(test)]
+mod testing;
 mod upstream;
 mod wire;
 
