@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::dns::Transport;
-use crate::dns::testing::{addresses, address, alias, answer, name, parsed, query, soa};
+use crate::dns::testing::{address, addresses, alias, answer, name, parsed, query, soa};
 
 fn fitted(message: &[u8], client: &[u8], transport: Transport, age: u32) -> Vec<u8> {
     let mut out = vec![0xff; 7];

@@ -130,10 +130,10 @@ proptest! {
                         held.push((ip, Name::new(&name).unwrap(), pool.hold(ip).unwrap()));
                     }
                 },
-                2 => if !held.is_empty() {
+                2 if !held.is_empty() => {
                     let (_, _, slot) = held.swap_remove(usize::from(number) % held.len());
                     pool.release(slot, now);
-                },
+                }
                 _ => {}
             }
             for (ip, name, _) in &held {
