@@ -21,6 +21,10 @@ fn of(dns: &Dns, text: &str, kind: RecordType) -> Option<Message> {
     at_once(dns, &query(text, kind, 0))
 }
 
+fn ips_of(reply: &Message) -> Vec<IpAddr> {
+    reply.answers.iter().filter_map(|record| record.data.ip_addr()).collect()
+}
+
 fn nodata(reply: Option<Message>) -> bool {
     reply.is_some_and(|reply| reply.metadata.response_code == ResponseCode::NoError && reply.answers.is_empty())
 }
@@ -116,7 +120,7 @@ async fn a_nameserver_of_the_lan_is_asked_for_private_addresses() {
     assert!(of(&dns, "5.1.168.192.in-addr.arpa.", RecordType::PTR).is_none());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_pool_without_a_free_address_says_so_and_gives_none_twice() {
     let dns = Arc::new(Dns::open(Config { mode: fake_mode("198.18.0.0/29", None, &[]), ..mapping(&[]) }).unwrap());
     let three: Vec<_> = (0..3).map(|n| of(&dns, &format!("{n}.example."), RecordType::A).unwrap()).collect();
@@ -127,10 +131,18 @@ async fn a_pool_without_a_free_address_says_so_and_gives_none_twice() {
     assert_eq!(parsed(&reply).metadata.response_code, ResponseCode::ServFail);
     assert!(String::from_utf8_lossy(&reply).contains("every fake address is in use"));
     assert_eq!(dns.counters().snapshot().exhausted, 1);
+    let given = |text: &str| ips_of(&of(&dns, text, RecordType::A).unwrap());
+    tokio::time::advance(Duration::from_secs(62)).await;
+    let reused = [given("a.example."), given("b.example.")].concat();
+    assert_eq!(reused.len(), 2, "nobody holds these");
+    assert!(given("c.example.").is_empty(), "the third has a flow");
     drop(held);
-    let later = now() + Duration::from_secs(62);
-    assert!(matches!(dns.answer(&question, Transport::Udp, later, &mut reply), Answer::Ready));
-    assert_eq!(ips(&reply).len(), 1);
+    assert!(given("c.example.").is_empty(), "the flow is over, but its client may come again");
+    tokio::time::advance(Duration::from_secs(62)).await;
+    let mut all: Vec<_> = ["d.example.", "e.example.", "f.example."].into_iter().flat_map(given).collect();
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), 3);
 }
 
 #[tokio::test]

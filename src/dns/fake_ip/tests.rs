@@ -112,6 +112,30 @@ fn a_log_that_cannot_be_written_leaves_the_pool_at_work() {
 }
 
 #[test]
+fn threads_that_ask_for_the_same_names_agree_and_all_of_it_is_logged() {
+    let bed = Bed::new();
+    let fake = bed.open();
+    let threads: Vec<_> = (0..4)
+        .map(|thread| {
+            let fake = Arc::clone(&fake);
+            std::thread::spawn(move || {
+                let order = (0..2000).map(|step| (step * (2 * thread + 1) + thread * 7) % 2000);
+                let mut given: Vec<_> = order.map(|number| (number, both(&fake, number))).collect();
+                fake.flush();
+                given.sort();
+                given.dedup();
+                given
+            })
+        })
+        .collect();
+    let mut all: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), 2000, "one pair of addresses a name");
+    assert_eq!(log::read(&bed.path).unwrap().records.len(), 4000, "each is written once");
+}
+
+#[test]
 fn the_log_is_compacted_when_it_is_mostly_history() {
     let bed = Bed::new();
     // 251 addresses: after that every name is written in another's place.
