@@ -254,6 +254,8 @@ fn the_distributions_proxies_carry_curl() {
         let danted = third_party::danted(&lab.internet, at("203.0.113.3:1080"), "203.0.113.3");
         let _microsocks = third_party::microsocks(&lab.internet, at("203.0.113.3:1081"), Some(("ann", "secret")));
         let _tinyproxy = third_party::tinyproxy(&lab.internet, at("203.0.113.3:8080"), Some(("ann", "secret")));
+        let relayed = act_in(&lab.host, "relay 203.0.113.3:1080 203.0.113.10:7 hello");
+        assert_eq!(relayed, Ok("hello".to_owned()), "{}", danted.output());
         for proxy in
             ["socks5://203.0.113.3:1080", "socks5://ann:secret@203.0.113.3:1081", "http://ann:secret@203.0.113.3:8080"]
         {
