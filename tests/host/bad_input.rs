@@ -136,6 +136,7 @@ fn a_second_run_from_the_same_state_is_refused() {
         let _sites = Sites::open(&lab);
         let place = Place::new(GOOD);
         let first = place.start(&lab.host);
+        first.assert_carries(&lab.host);
         let said = Said::of(&mut place.run_command(&lab.host));
         assert_eq!(said.code, Some(1), "{said:?}");
         assert_eq!(act_in(&lab.host, &format!("ask {V4}:7 x")), Ok("x".to_owned()), "the first one works on");
@@ -154,6 +155,7 @@ fn a_resolver_that_answers_nonsense_costs_only_the_names_it_garbles() {
             .behaviour("broken.example.test", Behaviour::Failure);
         let _sites = Sites::with(&lab, garbled);
         let place = Place::new(GOOD);
+        place.assert_encloses(&lab.host);
         let script = format!(
             "for name in noise short mute broken; do curl -s --max-time 20 http://$name.example.test/ & done
              curl -sS http://{NAME}/fine; wait"
@@ -198,6 +200,7 @@ fn malformed_packets_are_dropped_and_every_other_flow_goes_on() {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
         let tunproxy = Place::new(GOOD).start(&lab.host);
+        tunproxy.assert_carries(&lab.host);
         inject(&lab.host, "tunproxy0", &hostile_packets());
         for site in [V4, V6, NAME] {
             assert_eq!(act_in(&lab.host, &format!("ask {site}:7 x")), Ok("x".to_owned()), "{}", tunproxy.output());

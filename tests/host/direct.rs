@@ -16,13 +16,20 @@ dns: { enable: true, enhanced-mode: fake-ip, nameserver: [192.168.1.1] }
 rules: ['MATCH,DIRECT']
 ";
 
+/// The profile in its place, once it is certain that nothing gets past it.
+fn direct(lab: &Topology) -> Place {
+    let place = Place::new(DIRECT);
+    place.assert_encloses(&lab.host);
+    place
+}
+
 #[test]
 fn curl_reaches_a_site_by_address_in_both_families() {
     run(&["curl"], || {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
         for (site, host) in [(V4, HOST_V4), (V6, HOST_V6)] {
-            let said = Place::new(DIRECT).exec(&lab.host, "curl", &["-sS", "-g", &format!("http://{site}/a")]);
+            let said = direct(&lab).exec(&lab.host, "curl", &["-sS", "-g", &format!("http://{site}/a")]);
             assert!(said.stdout.contains(&format!("host={site} path=/a client={host}")), "{said:?}");
             let logged = said.stderr.lines().any(|line| line.contains("MATCH") && line.contains("DIRECT"));
             assert!(logged, "one line says which rule sent the flow where: {said:?}");
@@ -36,7 +43,7 @@ fn bulk_data_of_a_site_arrives_whole() {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
         let script = format!("curl -sSg {} | curl -sSg --data-binary @- http://{V4}/sink", bulk_of(V6));
-        let said = Place::new(DIRECT).exec(&lab.host, "sh", &["-c", &script]);
+        let said = direct(&lab).exec(&lab.host, "sh", &["-c", &script]);
         assert!(said.stdout.contains(&format!("bytes={BULK} sha256={}", of_pattern(BULK))), "{said:?}");
     });
 }
@@ -50,7 +57,7 @@ fn a_closed_port_is_refused_at_once() {
     run(&["curl"], || {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
-        let place = Place::new(DIRECT);
+        let place = direct(&lab);
         for site in [V4, V6] {
             let url = format!("http://{site}:81/");
             // 7 is "connection refused"; a silent port would be 28, "timed out".
@@ -65,7 +72,7 @@ fn failures_are_those_the_host_itself_would_see() {
     run(&[], || {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
-        let place = Place::new(DIRECT);
+        let place = direct(&lab);
         for words in [
             format!("connect {BLACK_HOLE_V4}:80 3"),
             format!("connect [{BLACK_HOLE_V6}]:80 3"),
@@ -89,7 +96,7 @@ fn each_side_may_close_its_half_first_and_lose_nothing() {
     run(&[], || {
         let lab = Topology::desktop();
         let sites = Sites::open(&lab);
-        let place = Place::new(DIRECT);
+        let place = direct(&lab);
         let digest = of_pattern(BULK);
         for site in [V4, V6] {
             for direction in ["up", "down", "both"] {
@@ -108,7 +115,7 @@ fn twenty_thousand_short_connections_are_all_answered() {
         let _sites = Sites::open(&lab);
         let servers: Vec<String> = (7001..=7008).map(|port| format!("{V4}:{port}")).collect();
         let words = format!("churn 20000 64 {}", servers.join(" "));
-        assert_eq!(Place::new(DIRECT).act(&lab.host, &words), Ok("20000".to_owned()));
+        assert_eq!(direct(&lab).act(&lab.host, &words), Ok("20000".to_owned()));
     });
 }
 
@@ -117,7 +124,7 @@ fn datagrams_go_there_and_back_in_both_families() {
     run(&[], || {
         let lab = Topology::desktop();
         let sites = Sites::open(&lab);
-        let place = Place::new(DIRECT);
+        let place = direct(&lab);
         for site in [V4, V6] {
             assert_eq!(place.act(&lab.host, &format!("datagram {site}:7 hello")), Ok("hello".to_owned()));
         }
@@ -129,7 +136,7 @@ fn datagrams_go_there_and_back_in_both_families() {
 fn the_exit_status_of_a_program_is_passed_on() {
     run(&[], || {
         let lab = Topology::desktop();
-        let place = Place::new(DIRECT);
+        let place = direct(&lab);
         for code in [0, 7, 255] {
             assert_eq!(place.exec(&lab.host, "sh", &["-c", &format!("exit {code}")]).code, Some(code));
         }

@@ -54,7 +54,8 @@ fn a_client_sees_refusals_and_closed_halves_as_they_are() {
     run(&[TUN], || {
         let lab = Topology::with_lan();
         let _sites = Sites::open(&lab);
-        let _tunproxy = profile("'DST-PORT,82,REJECT', 'MATCH,DIRECT'").start(&lab.host);
+        let tunproxy = profile("'DST-PORT,82,REJECT', 'MATCH,DIRECT'").start(&lab.host);
+        tunproxy.assert_carries(lab.client());
         for site in [V4, V6] {
             for port in [81, 82] {
                 let outcome = act_in(lab.client(), &format!("connect {site}:{port}"));
@@ -112,7 +113,9 @@ fn the_lan_itself_is_reached_as_before() {
             let outside =
                 |to: String| Session::open(&lab.internet, "203.0.113.50:0".parse().unwrap(), to.parse().unwrap());
             let mut published = outside(format!("{CLIENT_V4}:9100"));
-            let _tunproxy = profile("'MATCH,REJECT'").start(&lab.host);
+            let tunproxy = profile("'MATCH,REJECT'").start(&lab.host);
+            tunproxy.assert_carries(&lab.host);
+            tunproxy.assert_carries(lab.client());
             for printer in [CLIENT_V4.to_owned(), format!("[{CLIENT_V6}]")] {
                 assert_eq!(act_in(&lab.host, &format!("ask {printer}:9100 x")), Ok("x".to_owned()), "{printer}");
             }

@@ -80,7 +80,9 @@ fn a_filtered_name_keeps_its_real_address() {
     run(&["dig"], || {
         let lab = Topology::desktop();
         let _sites = Sites::with(&lab, zone().address("real.example.test", "203.0.113.77"));
-        assert_eq!(dig(&lab, &Place::new(FAKE_IP), "+short real.example.test A"), "203.0.113.77\n");
+        let place = Place::new(FAKE_IP);
+        assert_eq!(dig(&lab, &place, "+short real.example.test A"), "203.0.113.77\n");
+        assert!(dig(&lab, &place, &format!("+short {NAME} A")).starts_with("198.18."), "the others are faked");
     });
 }
 
@@ -124,6 +126,7 @@ fn long_answers_are_truncated_over_udp_and_whole_over_tcp() {
             (0..60).fold(Zone::default(), |zone, n| zone.text("long.example.test", &format!("text number {n:03}")));
         let _sites = Sites::with(&lab, long);
         let place = Place::new(FAKE_IP);
+        place.assert_encloses(&lab.host);
         let cut = dig(&lab, &place, "+noedns +ignore long.example.test TXT");
         assert!(cut.contains("flags: qr tc"), "{cut}");
         assert_eq!(dig(&lab, &place, "+short long.example.test TXT").lines().count(), 60, "dig asks again over TCP");

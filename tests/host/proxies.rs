@@ -133,13 +133,14 @@ fn halves_close_one_by_one_through_every_upstream() {
     run(&[], || {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
-        let (_door, _peers) = own_proxies(&lab);
+        let (door, _peers) = own_proxies(&lab);
         for keys in OWN {
             for direction in ["up", "down", "both"] {
                 let outcome = through(keys).act(&lab.host, &format!("{direction} {V4}:9000 10000000"));
                 assert_eq!(outcome, Ok(of_pattern(10_000_000)), "{keys}, {direction}");
             }
         }
+        assert_eq!(door.requests.all().len(), 6, "every one through its upstream");
     });
 }
 
