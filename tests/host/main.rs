@@ -1,7 +1,7 @@
 //! Tests on real kernels' networks, in namespaces of their own: see `support`.
 
 #[cfg(test)]
-#[expect(dead_code, reason = "what the files that are not listed below need; goes when all are")]
+#[expect(dead_code, reason = "benchmarks and the files that are not yet listed use the rest")]
 #[path = "../support/mod.rs"]
 mod support;
 

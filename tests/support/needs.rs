@@ -15,8 +15,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("danted", "dante-server"),
     ("microsocks", "microsocks"),
     ("tinyproxy", "tinyproxy"),
-    ("ping", "iputils-ping"),
-    ("unbound", "unbound"),
     ("setpriv", "util-linux"),
 ];
 
