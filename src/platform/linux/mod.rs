@@ -1,4 +1,9 @@
 //! Linux.
 
+mod capability;
 pub(super) mod netlink;
+pub(super) mod nft;
+pub(super) mod resolv_conf;
 pub(super) mod socket;
+pub(super) mod survey;
+pub(super) mod sysctl;
