@@ -32,17 +32,15 @@ pub(super) fn nft(options: &HostOptions, numbers: &Numbers, survey: &Survey) -> 
     let names = std::iter::once("tunproxy".to_owned()).chain((1..).map(|n| format!("tunproxy{n}")));
     let table = names.into_iter().find(|name| !taken.contains(name)).unwrap_or_default();
     let writer = Writer { options, numbers, survey };
-    let mut text = format!("create table inet {table} {{ flags owner;\n");
+    let mut text = opened("inet", &table);
     for chain in writer.chains() {
         text.push_str(&chain);
     }
     text.push_str("};\n");
     let v4 = writer.tun_addresses(false);
     if !v4.is_empty() {
-        let _ = write!(
-            text,
-            "create table arp {table} {{ flags owner;\n  chain closed {{ type filter hook input priority 0; policy accept;\n"
-        );
+        text.push_str(&opened("arp", &table));
+        text.push_str("  chain closed { type filter hook input priority 0; policy accept;\n");
         for address in v4 {
             let _ = writeln!(text, "    iifname != {} arp daddr ip {address} drop;", quoted(&options.tun));
         }
@@ -51,10 +49,23 @@ pub(super) fn nft(options: &HostOptions, numbers: &Numbers, survey: &Survey) -> 
     Ok(Nft { table, text })
 }
 
+/// "create" fails where a table of that name exists, but takes no chains along (nft 1.0.6 drops them without a word).
+fn opened(family: &str, table: &str) -> String {
+    format!("create table {family} {table} {{ flags owner; }};\ntable {family} {table} {{ flags owner;\n")
+}
+
 struct Writer<'a> {
     options: &'a HostOptions,
     numbers: &'a Numbers,
     survey: &'a Survey,
+}
+
+impl Nft {
+    /// The names of the chains of the inet table.
+    pub(super) fn chains(&self) -> impl Iterator<Item = &str> {
+        let inet = self.text.split("table arp ").next().unwrap_or_default();
+        inet.lines().filter_map(|line| line.trim().strip_prefix("chain ")?.split(' ').next())
+    }
 }
 
 impl Writer<'_> {

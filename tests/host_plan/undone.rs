@@ -73,6 +73,12 @@ fn a_run_leaves_the_host_as_it_was() {
         assert_eq!(sh("cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/eth0/accept_ra"), "1\n2\n");
         let ruleset = sh("nft list ruleset");
         assert!(ruleset.contains("table inet tunproxy1 { # progname nft\n\tflags owner"), "{ruleset}");
+        assert!(ruleset.contains("chain lan_dns {") && ruleset.contains("arp daddr ip 198.18.0.1 drop"), "{ruleset}");
+        sh("nft flush ruleset");
+        assert_eq!(applied.missing().unwrap(), [], "others cannot take our table down");
+        sh(
+            "nft 'add table inet tunproxy { chain o { type filter hook output priority 0; meta mark 0x2000000 accept; }; }'",
+        );
         applied.revert().unwrap();
         drop(_tun);
         assert_same(&before, &dump());

@@ -50,7 +50,7 @@ pub(in crate::platform) fn check(nft: &Nft) -> Result<(), String> {
 /// A loaded table and the child that owns it.
 #[derive(Debug)]
 pub(in crate::platform) struct OwnedTable {
-    table: String,
+    nft: Nft,
     child: Child,
     input: ChildStdin,
     errors: ChildStderr,
@@ -69,21 +69,27 @@ impl OwnedTable {
         let (Some(input), Some(errors)) = (child.stdin.take(), child.stderr.take()) else {
             return Err(io::Error::other("nft was started without pipes"));
         };
-        let mut table = Self { table: nft.table.clone(), child, input, errors };
+        let mut table = Self { nft: nft.clone(), child, input, errors };
         table.feed(&nft.text)?;
-        Ok(table)
+        // Not every nft complains of what it passes over.
+        match table.is_loaded() {
+            true => Ok(table),
+            false => Err(io::Error::other("nft has loaded it in part only")),
+        }
     }
 
-    /// Whether the table is in force.
+    /// Whether the table is in force, with every chain.
     pub(in crate::platform) fn is_loaded(&self) -> bool {
-        run(&["--terse", "list", "table", "inet", &self.table], "").is_ok_and(|output| output.status.success())
+        let Ok(output) = run(&["--terse", "list", "table", "inet", &self.nft.table], "") else { return false };
+        let listed = String::from_utf8_lossy(&output.stdout);
+        self.nft.chains().all(|name| listed.contains(&format!("chain {name} {{")))
     }
 
     /// Has the child carry out `text` as one batch.
     fn feed(&mut self, text: &str) -> io::Result<()> {
         // Interactive nft takes one line at a time, and one line is one transaction. It says nothing about success, so
         // a second line asks for what cannot exist: its complaint tells that the first is through.
-        let sentinel = format!("{}-is-through", self.table);
+        let sentinel = format!("{}-is-through", self.nft.table);
         let line = text.replace('\n', " ");
         self.input.write_all(format!("{line}\nlist table inet {sentinel}\n").as_bytes())?;
         let said = self.hear(&sentinel)?;
