@@ -27,8 +27,13 @@ pub(crate) fn build(resolv_conf: &str) {
         for dev in eth0 eth1 lan0; do ip link set $dev addrgenmode none; done
         for dev in eth0 eth1; do ip -n net link set $dev addrgenmode none; done
         ip -n lan link set lan0 addrgenmode none
-        for dev in eth0 eth1; do ip link set $dev up; ip -n net link set $dev up; done
-        ip link set lan0 up; ip -n lan link set lan0 up
+        # Neighbour discovery wants link-local addresses; given by hand they are there at once and the same every time.
+        for dev in eth0 eth1; do
+          ip link set $dev up; ip addr add fe80::2/64 dev $dev nodad
+          ip -n net link set $dev up; ip -n net addr add fe80::1/64 dev $dev nodad
+        done
+        ip link set lan0 up; ip addr add fe80::2/64 dev lan0 nodad
+        ip -n lan link set lan0 up; ip -n lan addr add fe80::9/64 dev lan0 nodad
         ip addr add 192.0.2.2/24 dev eth0; ip addr add 2001:db8:1::2/64 dev eth0 nodad
         ip addr add 198.51.100.2/24 dev eth1; ip addr add 2001:db8:2::2/64 dev eth1 nodad
         ip addr add 192.168.7.1/24 dev lan0; ip addr add 2001:db8:7::1/64 dev lan0 nodad
