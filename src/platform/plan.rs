@@ -5,11 +5,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::Fwmark;
 use super::firewall::{self, Nft};
 use super::layout;
 use super::resolver::{self, DnsPlan};
-use super::routing::{Route, Rule};
-use super::survey::{NftState, NoRoom, Numbers, Survey, Wishes};
+use super::routing::{Route, Rule, RuleAction};
+use super::survey::{self, NftState, NoRoom, Numbers, Survey, Wishes};
 
 /// The longest name that an interface can have, in bytes (`IFNAMSIZ` less the final zero).
 const LONGEST_NAME: usize = 15;
@@ -144,6 +145,12 @@ impl HostPlan {
         }
     }
 
+    /// The mark that our own sockets must carry.
+    #[must_use]
+    pub fn own_mark(&self) -> Fwmark {
+        Fwmark(self.numbers.own.mark)
+    }
+
     fn route(&mut self, options: &HostOptions, survey: &Survey) {
         let numbers = self.numbers;
         self.routes = layout::routes(options, &numbers, survey.ipv6);
@@ -160,6 +167,7 @@ impl HostPlan {
         }
         self.sysctls.extend(strict_uplinks(options, survey));
         self.notes.extend(gateway_notes(options, survey));
+        self.warnings.extend(rules_before_ours(self.numbers.first_priority, survey));
     }
 }
 
@@ -232,6 +240,26 @@ fn wishes_passed_over(wishes: &Wishes, numbers: &Numbers) -> Vec<String> {
     warnings
 }
 
+/// Rules of others that take everything before ours are asked: another proxy's, or a VPN's for all traffic.
+fn rules_before_ours(first_priority: u32, survey: &Survey) -> Vec<String> {
+    let has_default = |table| survey.routes.iter().any(|it| it.table == table && survey::is_default_like(&it.to));
+    let takes_all = |rule: &&Rule| match rule.action {
+        RuleAction::Lookup(table) => {
+            **rule == Rule { origin: rule.origin, ..Rule::new(rule.family, rule.priority, rule.action) }
+                && rule.priority < first_priority
+                && has_default(table)
+        }
+        _ => false,
+    };
+    let warn = |rule: &Rule| {
+        format!(
+            "another program's rule ({rule}) takes all traffic before ours can: nothing will come to us until that \
+             program stops, or leaves priorities below {first_priority}"
+        )
+    };
+    survey.rules.iter().filter(takes_all).map(warn).collect()
+}
+
 fn without_nft(why: &str, options: &HostOptions) -> String {
     let lan = if options.lan_dns.is_empty() { "" } else { ", names for LAN clients that ask this host itself" };
     format!(
@@ -301,6 +329,7 @@ impl fmt::Display for HostPlan {
 pub(super) mod tests {
     use super::*;
     use crate::platform::survey::tests::plain;
+    use crate::platform::{Family, RouteTable, SeenRoute};
 
     pub(in crate::platform) fn options() -> HostOptions {
         let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();
@@ -338,7 +367,7 @@ pub(super) mod tests {
         let survey = Survey { ipv6: false, ..plain() };
         let plan = HostPlan::new(&options(), &survey).unwrap();
         assert!(plan.addresses.iter().all(|net| net.addr().is_ipv4()));
-        assert!(plan.rules.iter().all(|rule| rule.family == crate::platform::Family::V4));
+        assert!(plan.rules.iter().all(|rule| rule.family == Family::V4));
         assert!(plan.routes.iter().all(|route| route.to.addr().is_ipv4()));
         assert!(!plan.sysctls.iter().any(|sysctl| sysctl.path.contains("ipv6")));
     }
@@ -384,6 +413,18 @@ pub(super) mod tests {
         let notes = HostPlan::new(&options(), &survey).unwrap().notes;
         let wanted = "nft insert rule ip filter FORWARD iifname tun7 accept";
         assert!(notes.iter().any(|note| note.contains(wanted)), "{notes:?}");
+    }
+
+    #[test]
+    fn a_rule_of_others_that_takes_everything_before_ours_is_named() {
+        let mut survey = plain();
+        let (table, to) = (RouteTable(52), "0.0.0.0/0".parse().unwrap());
+        survey.rules.push(Rule::new(Family::V4, 5270, RuleAction::Lookup(table)));
+        // A table with a few specific routes (a mesh VPN's) takes only those.
+        assert!(HostPlan::new(&options(), &survey).unwrap().warnings.is_empty());
+        survey.routes.push(SeenRoute { table, to, device: Some(2), on_link: true });
+        let warnings = HostPlan::new(&options(), &survey).unwrap().warnings;
+        assert!(warnings[0].contains("priority 5270 lookup 52"), "{warnings:?}");
     }
 
     #[test]

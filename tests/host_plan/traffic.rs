@@ -123,7 +123,7 @@ fn bound(from: &str, to: &str) -> UdpSocket {
 }
 
 /// The device by which the kernel would send, for the words of `ip route get`.
-fn device(words: &str) -> String {
+pub(crate) fn device(words: &str) -> String {
     let family = if words.contains(':') { "-6" } else { "-4" };
     let output = std::process::Command::new("ip").args([family, "route", "get"]).args(words.split(' ')).output();
     let output = output.expect("run ip");

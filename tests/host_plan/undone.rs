@@ -1,5 +1,6 @@
 //! What is applied is undone: on stop, after failures, after kill -9.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -10,9 +11,12 @@ use tunproxy::platform::{DnsPlan, HostOptions, Journal, Wishes, cleanup};
 
 use crate::host::{TUN, add_foreigners, assert_same, build, dump, open_tun, options, plan};
 use crate::sandbox::{inside, sh};
+use crate::traffic::device;
 
 const ORDINARY: &str = "nameserver 192.168.7.9\n";
 const LINK_LOCAL: &str = "search lan\nnameserver fe80::1%eth0\n";
+/// Has the victim apply once and then wait; also what it says when it has.
+const PARKED: &str = "TUNPROXY_TEST_PARKED";
 const VICTIM: &str = "TUNPROXY_TEST_VICTIM";
 
 fn gateway() -> HostOptions {
@@ -275,10 +279,66 @@ fn after_kill_9_at_any_moment_a_cleanup_puts_the_host_back() {
 }
 
 #[test]
+fn kill_9_alone_leaves_a_host_on_its_own_routes() {
+    inside("undone::kill_9_alone_leaves_a_host_on_its_own_routes", || {
+        build(ORDINARY);
+        prctl::set_child_subreaper(true).unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let everywhere = ["203.0.113.77", "2001:db8:9::9", "10.9.9.9", "203.0.113.9 ipproto udp dport 53"];
+        let mut victim = Command::new(std::env::current_exe().unwrap())
+            .args(["undone::the_victim_of_kill_9", "--exact", "--ignored", "--nocapture"])
+            .env(VICTIM, state.path())
+            .env(PARKED, "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(victim.stdout.take().unwrap()).lines();
+        let parked = lines.any(|line| line.unwrap().contains(PARKED));
+        let before = everywhere.map(device);
+        let busy = cleanup(state.path()).unwrap_err().to_string();
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        while waitpid(None, None).is_ok() {}
+        assert!(parked, "the victim came to nothing");
+        assert_eq!(before, everywhere.map(|_| TUN.to_owned()));
+        assert!(busy.contains(&format!("process {}", victim.id())), "{busy}");
+        assert_eq!(everywhere.map(device), everywhere.map(|_| "eth0".to_owned()));
+        assert!(sh("nft list ruleset").is_empty());
+        assert!(!cleanup(state.path()).unwrap().restored.is_empty());
+    });
+}
+
+#[test]
+fn a_running_resolved_is_told_and_forgets() {
+    inside("undone::a_running_resolved_is_told_and_forgets", || {
+        build("nameserver 127.0.0.53\n");
+        // A stand-in for the real one, which notes what it is told.
+        sh("mount -t tmpfs none /usr/local/bin; mkdir -p /run/systemd/resolve
+            printf '#!/bin/sh\\necho \"$@\" >> /run/told\\n' > /usr/local/bin/resolvectl; chmod +x /usr/local/bin/resolvectl");
+        let state = tempfile::tempdir().unwrap();
+        let _tun = open_tun(TUN);
+        let applied = plan(&options()).apply(Journal::open(state.path()).unwrap()).unwrap();
+        assert!(applied.warnings().is_empty(), "{:?}", applied.warnings());
+        let told = "dns tun7 198.18.0.2 fdfe:dcba:9877::2\ndomain tun7 ~.\ndefault-route tun7 yes\n";
+        assert_eq!(sh("cat /run/told"), told);
+        assert_eq!(sh("cat /etc/resolv.conf"), "nameserver 127.0.0.53\n");
+        applied.revert().unwrap();
+        assert_eq!(sh("tail -n 1 /run/told"), "revert tun7\n");
+    });
+}
+
+#[test]
 #[ignore = "run by the test of kill -9, which kills it"]
 fn the_victim_of_kill_9() {
     let Some(state) = std::env::var_os(VICTIM) else { return };
     let _tun = open_tun(TUN);
+    if std::env::var_os(PARKED).is_some() {
+        let _applied = plan(&gateway()).apply(Journal::open(state.as_ref()).unwrap()).unwrap();
+        println!("{PARKED}");
+        loop {
+            std::thread::park();
+        }
+    }
     loop {
         plan(&gateway()).apply(Journal::open(state.as_ref()).unwrap()).unwrap().revert().unwrap();
     }
