@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::Path;
+use std::thread::JoinHandle;
 
 use ipnet::IpNet;
 
@@ -135,6 +136,7 @@ pub struct Applied {
     journal: Journal,
     netlink: Netlink,
     done: Vec<Done>,
+    check: Option<JoinHandle<Result<(), String>>>,
     warnings: Vec<String>,
     reverted: bool,
 }
@@ -152,8 +154,15 @@ impl HostPlan {
             return Err(HostError::Leftovers);
         }
         let netlink = Netlink::open()?;
-        let mut applied =
-            Applied { plan: self, journal, netlink, done: Vec::new(), warnings: Vec::new(), reverted: false };
+        let mut applied = Applied {
+            plan: self,
+            journal,
+            netlink,
+            done: Vec::new(),
+            check: None,
+            warnings: Vec::new(),
+            reverted: false,
+        };
         match applied.run() {
             Ok(()) => Ok(applied),
             Err(why) => match applied.undo_all() {
@@ -239,10 +248,8 @@ impl Applied {
     }
 
     fn run(&mut self) -> Result<(), HostError> {
-        if let Some(Err(why)) = self.plan.nft.as_ref().map(nft::check) {
-            self.warnings.push(format!("no firewall table, nft does not take it: {why}"));
-            self.plan.nft = None;
-        }
+        // The longest single act; it runs while routes and rules are set.
+        self.check = self.plan.nft.clone().map(|nft| std::thread::spawn(move || nft::check(&nft)));
         let steps: Vec<(Step, Vec<Undo>)> =
             self.plan.steps().into_iter().map(|step| (step.clone(), self.undos(&step))).collect();
         let lasting = steps.iter().flat_map(|(_, undos)| undos).filter(|undo| undo.outlives_us());
@@ -307,14 +314,20 @@ impl Applied {
                 written.map_err(|source| HostError::io(format!("set {path} to {value}"), source))?;
             }
             Step::Firewall => {
-                let loaded = self.plan.nft.as_ref().map(OwnedTable::load).transpose();
-                return Ok(loaded
-                    .map_err(|source| HostError::io("load the firewall table", source))?
-                    .map(Done::Firewall));
+                return self.load_firewall().map_err(|source| HostError::io("load the firewall table", source));
             }
             Step::Resolver => return self.set_resolver(),
         }
         Ok(None)
+    }
+
+    fn load_firewall(&mut self) -> io::Result<Option<Done>> {
+        let checked = self.check.take().map(JoinHandle::join);
+        match checked {
+            Some(Ok(Ok(()))) => Ok(self.plan.nft.as_ref().map(OwnedTable::load).transpose()?.map(Done::Firewall)),
+            Some(Ok(Err(why))) => Err(io::Error::other(format!("nft does not take it: {why}"))),
+            Some(Err(_)) | None => Err(io::Error::other("it could not be checked")),
+        }
     }
 
     fn set_resolver(&self) -> Result<Option<Done>, HostError> {
