@@ -1,1 +1,5 @@
 //! dispatch
+
+mod entry;
+
+pub use entry::{Back, Entry};

@@ -10,4 +10,5 @@ mod linux;
 use linux as imp;
 
 pub use dialer::{Dialer, Fwmark, UdpSocket};
+pub use imp::holder::tcp_listener;
 pub use imp::udp::{Arrival, DatagramSocket};

@@ -1,4 +1,5 @@
 //! Linux.
 
+pub(super) mod holder;
 pub(super) mod socket;
 pub(super) mod udp;
