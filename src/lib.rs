@@ -21,3 +21,5 @@ pub mod dns;
 pub mod outbound;
 pub mod dispatch;
 pub mod inbound;
+pub mod app;
+pub mod cli;

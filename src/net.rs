@@ -63,6 +63,13 @@ impl Name {
     }
 }
 
+/// Maps keyed by names can be asked with text, without a name being made for it.
+impl std::borrow::Borrow<str> for Name {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -250,6 +257,23 @@ pub enum DialError {
     /// Anything else that the operating system or the upstream reports.
     #[error("{0}")]
     Io(#[source] io::Error),
+}
+
+impl DialError {
+    /// What happened, whoever reports it and in whatever words: [`DialError::Io`] may carry a time-out or a missing route
+    /// of an upstream proxy or of a look-up, which a client must see as such.
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Refused | Self::Denied(_) | Self::Unreachable(Reach::Port) => io::ErrorKind::ConnectionRefused,
+            Self::Unreachable(Reach::Network) => io::ErrorKind::NetworkUnreachable,
+            Self::Unreachable(Reach::Host | Reach::TooBig(_)) => io::ErrorKind::HostUnreachable,
+            Self::Unreachable(Reach::Prohibited) | Self::Rejected(_) => io::ErrorKind::PermissionDenied,
+            Self::TimedOut => io::ErrorKind::TimedOut,
+            Self::Unsupported(_) => io::ErrorKind::Unsupported,
+            Self::Io(error) => error.kind(),
+        }
+    }
 }
 
 impl From<io::Error> for DialError {

@@ -1,4 +1,4 @@
-//! The door through which flows come that are byte streams and datagrams already.
+//! What the dispatcher offers to inbounds whose flows are streams and datagrams already, and how answers find back.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -7,30 +7,26 @@ use std::rc::Rc;
 use crate::net::{Address, BoxStream, DialError, Reach};
 use crate::session::Session;
 
-/// What the dispatcher offers to inbounds without packets. It belongs to one worker and is used in its `LocalSet`.
+/// The way into the dispatcher; used inside one worker.
 pub trait Entry: Clone + 'static {
-    /// An upstream that was dialled, with what it takes to count and to log the flow. Dropping it ends the flow.
+    /// A dialled flow; dropping it closes it and writes its log line.
     type Upstream: 'static;
 
-    /// Decides where the flow goes, and dials.
-    ///
-    /// # Errors
-    /// What the client is to be told.
+    /// Decides and dials. The error is what to tell the client.
     fn dial(&self, session: Session) -> impl Future<Output = Result<Self::Upstream, DialError>>;
 
-    /// Copies both ways until both ends are done, and writes the flow's log line. Bytes that were read ahead of
-    /// `client` come out of it first.
+    /// Copies both ways until both ends are done, and writes the flow's log line.
     fn relay(&self, upstream: Self::Upstream, client: BoxStream) -> impl Future<Output = ()>;
 
-    /// Takes one datagram from `session.source` to `session.destination`; answers come back through `back`.
+    /// Carries one datagram of `session.source` to `session.destination`; answers come back through `back`.
     fn datagram(&self, session: Session, payload: &[u8], dont_fragment: bool, back: &Rc<dyn Back>);
 }
 
 /// Where the answers of an association go.
 pub trait Back {
-    /// A datagram of the peer `from` for the client at `to`.
+    /// Hands a payload to the client `to`, as if `from` had sent it; `from` is written as the client wrote it.
     fn deliver(&self, from: &Address, to: SocketAddr, payload: &[u8]);
 
-    /// The datagram that the client at `to` sent to `from` did not arrive; `quoted` is its beginning.
+    /// Tells the client `to` that its packet to `from`, which began with `quoted`, did not arrive.
     fn unreachable(&self, from: &Address, to: SocketAddr, quoted: &[u8], why: Reach);
 }

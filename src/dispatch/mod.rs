@@ -1,5 +1,270 @@
-//! dispatch
+//! From flows to outbounds: un-fake the destination, let the router decide, fetch what it lacks, dial, relay.
+//!
+//! One [`Dispatcher`] belongs to one worker; all share a [`Core`]. A fake address becomes its name once, in here.
 
+mod associate;
 mod entry;
+mod live;
+mod relay;
+mod router;
+mod udp;
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
 
 pub use entry::{Back, Entry};
+pub use live::{Account, Counters, Verdict};
+pub use router::{Decision, Router, UnknownTarget};
+
+use crate::dns::{Dns, Fake, Held};
+use crate::net::{Address, BoxStream, DialError, Host, Lookup, Reach, Reject};
+use crate::outbound::{Index, Outbound, Outbounds};
+use crate::session::{Fact, FactKind, Inbound, Network, Session};
+use crate::stack::{FlowStream, Refusal, Tuple};
+use relay::{Buffered, FlowIo, relay};
+use udp::Associations;
+
+/// A held SYN is given up after this: longer than any group's members need, shorter than a client waits.
+const HOLD: Duration = Duration::from_secs(30);
+
+/// What all workers share.
+pub struct Core {
+    /// Replaced whole when the profile changes.
+    pub router: ArcSwap<Router>,
+    /// Where flows can go.
+    pub outbounds: Arc<Outbounds>,
+    /// Names and fake addresses.
+    pub dns: Arc<Dns>,
+    /// What happened so far.
+    pub counters: Arc<Counters>,
+    /// How long a UDP association may be idle.
+    pub udp_timeout: Duration,
+}
+
+/// The dispatcher of one worker.
+pub struct Dispatcher {
+    core: Arc<Core>,
+    associations: RefCell<Associations>,
+    /// Receives every datagram of this worker before it goes on.
+    scratch: RefCell<Box<[u8]>>,
+}
+
+/// Where a flow goes, and why.
+struct Choice {
+    outbound: Arc<dyn Outbound>,
+    verdict: Verdict,
+}
+
+/// A destination as the client wrote it, made real.
+struct Unfaked {
+    session: Session,
+    fake: Option<IpAddr>,
+    held: Option<Held>,
+}
+
+/// A dialled flow on its way to be relayed.
+pub struct Upstream {
+    stream: BoxStream,
+    account: Account,
+    /// Keeps the fake address for this name while the flow lives.
+    _held: Option<Held>,
+}
+
+impl Dispatcher {
+    /// A dispatcher without flows.
+    #[must_use]
+    pub fn new(core: Arc<Core>) -> Rc<Self> {
+        Rc::new(Self {
+            core,
+            associations: RefCell::default(),
+            scratch: RefCell::new(vec![0; 65_536].into_boxed_slice()),
+        })
+    }
+
+    /// What all workers share.
+    #[must_use]
+    pub fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Carries one TCP flow of the TUN to its end. The SYN-ACK is held until the outbound answered, so that the client
+    /// sees what it would see without us: refused, unreachable, or no answer.
+    pub async fn flow(self: Rc<Self>, tuple: Tuple, mut stream: FlowStream) {
+        let session = Session {
+            network: Network::Tcp,
+            inbound: Inbound::Tun,
+            source: tuple.client,
+            destination: tuple.server.into(),
+            resolved: Fact::Unknown,
+        };
+        let mut account = Account::new(Arc::clone(&self.core.counters), session.clone(), None);
+        let dialled = tokio::select! {
+            biased;
+            () = poll_fn(|cx| stream.poll_gone(cx)) => {
+                account.failed(&"the client gave up", false);
+                return;
+            }
+            dialled = tokio::time::timeout(HOLD, self.find_way(session, &mut account)) => {
+                dialled.unwrap_or(Err(DialError::TimedOut))
+            }
+        };
+        match dialled {
+            Ok((mut upstream, _held)) => {
+                stream.accept();
+                account.opened();
+                let end = relay(&mut stream, &mut upstream, &mut account).await;
+                account.closed(&end);
+            }
+            Err(error) => {
+                stream.refuse(refusal(&error));
+                account.failed(&error, matches!(error, DialError::Rejected(_)));
+            }
+        }
+    }
+
+    /// Accepts a flow to port 53 and answers DNS on it (RFC 7766).
+    pub async fn names(self: Rc<Self>, mut stream: FlowStream) {
+        stream.accept();
+        crate::dns::serve_stream(Arc::clone(&self.core.dns), FlowIo(stream)).await;
+    }
+
+    /// Un-fakes, decides and dials; the account learns each of it.
+    async fn find_way(&self, session: Session, account: &mut Account) -> Result<(BoxStream, Option<Held>), DialError> {
+        let Unfaked { mut session, fake, held } = self.unfake(session)?;
+        account.found(&session, fake);
+        let choice = self.choose(&mut session).await?;
+        account.decided(choice.verdict);
+        let stream = choice.outbound.connect(&session).await?;
+        Ok((stream, held))
+    }
+
+    /// A fake address becomes its name; an unknown one is refused, never guessed. Without fake addresses, an address
+    /// that we gave out for a name brings the name along, and keeps being dialled itself.
+    fn unfake(&self, mut session: Session) -> Result<Unfaked, DialError> {
+        let Host::Ip(ip) = session.destination.host else {
+            return Ok(Unfaked { session, fake: None, held: None });
+        };
+        match self.core.dns.name_of(ip, Instant::now()) {
+            Fake::Name(name) => {
+                session.destination.host = Host::Name(name);
+                let held = Some(self.core.dns.hold(ip));
+                Ok(Unfaked { session, fake: Some(ip), held })
+            }
+            Fake::Unknown => {
+                self.core.counters.unknown_fake.fetch_add(1, Relaxed);
+                Err(DialError::Denied(format!("{ip} is a fake address that stands for no name (any more)")))
+            }
+            Fake::NotFake => {
+                if let Some(name) = self.core.dns.hint(ip) {
+                    session.destination.host = Host::Name(name);
+                    session.resolved = Fact::Known(ip);
+                }
+                Ok(Unfaked { session, fake: None, held: None })
+            }
+        }
+    }
+
+    /// Asks the router, fetching the facts it lacks. As in mihomo a matched rule is passed over when its target is PASS
+    /// or carries no UDP while the flow is UDP; when nothing matches, the flow goes DIRECT.
+    async fn choose(&self, session: &mut Session) -> Result<Choice, DialError> {
+        let router = self.core.router.load_full();
+        let outbounds = &self.core.outbounds;
+        let mut from = 0;
+        loop {
+            let (target, rule, next): (Index, Arc<str>, usize) = match router.decide(session, from) {
+                Decision::Send { target, rule } => (target, self.rule_text(&router, rule), rule + 1),
+                Decision::Forced { mode, target } => (target, Arc::from(format!("mode: {mode}")), usize::MAX),
+                Decision::Needs(FactKind::Ip) => {
+                    self.resolve(session).await;
+                    continue;
+                }
+                Decision::Default => (Outbounds::DIRECT, Arc::from("no rule matched"), usize::MAX),
+            };
+            let passed = outbounds.passes(target) || !outbounds.networks(target).carries(session.network);
+            if passed && next != usize::MAX {
+                from = next;
+                continue;
+            }
+            let outbound = Arc::clone(outbounds.outbound(target));
+            let chain = outbound.chain().join(" -> ").into();
+            return Ok(Choice { outbound, verdict: Verdict { rule, chain } });
+        }
+    }
+
+    fn rule_text(&self, router: &Router, rule: usize) -> Arc<str> {
+        router.rule(rule).map_or_else(|| Arc::from("-"), |rule| format!("{} (line {})", rule.text, rule.line).into())
+    }
+
+    /// Looks the destination's name up, once per flow.
+    async fn resolve(&self, session: &mut Session) {
+        let Some(name) = session.name().cloned() else { return };
+        session.resolved = match self.core.dns.lookup(&name).await {
+            Ok(addresses) => addresses.first().map_or(Fact::Failed, |ip| Fact::Known(*ip)),
+            Err(_) => Fact::Failed,
+        };
+    }
+}
+
+impl Entry for Rc<Dispatcher> {
+    type Upstream = Upstream;
+
+    async fn dial(&self, session: Session) -> Result<Upstream, DialError> {
+        let mut account = Account::new(Arc::clone(&self.core.counters), session.clone(), None);
+        let dialled = tokio::time::timeout(HOLD, self.find_way(session, &mut account)).await;
+        match dialled.unwrap_or(Err(DialError::TimedOut)) {
+            Ok((stream, held)) => {
+                account.opened();
+                Ok(Upstream { stream, account, _held: held })
+            }
+            Err(error) => {
+                account.failed(&error, matches!(error, DialError::Rejected(_)));
+                Err(error)
+            }
+        }
+    }
+
+    async fn relay(&self, upstream: Upstream, client: BoxStream) {
+        let Upstream { mut stream, mut account, _held } = upstream;
+        let mut client = Buffered::new(client);
+        let end = relay(&mut client, &mut stream, &mut account).await;
+        account.closed(&end);
+    }
+
+    fn datagram(&self, session: Session, payload: &[u8], dont_fragment: bool, back: &Rc<dyn Back>) {
+        self.packet(session, payload, dont_fragment, &[], back);
+    }
+}
+
+/// What a client must see when its flow could not be dialled.
+fn refusal(error: &DialError) -> Refusal {
+    match (error, error.kind()) {
+        (DialError::Rejected(Reject::Drop), _) | (_, io::ErrorKind::TimedOut) => Refusal::Silent,
+        (DialError::Unreachable(Reach::Prohibited), _) => Refusal::Prohibited,
+        (_, io::ErrorKind::NetworkUnreachable) => Refusal::Network,
+        (_, io::ErrorKind::HostUnreachable) => Refusal::Host,
+        _ => Refusal::Reset,
+    }
+}
+
+/// What the sender of a datagram is told; None is silence.
+fn reach(error: &DialError) -> Option<Reach> {
+    match error {
+        DialError::Rejected(Reject::Drop) => None,
+        DialError::Unreachable(why) => Some(*why),
+        // Programs fall back to TCP or to another server at once on this one.
+        _ => Some(Reach::Port),
+    }
+}
+
+/// An address with another host.
+fn with_host(host: Host, port: u16) -> Address {
+    Address { host, port }
+}

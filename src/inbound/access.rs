@@ -5,28 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use crate::outbound::base64;
-
-/// `bind-address`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum BindAddress {
-    /// `*`.
-    #[default]
-    Any,
-    /// This address only.
-    One(IpAddr),
-}
-
-impl BindAddress {
-    /// Reads `*` or an IP address, brackets allowed around IPv6.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        if text == "*" {
-            return Some(Self::Any);
-        }
-        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-        bare.parse().ok().map(Self::One)
-    }
-}
+use crate::profile::Listen;
 
 /// One entry of `authentication`.
 #[derive(Clone, PartialEq, Eq)]
@@ -44,13 +23,6 @@ impl User {
         let basic = base64(format!("{name}:{password}").as_bytes()).trim_end_matches('=').to_owned();
         Self { name: name.to_owned(), password: password.to_owned(), basic }
     }
-
-    /// Reads `user:password`; the first colon divides them.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let (name, password) = text.split_once(':')?;
-        Some(Self::new(name, password))
-    }
 }
 
 impl std::fmt::Debug for User {
@@ -65,8 +37,8 @@ impl std::fmt::Debug for User {
 pub struct Access {
     /// `allow-lan`: whether others than this host may connect.
     pub allow_lan: bool,
-    /// `bind-address`, which counts only with `allow-lan`.
-    pub bind: BindAddress,
+    /// `bind-address`, which counts only with `allow-lan`; None is `*`, every address.
+    pub bind: Option<IpAddr>,
     /// `authentication`; nobody is asked if it is empty.
     pub users: Vec<User>,
     /// `skip-auth-prefixes`: clients that are not asked.
@@ -77,13 +49,26 @@ pub struct Access {
     pub lan_disallowed: Vec<IpNet>,
 }
 
+impl From<&Listen> for Access {
+    fn from(listen: &Listen) -> Self {
+        Self {
+            allow_lan: listen.allow_lan,
+            bind: listen.bind_address,
+            users: listen.authentication.iter().map(|known| User::new(&known.user, &known.password)).collect(),
+            skip_auth: listen.skip_auth_prefixes.clone(),
+            lan_allowed: listen.lan_allowed_ips.clone(),
+            lan_disallowed: listen.lan_disallowed_ips.clone(),
+        }
+    }
+}
+
 impl Access {
     /// The addresses to listen on. The second one is left out where the host has no IPv6.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
         match (self.allow_lan, self.bind) {
             (false, _) => vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)],
-            (true, BindAddress::Any) => vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
-            (true, BindAddress::One(ip)) => vec![ip],
+            (true, None) => vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
+            (true, Some(ip)) => vec![ip],
         }
     }
 
@@ -138,14 +123,12 @@ mod tests {
 
     #[test]
     fn without_allow_lan_only_loopback_is_bound() {
-        let access = Access { bind: BindAddress::One(ip("192.0.2.1")), ..Access::default() };
+        let access = Access { bind: Some(ip("192.0.2.1")), ..Access::default() };
         assert_eq!(access.addresses(), [ip("127.0.0.1"), ip("::1")]);
         let open = Access { allow_lan: true, ..access };
         assert_eq!(open.addresses(), [ip("192.0.2.1")]);
-        let any = Access { bind: BindAddress::Any, ..open };
+        let any = Access { bind: None, ..open };
         assert_eq!(any.addresses(), [ip("0.0.0.0"), ip("::")]);
-        assert_eq!(BindAddress::parse("[::1]"), Some(BindAddress::One(ip("::1"))));
-        assert_eq!(BindAddress::parse("eth0"), None);
     }
 
     #[test]
@@ -165,7 +148,7 @@ mod tests {
 
     #[test]
     fn users_are_known_by_name_and_password_together() {
-        let users = vec![User::parse("me:pass:word").unwrap(), User::new("you", "")];
+        let users = vec![User::new("me", "pass:word"), User::new("you", "")];
         let access = Access { users, skip_auth: prefixes(&["127.0.0.0/8"]), ..Access::default() };
         assert!(access.asks(ip("192.0.2.1")) && !access.asks(ip("127.0.0.1")));
         assert!(!Access::default().asks(ip("192.0.2.1")));

@@ -1,4 +1,4 @@
-//! Where flows come from.
+//! How flows come in: the TUN, and the proxy listeners.
 
 mod access;
 #[cfg(test)]
@@ -8,7 +8,8 @@ mod listener;
 mod mixed;
 mod refusal;
 mod socks;
+pub mod tun;
 
-pub use access::{Access, BindAddress, User};
+pub use access::{Access, User};
 pub use listener::{Accepted, BindError, Drops, Listener};
 pub use mixed::serve;

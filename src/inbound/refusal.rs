@@ -4,7 +4,7 @@ use std::io;
 
 use hyper::StatusCode;
 
-use crate::net::{DialError, Reach, Reject};
+use crate::net::{DialError, Reject};
 use crate::outbound::socks5::wire::reply;
 
 /// What a client is told.
@@ -28,21 +28,16 @@ pub(super) enum Refusal {
 
 impl From<&DialError> for Refusal {
     fn from(error: &DialError) -> Self {
-        match error {
-            DialError::Refused | DialError::Denied(_) => Self::Refused,
-            DialError::Unreachable(Reach::Network) => Self::Network,
-            DialError::Unreachable(Reach::Prohibited) | DialError::Rejected(Reject::Answer) => Self::Forbidden,
-            DialError::Unreachable(_) => Self::Host,
-            DialError::TimedOut => Self::TimedOut,
-            DialError::Rejected(Reject::Drop) => Self::Silence,
-            DialError::Unsupported(_) => Self::Failed,
-            DialError::Io(error) => match error.kind() {
-                io::ErrorKind::TimedOut => Self::TimedOut,
-                io::ErrorKind::HostUnreachable => Self::Host,
-                io::ErrorKind::NetworkUnreachable => Self::Network,
-                io::ErrorKind::ConnectionRefused => Self::Refused,
-                _ => Self::Failed,
-            },
+        if matches!(error, DialError::Rejected(Reject::Drop)) {
+            return Self::Silence;
+        }
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused => Self::Refused,
+            io::ErrorKind::NetworkUnreachable => Self::Network,
+            io::ErrorKind::HostUnreachable => Self::Host,
+            io::ErrorKind::PermissionDenied => Self::Forbidden,
+            io::ErrorKind::TimedOut => Self::TimedOut,
+            _ => Self::Failed,
         }
     }
 }

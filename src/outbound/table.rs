@@ -13,7 +13,7 @@ use crate::profile::{Fields, Node, Report};
 
 /// An outbound's place in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Index(usize);
+pub struct Index(pub(crate) usize);
 
 /// The outbounds of one profile. Replaced whole on reload; only the selections of groups change in it.
 pub struct Outbounds {

@@ -2,7 +2,7 @@
 
 use super::decode::{Decode, mismatch};
 use super::nearest::nearest;
-use super::node::{Entry, Node, Place};
+use super::node::{Entry, Node, Place, Value};
 use super::report::{Diagnostic, Report};
 
 /// A mapping that is being decoded. Ask for every field, then [`finish`](Self::finish).
@@ -113,10 +113,13 @@ impl<'a> Fields<'a> {
         self.entry(key).is_some()
     }
 
-    /// Where the value of `key` stands; the mapping's own place when it is absent.
+    /// Where a message about `key` points: its value when that is a scalar, else the key; the mapping when it is absent.
     #[must_use]
     pub fn place(&self, key: &str) -> Place {
-        self.entry(key).map_or(self.place, |entry| entry.value.place)
+        self.entry(key).map_or(self.place, |entry| match entry.value.value {
+            Value::Scalar(_) => entry.value.place,
+            _ => entry.key.place,
+        })
     }
 
     /// The key path of the mapping itself.
@@ -183,4 +186,102 @@ impl<'a> Fields<'a> {
 
 fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::parse;
+
+    fn decode<T>(text: &str, read: impl FnOnce(&mut Fields<'_>) -> T) -> (T, String) {
+        let mut report = Report::new("p.yaml", text);
+        let root = parse(&mut report).unwrap_or_else(|| panic!("{report}"));
+        let mut fields = Fields::new(&root, "", &mut report).unwrap();
+        let value = read(&mut fields);
+        fields.finish();
+        (value, report.to_string())
+    }
+
+    #[test]
+    fn numbers_may_be_quoted_and_one_value_may_stand_for_a_list() {
+        let (values, report) = decode("port: '443'\nudp: 'true'\nalpn: h2\nnone:\n", |fields| {
+            (
+                fields.required::<u16>("port"),
+                fields.or("udp", false),
+                fields.optional::<Vec<String>>("alpn"),
+                fields.optional::<String>("none"),
+            )
+        });
+        assert_eq!(values, (Some(443), true, Some(vec!["h2".to_owned()]), None));
+        assert_eq!(report, "");
+    }
+
+    #[test]
+    fn every_mistake_is_reported_with_its_path_and_underlined() {
+        let ((), report) = decode("port: 70000\nlist: [1, x, y]\n", |fields| {
+            assert_eq!(fields.required::<u16>("port"), None);
+            assert_eq!(fields.optional::<Vec<u8>>("list"), None);
+            assert_eq!(fields.required::<String>("name"), None);
+        });
+        assert!(report.contains("p.yaml:1:7: error: port: expected a whole number from 0 to 65535, found `70000`"));
+        assert!(report.contains("  1 | port: 70000\n    |       ^^^^^\n"), "{report}");
+        assert!(report.contains("list[1]: expected") && report.contains("list[2]: expected"));
+        assert!(report.contains("the key `name` is required and missing"));
+    }
+
+    #[test]
+    fn unknown_keys_are_warned_about_with_the_nearest_known_one() {
+        let text = "prot: 1\nx-mine: 2\ntemplate: &t {a: 1}\nudp: true\ntfo: true\n";
+        let ((), report) = decode(text, |fields| {
+            fields.silent(&["port", "udp"]);
+            fields.without_effect(&["tfo"]);
+        });
+        assert!(report.contains("p.yaml:1:1: warning: prot: `prot` is not a known key and is ignored"), "{report}");
+        assert!(report.contains("did you mean `port`?"));
+        assert!(report.contains("p.yaml:5:1: warning: tfo: `tfo` has no effect yet"));
+        assert_eq!(report.matches("warning").count(), 2);
+    }
+
+    #[test]
+    fn the_same_warning_on_every_proxy_is_one_block() {
+        let text = "- {tfo: true}\n- {tfo: true}\n- {tfo: false}\n";
+        let mut report = Report::new("p.yaml", text);
+        let root = parse(&mut report).unwrap();
+        for (index, node) in root.items().iter().enumerate() {
+            let mut fields = Fields::relaxed(node, format!("proxies[{index}]"), &mut report).unwrap();
+            fields.without_effect(&["tfo"]);
+            fields.finish();
+        }
+        assert_eq!(report.warnings().count(), 1);
+        assert!(report.to_string().contains("also at line 2, 3"), "{report}");
+    }
+
+    #[test]
+    fn relaxed_keys_match_in_any_case_and_with_underscores() {
+        let mut report = Report::new("p.yaml", "Skip_Cert_Verify: yes\n");
+        let root = parse(&mut report).unwrap();
+        let mut fields = Fields::relaxed(&root, "proxies[0]", &mut report).unwrap();
+        assert!(fields.or("skip-cert-verify", false));
+        fields.finish();
+        assert!(report.is_empty(), "{report}");
+    }
+
+    #[test]
+    fn a_wrong_choice_names_them_all() {
+        let (mode, report) = decode("mode: Rul\n", |fields| fields.choice("mode", &[("rule", 1), ("global", 2)]));
+        assert_eq!(mode, None);
+        assert!(report.contains("expected one of rule, global, found `Rul`"), "{report}");
+        assert!(report.contains("did you mean `rule`?"));
+        let (mode, report) = decode("mode: Rule\n", |fields| fields.choice("mode", &[("rule", 1)]));
+        assert_eq!((mode, report.as_str()), (Some(1), ""));
+    }
+
+    #[test]
+    fn a_list_where_a_mapping_belongs_is_said_so() {
+        let ((), report) = decode("tun: [a]\nblank:\n", |fields| {
+            assert!(fields.nested("tun").is_none());
+            assert!(fields.nested("blank").is_none());
+        });
+        assert!(report.contains("tun: expected a mapping"), "{report}");
+    }
 }

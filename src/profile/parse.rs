@@ -16,7 +16,8 @@ const MAX_DEPTH: usize = 64;
 /// How many keys and values a profile may have, those that merge keys copy included.
 const MAX_NODES: usize = 4_000_000;
 
-/// Parses the report's own source. On a syntax error the report says where, and there is no node.
+/// Parses the report's own source. `None`: it is no YAML, and the report says where. A duplicate key is an error in
+/// the report, yet the tree comes back, so that the other mistakes are found in the same run.
 #[must_use]
 pub fn parse(report: &mut Report) -> Option<Node> {
     let source = report.source().to_owned();
@@ -36,7 +37,7 @@ pub fn parse(report: &mut Report) -> Option<Node> {
     if builder.root.is_none() {
         builder.report.error(Position { line: 1, column: 1, length: 0 }, "", "the profile is empty");
     }
-    if builder.report.has_errors() { None } else { builder.root }
+    builder.root
 }
 
 /// Parsing cannot go on; the report says why.
@@ -168,11 +169,36 @@ impl<'a> Builder<'a> {
                     if node.is_null() && node.place.at.length == 0 {
                         node.place = key.place;
                     }
-                    mapping.insert(key, node, self.report);
+                    if let Err((key, first)) = mapping.insert(key, node) {
+                        self.written_twice(&key, first);
+                    }
                 }
             },
         }
         Ok(())
+    }
+
+    fn written_twice(&mut self, key: &Key, first: Position) {
+        let path = match self.path().as_str() {
+            "" => key.text.to_string(),
+            parent => format!("{parent}.{}", key.text),
+        };
+        let message = format!("the key is written twice; the first one stands at line {}", first.line);
+        self.report.error(key, path, message).hint("remove one of them, or join the two");
+    }
+
+    /// The key path of the innermost open list or mapping.
+    fn path(&self) -> String {
+        let mut path = String::new();
+        for frame in &self.stack {
+            match &frame.open {
+                Open::Sequence { items } => path.push_str(&format!("[{}]", items.len())),
+                Open::Mapping(Mapping { key: Some(key), .. }) if path.is_empty() => path.push_str(&key.text),
+                Open::Mapping(Mapping { key: Some(key), .. }) => path.push_str(&format!(".{}", key.text)),
+                Open::Mapping(_) => {}
+            }
+        }
+        path
     }
 
     /// The mapping's entries with those of its merge keys: what is written wins, then earlier merges.
@@ -231,11 +257,10 @@ impl<'a> Builder<'a> {
 }
 
 impl Mapping {
-    fn insert(&mut self, key: Key, value: Node, report: &mut Report) {
+    /// Adds an entry; a key that is there already comes back with the place of the first.
+    fn insert(&mut self, key: Key, value: Node) -> Result<(), (Key, Position)> {
         if let Some(first) = self.places.get(&key.text) {
-            let message = format!("the key is written twice; the first one stands at line {}", first.line);
-            report.error(&key, &*key.text, message).hint("remove one of them, or join the two");
-            return;
+            return Err((key, *first));
         }
         self.places.insert(key.text.clone(), key.place.at);
         if &*key.text == "<<" {
@@ -244,6 +269,7 @@ impl Mapping {
         } else {
             self.entries.push(Entry { key, value });
         }
+        Ok(())
     }
 }
 
@@ -295,4 +321,127 @@ fn position(span: &Span) -> Position {
 
 fn narrow(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tree(text: &str) -> Node {
+        let mut report = Report::new("p.yaml", text);
+        parse(&mut report).unwrap_or_else(|| panic!("{report}"))
+    }
+
+    fn failure(text: &str) -> String {
+        let mut report = Report::new("p.yaml", text);
+        let _ = parse(&mut report);
+        assert!(report.has_errors(), "parsed: {text}");
+        report.to_string()
+    }
+
+    #[test]
+    fn keys_and_values_know_line_and_column() {
+        let root = tree("a: 1\nlist:\n  - x\n  - {k: \"v w\"}\n");
+        let entries = root.entries().unwrap();
+        assert_eq!(entries[0].value.place.at, Position { line: 1, column: 4, length: 1 });
+        assert_eq!(entries[1].key.place.at, Position { line: 2, column: 1, length: 4 });
+        let inner = &entries[1].value.items()[1].entries().unwrap()[0];
+        assert_eq!(inner.value.place.at, Position { line: 4, column: 9, length: 5 });
+        assert_eq!(inner.value.text(), Some("v w"));
+    }
+
+    #[test]
+    fn columns_count_characters_and_not_bytes() {
+        let root = tree("{ä: ö, k: v}");
+        assert_eq!(root.child("k").unwrap().place.at, Position { line: 1, column: 11, length: 1 });
+    }
+
+    #[test]
+    fn scalars_keep_the_text_that_was_written() {
+        let root = tree("a: 0123\nb: 1e3\nc: yes\nd: !!str 12\ne: !<str> 7\nf: \"\"\ng: '~'");
+        for (key, text) in [("a", "0123"), ("b", "1e3"), ("c", "yes"), ("d", "12"), ("e", "7"), ("f", ""), ("g", "~")] {
+            assert_eq!(root.child(key).unwrap().text(), Some(text), "{key}");
+        }
+    }
+
+    #[test]
+    fn blank_values_are_null_and_point_at_their_key() {
+        let root = tree("rules:\nb: ~\nc: null\n");
+        assert!(root.entries().unwrap().iter().all(|entry| entry.value.is_null()));
+        assert_eq!(root.entries().unwrap()[0].value.place.at, Position { line: 1, column: 1, length: 5 });
+    }
+
+    #[test]
+    fn an_alias_is_used_in_one_place_and_defined_in_another() {
+        let root = tree("x: &x {k: v}\ny: *x\n");
+        let alias = root.child("y").unwrap();
+        assert_eq!(alias.place.at, Position { line: 2, column: 4, length: 2 });
+        assert_eq!(alias.place.origin.unwrap().line, 1);
+        assert_eq!(alias.child("k").unwrap().text(), Some("v"));
+        assert!(root.child("x").unwrap().anchored && !alias.anchored);
+    }
+
+    #[test]
+    fn merge_keys_give_way_to_what_is_written_and_to_earlier_merges() {
+        let root = tree("a: &a {p: 1, q: 1}\nb: &b {q: 2, r: 2}\nc:\n  <<: [*a, *b]\n  p: 3\n");
+        let merged = root.child("c").unwrap();
+        let texts: Vec<_> = ["p", "q", "r"].map(|key| merged.child(key).unwrap().text().unwrap()).into();
+        assert_eq!(texts, ["3", "1", "2"]);
+        assert_eq!(merged.child("q").unwrap().place.at.line, 4);
+        assert_eq!(merged.child("q").unwrap().place.origin.unwrap().line, 1);
+    }
+
+    #[test]
+    fn duplicate_keys_are_errors_that_name_both_lines() {
+        let text = failure("a:\n  port: 1\n  port: 2\n");
+        assert!(
+            text.contains("p.yaml:3:3: error: a.port: the key is written twice; the first one stands at line 2"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn syntax_errors_have_line_and_column() {
+        let text = failure("a: 1\nb: [1, 2\nc: 3\n");
+        assert!(text.starts_with("p.yaml:"), "{text}");
+        assert!(text.contains("not valid YAML"), "{text}");
+        assert!(failure("a:\n\tb: 1\n").contains("tabs"), "{}", failure("a:\n\tb: 1\n"));
+        assert!(failure("a: *nowhere\n").contains("p.yaml:1:4"), "{}", failure("a: *nowhere\n"));
+    }
+
+    #[test]
+    fn what_no_profile_has_is_refused() {
+        assert!(failure("").contains("empty"));
+        assert!(failure("# only a comment\n").contains("empty"));
+        assert!(failure("? [a, b]\n: c\n").contains("plain key"));
+        assert!(failure("a: &a [*a]\n").contains("inside the very anchor"));
+        assert!(failure("a: 1\nb:\n  <<: 7\n").contains("expected a mapping to merge"));
+    }
+
+    #[test]
+    fn depth_is_bounded_even_through_aliases() {
+        assert!(failure(&format!("{}{}", "[".repeat(100), "]".repeat(100))).contains("deeper"));
+        let chain: String = (1..500).map(|n| format!("- &a{n} [*a{}]\n", n - 1)).collect();
+        assert!(failure(&format!("- &a0 x\n{chain}")).contains("deeper"));
+    }
+
+    #[test]
+    fn only_the_first_document_counts() {
+        let mut report = Report::new("p.yaml", "a: 1\n---\nb: 2\n");
+        let root = parse(&mut report).unwrap();
+        assert!(root.child("a").is_some() && root.child("b").is_none());
+        assert_eq!(report.warnings().count(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "[ \\[\\]{}:,&*a-c<!|>'\"\n\t%#?~-]{0,80}|.{0,200}") {
+            let mut report = Report::new("p.yaml", text);
+            let node = parse(&mut report);
+            prop_assert!(node.is_some() || report.has_errors());
+            let _ = report.to_string();
+        }
+    }
 }

@@ -1,1 +1,296 @@
-//! stack
+//! Packets to flows and back, on smoltcp: the server that answers behind the TUN.
+//!
+//! No sockets, no clock and no runtime in here: packets and the time are arguments, what is to be sent goes to a
+//! [`Transmit`]. One [`Stack`] belongs to one worker; its [`FlowStream`]s live in that worker's tasks.
+//!
+//! A turn of the worker is: [`Stack::ingest`] for each packet read, then the woken flow tasks move bytes in and out of
+//! the rings, then [`Stack::poll`] emits once per touched flow, so that one acknowledgement answers a batch.
+
+mod checksum;
+mod datagram;
+mod flow;
+mod fragment;
+pub mod frame;
+mod icmp;
+pub mod ip;
+mod port;
+mod ring;
+mod table;
+mod tcp;
+mod tombstone;
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::task::Waker;
+use std::time::Instant;
+
+pub use datagram::Datagram;
+pub use flow::{FlowStream, Refusal};
+pub use frame::{Frame, Transmit, VirtioHeader};
+pub use icmp::Unreachable;
+pub use ip::Malformed;
+use ip::Packet;
+use table::Table;
+
+/// A TCP flow's two ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// Who opened it.
+    pub client: SocketAddr,
+    /// Whom it wants.
+    pub server: SocketAddr,
+}
+
+/// What a stack must know at its start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The device's MTU in bytes, at least 1280.
+    pub mtu: usize,
+    /// The device completes checksums and cuts segments (virtio header).
+    pub offload: bool,
+    /// This host's addresses on the device. Flows from them cross no lossy link.
+    pub own: Vec<IpAddr>,
+    /// Addresses that answer echo requests themselves.
+    pub echo: Vec<IpAddr>,
+    /// Addresses that nobody but `own` may use as a source.
+    pub reserved: Vec<ipnet::IpNet>,
+    /// Whether IPv6 flows are carried; otherwise they are refused at once.
+    pub ipv6: bool,
+    /// Unguessable; seeds initial sequence numbers.
+    pub seed: u64,
+}
+
+/// What one packet brought.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A new flow. Its SYN-ACK is held until the stream is accepted.
+    Incoming(Tuple, FlowStream),
+    /// A UDP datagram; the stack keeps no state for it.
+    Datagram(Datagram<'a>),
+    /// A TCP segment of no flow here. Another worker may own it; if none does, [`Stack::reset`] answers it.
+    Stray(Tuple),
+}
+
+impl std::fmt::Debug for FlowStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FlowStream")
+    }
+}
+
+/// What the stack counted since its start. Dropped packets are counted once each, by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Packets read.
+    pub packets: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Dropped: lengths that contradict each other.
+    pub bad_length: u64,
+    /// Dropped: no IP packet, or a wrong checksum.
+    pub bad_header: u64,
+    /// Dropped: source routes and senseless extension headers.
+    pub bad_options: u64,
+    /// Dropped: a source that no packet may carry, or one that is ours.
+    pub spoofed: u64,
+    /// Pieces of packets.
+    pub fragments: u64,
+    /// Ignored: multicast, broadcast and protocols that nobody here speaks.
+    pub ignored: u64,
+    /// SYNs dropped because too many flows are being opened.
+    pub flooded: u64,
+    /// TCP flows begun.
+    pub flows: u64,
+}
+
+/// The stack of one worker.
+pub struct Stack {
+    config: Config,
+    table: Table,
+    reassembly: fragment::Reassembly,
+    /// A reassembled packet lives here while its datagram is looked at.
+    assembled: Vec<u8>,
+    next_id: u32,
+    counters: Counters,
+}
+
+impl Stack {
+    /// An empty stack.
+    #[must_use]
+    pub fn new(config: Config, now: Instant) -> Self {
+        let table = Table::new(&config, now);
+        let next_id = (config.seed >> 32) as u32;
+        Self {
+            config,
+            table,
+            reassembly: fragment::Reassembly::default(),
+            assembled: Vec::new(),
+            next_id,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Takes one packet in. Answers that cannot wait go to `transmit`; what somebody else has to do is returned.
+    pub fn ingest<'a>(&'a mut self, frame: Frame<'a>, now: Instant, transmit: &mut dyn Transmit) -> Option<Event<'a>> {
+        self.counters.packets += 1;
+        self.counters.bytes += frame.packet.len() as u64;
+        let packet = match Packet::parse(frame.packet) {
+            Ok(packet) => packet,
+            Err(why) => {
+                self.counters.drop(why);
+                return None;
+            }
+        };
+        if !self.admits(&packet) {
+            return None;
+        }
+        if let Some(fragment) = packet.fragment {
+            self.counters.fragments += 1;
+            self.assembled = self.reassembly.add(&packet, fragment, now)?;
+            let Self { config, table, assembled, counters, .. } = self;
+            let packet = Packet::parse(assembled).ok()?;
+            return deliver(config, table, counters, packet, VirtioHeader::PLAIN, now, transmit);
+        }
+        let Self { config, table, counters, .. } = self;
+        deliver(config, table, counters, packet, frame.header, now, transmit)
+    }
+
+    /// Answers a segment that belongs to no flow, by the rules of RFC 9293 section 3.10.7.1.
+    pub fn reset(&mut self, frame: Frame<'_>, now: Instant, transmit: &mut dyn Transmit) {
+        self.table.reset(frame.packet, now, transmit);
+    }
+
+    /// Emits what flows have to say, and runs their timers. Returns whether something is left for the next turn, either
+    /// because a flow used up its share or because `transmit` was not ready.
+    pub fn poll(&mut self, now: Instant, transmit: &mut dyn Transmit) -> bool {
+        self.table.poll(now, transmit)
+    }
+
+    /// When [`poll`](Self::poll) is due even if nothing else happens.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.table.deadline()
+    }
+
+    /// Wakes `waker` as soon as a flow has something to emit. Returns true if one has already.
+    #[must_use]
+    pub fn register(&self, waker: &Waker) -> bool {
+        self.table.register(waker)
+    }
+
+    /// Writes a datagram to a client. False: the device was full, or the payload too long, and it was dropped.
+    pub fn send(&mut self, from: SocketAddr, to: SocketAddr, payload: &[u8], transmit: &mut dyn Transmit) -> bool {
+        self.next_id = self.next_id.wrapping_add(1);
+        let link = datagram::Link { mtu: self.config.mtu, offload: self.config.offload };
+        datagram::write(from, to, payload, link, self.next_id, transmit)
+    }
+
+    /// Tells a client that its packet, which began with `quoted`, did not arrive.
+    pub fn unreachable(&mut self, quoted: &[u8], why: Unreachable, transmit: &mut dyn Transmit) {
+        icmp::unreachable(quoted, why, transmit);
+    }
+
+    /// Flows that are open or being opened.
+    #[must_use]
+    pub fn flows(&self) -> usize {
+        self.table.len()
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Aborts every flow: their clients see a reset at the next [`poll`](Self::poll).
+    pub fn abort_all(&mut self) {
+        self.table.abort_all();
+    }
+
+    fn admits(&mut self, packet: &Packet<'_>) -> bool {
+        let reserved = self.config.reserved.iter().any(|range| range.contains(&packet.source));
+        if reserved && !self.config.own.contains(&packet.source) {
+            self.counters.spoofed += 1;
+            return false;
+        }
+        if ip::is_not_unicast(packet.destination) {
+            self.counters.ignored += 1;
+            return false;
+        }
+        true
+    }
+}
+
+/// Sorts a whole packet to where it belongs.
+fn deliver<'a>(
+    config: &Config,
+    table: &mut Table,
+    counters: &mut Counters,
+    packet: Packet<'a>,
+    header: VirtioHeader,
+    now: Instant,
+    transmit: &mut dyn Transmit,
+) -> Option<Event<'a>> {
+    if packet.source.is_ipv6() && !config.ipv6 {
+        refuse_v6(&packet, transmit);
+        return None;
+    }
+    match packet.protocol {
+        ip::TCP => {
+            let segment = match tcp::Segment::read(&packet, header.checksum_trusted()) {
+                Ok(segment) => segment,
+                Err(why) => {
+                    counters.drop(why);
+                    return None;
+                }
+            };
+            table.segment(&packet, &segment, counters, now, transmit)
+        }
+        ip::UDP => {
+            if !header.checksum_trusted() && !datagram::checksum_holds(&packet) {
+                counters.bad_header += 1;
+                return None;
+            }
+            let datagram = datagram::read(&packet, header.datagram_size());
+            counters.bad_length += u64::from(datagram.is_none());
+            datagram.map(Event::Datagram)
+        }
+        _ if icmp::is_echo_request(&packet) => {
+            if config.echo.contains(&packet.destination) {
+                icmp::echo_reply(&packet, transmit);
+            } else {
+                icmp::unreachable(packet.bytes, Unreachable::Host, transmit);
+            }
+            None
+        }
+        _ => {
+            counters.ignored += 1;
+            None
+        }
+    }
+}
+
+/// `ipv6: false`: codes that programs take as "no IPv6 here" at once, TCP as ENETUNREACH, UDP as ECONNREFUSED.
+fn refuse_v6(packet: &Packet<'_>, transmit: &mut dyn Transmit) {
+    let why = if packet.protocol == ip::UDP { Unreachable::Port } else { Unreachable::Network };
+    icmp::unreachable(packet.bytes, why, transmit);
+}
+
+impl Counters {
+    fn drop(&mut self, why: Malformed) {
+        match why {
+            Malformed::Length => self.bad_length += 1,
+            Malformed::Header => self.bad_header += 1,
+            Malformed::Options => self.bad_options += 1,
+            Malformed::Martian => self.spoofed += 1,
+        }
+    }
+}
+
+/// smoltcp's time, counted from `epoch`.
+fn since(epoch: Instant, now: Instant) -> smoltcp::time::Instant {
+    let micros = now.saturating_duration_since(epoch).as_micros();
+    smoltcp::time::Instant::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
+}
+
+/// A flow and the list that marks it, as the modules here pass them around.
+type Handle = Rc<std::cell::RefCell<flow::Flow>>;

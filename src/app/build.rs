@@ -1,0 +1,134 @@
+//! From a profile to the parts that run it.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow};
+use arc_swap::ArcSwap;
+use ipnet::{IpNet, Ipv4Net};
+use tokio::runtime::Handle;
+
+use super::{load, nameservers};
+use crate::dispatch::{Core, Counters, Router};
+use crate::dns::{self, Dns, Filter, Wildcards};
+use crate::inbound::tun::Hijack;
+use crate::net::Lookup;
+use crate::outbound::{Context, Egress, Roots};
+use crate::platform::Dialer;
+use crate::profile::{EnhancedMode, FilterMode, Profile, Report};
+use crate::stack;
+
+/// The addresses on the device and beside it.
+#[derive(Debug, Clone)]
+pub(super) struct Addresses {
+    /// Ours on the device, with their prefixes.
+    pub(super) device: Vec<IpNet>,
+    /// Where names are answered: the addresses beside ours.
+    pub(super) dns: Vec<IpAddr>,
+    /// The fake ranges.
+    pub(super) fake: Vec<IpNet>,
+}
+
+impl Addresses {
+    /// As in mihomo: the first address of the fake range is the device's, the second answers names.
+    pub(super) fn of(profile: &Profile) -> Self {
+        let range = profile.dns.fake_ip_range;
+        let base = u32::from(range.network());
+        let v4 = Ipv4Net::new_assert((base + 1).into(), 30);
+        let mut device = vec![IpNet::V4(v4)];
+        let mut dns = vec![IpAddr::V4((base + 2).into())];
+        for v6 in &profile.tun.inet6_address {
+            device.push(IpNet::V6(*v6));
+            dns.push(IpAddr::V6((u128::from(v6.addr()) + 1).into()));
+        }
+        let mut fake = vec![IpNet::V4(range)];
+        fake.extend(profile.dns.fake_ip_range6.map(IpNet::V6));
+        Self { device, dns, fake }
+    }
+
+    /// What the stack must know, on a device with or without offloads.
+    pub(super) fn stack(&self, profile: &Profile, offload: bool) -> stack::Config {
+        let own: Vec<IpAddr> = self.device.iter().map(IpNet::addr).collect();
+        let reserved = self.fake.iter().chain(&self.device).map(IpNet::trunc).collect();
+        stack::Config {
+            mtu: usize::from(profile.tun.mtu),
+            offload,
+            own,
+            echo: self.dns.clone(),
+            reserved,
+            ipv6: profile.ipv6,
+            seed: seed(),
+        }
+    }
+
+    pub(super) fn hijack(&self, profile: &Profile) -> Hijack {
+        let listed: Vec<_> = profile.tun.dns_hijack.iter().map(|target| (target.address, target.port)).collect();
+        Hijack::new(listed, &self.dns)
+    }
+}
+
+/// Sixty-four bits that nobody can guess.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    // Keyed from the operating system's entropy; the counter-like input only separates calls.
+    RandomState::new().hash_one(std::time::SystemTime::now())
+}
+
+/// Builds DNS, outbounds and router. `log` keeps fake addresses over restarts.
+///
+/// # Errors
+/// The fake range is too small, or the profile has mistakes that [`load::load`] would have told.
+pub(super) async fn core(profile: &Profile, mut dialer: Dialer, log: Option<PathBuf>) -> anyhow::Result<Arc<Core>> {
+    let addresses = Addresses::of(profile);
+    dialer.fake.clone_from(&addresses.fake);
+    dialer.interface.clone_from(&profile.interface_name);
+    let upstreams = nameservers::resolve(&profile.dns, &dialer).await?;
+    let dns = Dns::open(dns::Config {
+        ipv6: profile.dns.ipv6,
+        mode: mode(profile)?,
+        upstreams,
+        dialer: dialer.clone(),
+        log,
+        runtime: Handle::current(),
+    })
+    .context("the fake-IP range cannot be used")?;
+    let dns = Arc::new(dns);
+    let lookup: Arc<dyn Lookup> = dns.clone();
+    let context = Context { egress: Egress::new(dialer, lookup), roots: Roots::default() };
+    let mut report = Report::new("", "");
+    let outbounds = load::outbounds(profile, &context, &mut report);
+    if report.has_errors() {
+        return Err(anyhow!("the profile has errors"));
+    }
+    let rules = profile.rules.iter().map(|placed| placed.rule.clone()).collect();
+    let router = Router::new(profile.mode, rules, |name| outbounds.index(name))?;
+    Ok(Arc::new(Core {
+        router: ArcSwap::from_pointee(router),
+        outbounds: Arc::new(outbounds),
+        dns,
+        counters: Arc::new(Counters::default()),
+        udp_timeout: profile.tun.udp_timeout,
+    }))
+}
+
+fn mode(profile: &Profile) -> anyhow::Result<dns::Mode> {
+    let written = &profile.dns;
+    if !written.enable || written.enhanced_mode != EnhancedMode::FakeIp {
+        return Ok(dns::Mode::Mapping);
+    }
+    let mut wildcards = Wildcards::default();
+    for pattern in &written.fake_ip_filter {
+        wildcards.insert(pattern).with_context(|| format!("dns.fake-ip-filter: `{pattern}`"))?;
+    }
+    let filter_mode = match written.fake_ip_filter_mode {
+        FilterMode::Blacklist => dns::FilterMode::Blacklist,
+        FilterMode::Whitelist => dns::FilterMode::Whitelist,
+    };
+    Ok(dns::Mode::FakeIp {
+        range: written.fake_ip_range,
+        range6: written.fake_ip_range6,
+        filter: Filter::new(wildcards, filter_mode),
+        ttl: written.fake_ip_ttl,
+    })
+}

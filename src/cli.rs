@@ -1,0 +1,110 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A transparent proxy for Linux that can say why a flow went where it went.
+///
+/// Takes this host's traffic (or a home network's) through a TUN device, matches each flow against the rules of a
+/// Clash profile, and sends it direct, through a proxy, or nowhere.
+#[derive(Debug, Parser)]
+#[command(name = "tunproxy", version, args_conflicts_with_subcommands = false, after_long_help = EXAMPLES)]
+pub struct Cli {
+    /// Options that every command understands.
+    #[command(flatten)]
+    pub common: Common,
+    /// What to do; running the profile when nothing is said.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tunproxy demo                                            see it work; no root, nothing to configure
+  tunproxy check --profile rules.yaml                      is the profile right?
+  tunproxy exec --profile rules.yaml -- curl example.com   one program behind the rules, no root
+  sudo tunproxy --profile rules.yaml                       the whole host, until Ctrl-C
+  sudo tunproxy cleanup                                    after a crash: put the host back";
+
+/// Options that every command understands.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// The profile: a Clash/mihomo YAML file
+    #[arg(long, short = 'f', global = true, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
+    /// Where the journal, the fake-IP log and the control socket live [default: /var/lib/tunproxy for root, else
+    /// $XDG_STATE_HOME/tunproxy]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// How much to log [default: what the profile says, else info]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub log_level: Option<Level>,
+    /// How log lines look
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub log_format: Format,
+}
+
+/// How much to log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Level {
+    /// Nothing.
+    Silent,
+    /// What failed.
+    Error,
+    /// What may fail.
+    Warning,
+    /// Also a line for each flow.
+    Info,
+    /// Also why.
+    Debug,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One object a line, for programs.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Read a profile and say everything that is wrong with it; exit code 0 if it can be run, else 1
+    Check,
+    /// Run one command in a private network namespace whose only way out is the profile; needs no root
+    Exec {
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// Show the main job in a private namespace with its own small internet; needs no root and no network
+    Demo,
+    /// Put the host back after a crash, as the journal in the state directory says
+    Cleanup,
+    /// What the running program does, as JSON
+    Status,
+    /// Stop the running program
+    Stop,
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+    /// The child half of `exec`.
+    #[command(hide = true)]
+    Inside {
+        /// The descriptor that leads to the parent.
+        channel: i32,
+        /// The namespace, as JSON.
+        description: String,
+        /// What to become.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+}

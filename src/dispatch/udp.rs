@@ -1,0 +1,305 @@
+//! UDP associations: which socket carries the datagrams of which client, and under which address answers come back.
+//!
+//! An association is (source, outbound): one socket of ours for all peers of a client, so that its mapping does not
+//! depend on the peer (RFC 4787 REQ-1). A client accepts an answer only from the address it wrote to, which may be a
+//! fake one, so the association remembers that address per peer; peers nobody wrote to answer from their own.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::io::ReadBuf;
+
+use super::entry::Back;
+use super::live::{Account, Counters};
+use crate::dns::Held;
+use crate::net::{Address, BoxDatagram, Host, Reach, Received};
+
+/// Datagrams that wait while their association is being opened.
+pub(super) const MOST_WAITING: usize = 32;
+/// Associations of one worker; the one idle longest goes.
+const MOST_LINKS: usize = 16_384;
+/// Peers of one client; when there are more, those idle longest go.
+const MOST_PEERS: usize = 4096;
+/// Datagrams taken from one socket before others get their turn.
+const SHARE: usize = 64;
+/// A peer that was refused stays so for this long, without asking again.
+const REFUSED_FOR: Duration = Duration::from_secs(2);
+/// A question and its answer need no more (RFC 5452: resolvers give up earlier).
+const DNS_IDLE: Duration = Duration::from_secs(10);
+const DNS_PORT: u16 = 53;
+
+/// A peer as one client sees it.
+pub(super) enum Peer {
+    /// The router, the resolver or the outbound is at work.
+    Opening(VecDeque<Waiting>),
+    /// Datagrams go this way.
+    Open { link: Rc<Link>, to: Address },
+    /// No outbound takes it; `why` is what the client is told each time.
+    Closed { why: Option<Reach>, until: Instant },
+}
+
+/// A datagram that waits.
+pub(super) struct Waiting {
+    pub(super) payload: Vec<u8>,
+    pub(super) dont_fragment: bool,
+}
+
+/// All that one client has going.
+#[derive(Default)]
+struct Source {
+    peers: HashMap<Address, Peer, foldhash::fast::RandomState>,
+    /// Associations that serve many peers, by the outbound's chain.
+    shared: HashMap<Arc<str>, Rc<Link>>,
+}
+
+/// One association.
+pub(super) struct Link {
+    pub(super) source: SocketAddr,
+    datagram: RefCell<BoxDatagram>,
+    back: Rc<dyn Back>,
+    /// The address under which the client knows each real peer, and the first packet to it for ICMP errors to quote.
+    known: RefCell<HashMap<Address, (Address, Box<[u8]>), foldhash::fast::RandomState>>,
+    /// The client's address for whatever answers: the association was opened for one name.
+    name: Option<Address>,
+    used: Cell<Instant>,
+    idle: Duration,
+    ended: Cell<bool>,
+    account: RefCell<Option<Account>>,
+    counters: Arc<Counters>,
+    held: RefCell<Vec<Held>>,
+}
+
+/// The associations of one worker.
+#[derive(Default)]
+pub(super) struct Associations {
+    sources: HashMap<SocketAddr, Source, foldhash::fast::RandomState>,
+    links: VecDeque<Rc<Link>>,
+}
+
+impl Associations {
+    pub(super) fn peer(&mut self, source: SocketAddr, client: &Address) -> Option<&mut Peer> {
+        self.sources.get_mut(&source)?.peers.get_mut(client)
+    }
+
+    /// Sets what is known of a peer; returns what was known before.
+    pub(super) fn set(&mut self, source: SocketAddr, client: Address, peer: Peer) -> Option<Peer> {
+        let peers = &mut self.sources.entry(source).or_default().peers;
+        if peers.len() >= MOST_PEERS && !peers.contains_key(&client) {
+            shed(peers);
+        }
+        peers.insert(client, peer)
+    }
+
+    /// Marks a peer as refused for a while; returns what waited for it.
+    pub(super) fn close(&mut self, source: SocketAddr, client: &Address, why: Option<Reach>, now: Instant) {
+        self.set(source, client.clone(), Peer::Closed { why, until: now + REFUSED_FOR });
+    }
+
+    /// The association of `source` through the outbound `chain` that serves many peers, unless `real` already stands for
+    /// another of the client's addresses there.
+    pub(super) fn shared(&self, source: SocketAddr, chain: &str, real: &Address, client: &Address) -> Option<Rc<Link>> {
+        let link = self.sources.get(&source)?.shared.get(chain)?;
+        let taken = link.known.borrow().get(real).is_some_and(|(known, _)| known != client);
+        if taken || link.ended.get() { None } else { Some(Rc::clone(link)) }
+    }
+
+    /// Adds an association. With `chain` it serves later peers too, if there is none for them yet.
+    pub(super) fn add(&mut self, link: &Rc<Link>, chain: Option<Arc<str>>) {
+        if self.links.len() >= MOST_LINKS {
+            self.evict();
+        }
+        self.links.push_back(Rc::clone(link));
+        if let Some(chain) = chain {
+            let shared = &mut self.sources.entry(link.source).or_default().shared;
+            shared.entry(chain).or_insert_with(|| Rc::clone(link));
+        }
+    }
+
+    /// Forgets an association and the peers that it served.
+    pub(super) fn remove(&mut self, link: &Rc<Link>) {
+        self.links.retain(|other| !Rc::ptr_eq(other, link));
+        let Some(source) = self.sources.get_mut(&link.source) else { return };
+        source.shared.retain(|_, other| !Rc::ptr_eq(other, link));
+        source.peers.retain(|_, peer| !matches!(peer, Peer::Open { link: other, .. } if Rc::ptr_eq(other, link)));
+        if source.peers.is_empty() && source.shared.is_empty() {
+            self.sources.remove(&link.source);
+        }
+    }
+
+    /// Drops refusals whose time is over, so that a sprayed table empties by itself.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.sources.retain(|_, source| {
+            source.peers.retain(|_, peer| !matches!(peer, Peer::Closed { until, .. } if *until <= now));
+            !source.peers.is_empty() || !source.shared.is_empty()
+        });
+    }
+
+    /// Ends the associations that have been idle longest, a hundredth of all, so that the search pays.
+    fn evict(&mut self) {
+        let mut ages: Vec<Instant> = self.links.iter().map(|link| link.used.get()).collect();
+        ages.sort_unstable();
+        let Some(limit) = ages.get(ages.len() / 100).copied() else { return };
+        let old: Vec<_> = self.links.iter().filter(|link| link.used.get() <= limit).cloned().collect();
+        for link in old {
+            link.ended.set(true);
+            self.remove(&link);
+        }
+    }
+}
+
+/// Makes room among the peers of one client.
+fn shed(peers: &mut HashMap<Address, Peer, foldhash::fast::RandomState>) {
+    let mut kept = 0;
+    peers.retain(|_, peer| {
+        if matches!(peer, Peer::Closed { .. }) {
+            return false;
+        }
+        kept += 1;
+        kept < MOST_PEERS / 2
+    });
+}
+
+impl Link {
+    pub(super) fn new(
+        source: SocketAddr,
+        datagram: BoxDatagram,
+        back: Rc<dyn Back>,
+        name: Option<Address>,
+        idle: Duration,
+        account: Account,
+        counters: Arc<Counters>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            source,
+            datagram: RefCell::new(datagram),
+            back,
+            known: RefCell::default(),
+            name,
+            used: Cell::new(Instant::now()),
+            idle,
+            ended: Cell::new(false),
+            account: RefCell::new(Some(account)),
+            counters,
+            held: RefCell::default(),
+        })
+    }
+
+    /// How long an association may be idle whose first peer has this port.
+    pub(super) fn idle_for(port: u16, usual: Duration) -> Duration {
+        if port == DNS_PORT { DNS_IDLE.min(usual) } else { usual }
+    }
+
+    /// Notes that the client calls `real` by `client`. `quoted` is the first packet it sent there.
+    pub(super) fn introduce(&self, real: Address, client: Address, quoted: &[u8], held: Option<Held>) {
+        self.known.borrow_mut().insert(real, (client, quoted.into()));
+        self.held.borrow_mut().extend(held);
+    }
+
+    /// Sends one datagram of the client. What the socket cannot take now is lost, as UDP may be.
+    pub(super) fn send(&self, payload: &[u8], to: &Address, dont_fragment: bool, client: &Address, quoted: &[u8]) {
+        self.used.set(Instant::now());
+        let mut cx = Context::from_waker(Waker::noop());
+        let outcome = self.datagram.borrow_mut().poll_send_to(&mut cx, payload, to, dont_fragment);
+        match outcome {
+            Poll::Ready(Ok(())) => self.moved(payload.len() as u64, 0),
+            Poll::Ready(Err(error)) => self.send_failed(&error, client, quoted),
+            Poll::Pending => {
+                self.counters.datagrams_dropped.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    fn send_failed(&self, error: &io::Error, client: &Address, quoted: &[u8]) {
+        let why = match error.raw_os_error() {
+            Some(libc::EMSGSIZE) => Reach::TooBig(0),
+            Some(libc::ENETUNREACH | libc::ENETDOWN) => Reach::Network,
+            Some(libc::EHOSTUNREACH) => Reach::Host,
+            Some(libc::EPERM | libc::EACCES) => Reach::Prohibited,
+            Some(libc::ECONNREFUSED) => Reach::Port,
+            _ => {
+                self.counters.datagrams_dropped.fetch_add(1, Relaxed);
+                return;
+            }
+        };
+        // A datagram that does not fit is followed by the network's own word, which knows the MTU.
+        if why != Reach::TooBig(0) {
+            self.back.unreachable(client, self.source, quoted, why);
+        }
+    }
+
+    fn moved(&self, up: u64, down: u64) {
+        if let Some(account) = self.account.borrow_mut().as_mut() {
+            account.moved(up, down);
+        }
+    }
+
+    /// Carries answers to the client until the association falls idle, fails or is evicted.
+    pub(super) async fn run(&self, scratch: &RefCell<Box<[u8]>>) {
+        let reason = loop {
+            let quiet = tokio::time::Instant::from_std(self.used.get() + self.idle);
+            tokio::select! {
+                biased;
+                error = poll_fn(|cx| self.poll_answers(cx, scratch)) => break error.to_string(),
+                () = tokio::time::sleep_until(quiet) => {}
+            }
+            if self.ended.get() {
+                break "evicted: too many associations".to_owned();
+            }
+            if self.used.get().elapsed() >= self.idle {
+                break "idle".to_owned();
+            }
+        };
+        self.ended.set(true);
+        if let Some(account) = self.account.borrow_mut().take() {
+            account.closed(&reason);
+        }
+    }
+
+    fn poll_answers(&self, cx: &mut Context<'_>, scratch: &RefCell<Box<[u8]>>) -> Poll<io::Error> {
+        let mut scratch = scratch.borrow_mut();
+        for _ in 0..SHARE {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            let outcome = self.datagram.borrow_mut().poll_recv_from(cx, &mut buffer);
+            match outcome {
+                Poll::Ready(Ok(Received::Payload(from))) => self.deliver(&from, buffer.filled()),
+                Poll::Ready(Ok(Received::Failed { to, why })) => self.tell(&to, why),
+                Poll::Ready(Err(error)) => return Poll::Ready(error),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn deliver(&self, from: &Address, payload: &[u8]) {
+        self.used.set(Instant::now());
+        self.moved(0, payload.len() as u64);
+        let known = self.known.borrow();
+        match (known.get(from), &self.name, &from.host) {
+            (Some((client, _)), ..) => self.back.deliver(client, self.source, payload),
+            // One name, another port of its host.
+            (None, Some(name), _) => {
+                let client = Address { host: name.host.clone(), port: from.port };
+                self.back.deliver(&client, self.source, payload);
+            }
+            (None, None, Host::Ip(_)) => self.back.deliver(from, self.source, payload),
+            (None, None, Host::Name(_)) => {
+                self.counters.datagrams_dropped.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    fn tell(&self, to: &Address, why: Reach) {
+        if let Some((client, quoted)) = self.known.borrow().get(to) {
+            self.back.unreachable(client, self.source, quoted, why);
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Fake addresses: every name gets one of its own, and keeps it across restarts.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use tokio::runtime::Handle;
+
+use super::filter::Filter;
+use crate::net::Name;
+
+mod log;
+mod pool;
+
+use log::Log;
+use pool::Pool;
+
+pub(in crate::dns) use pool::Exhausted;
+
+/// A client may use an answer for so long beyond its TTL: browsers keep what the system's resolver told them for a
+/// minute, because it does not tell them the TTL.
+const GRACE_SECONDS: u32 = 60;
+/// Names copied per turn of the lock while the log is compacted.
+const SNAPSHOT_CHUNK: usize = 512;
+/// The log is compacted when it has grown by so many bytes over twice what it needs.
+const SLACK: u64 = 4 << 20;
+
+/// Why the DNS service cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A `fake-ip-range` without a single address to hand out.
+    #[error("the fake-IP range {0} is too small: its first four addresses and the last are not handed out")]
+    RangeTooSmall(IpNet),
+}
+
+/// What an address means to us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fake {
+    /// A fake address, and the name that it stands for.
+    Name(Name),
+    /// In a fake range, but handed out to nobody: refuse it, never guess.
+    Unknown,
+    /// A real address.
+    NotFake,
+}
+
+/// While this lives, the fake address it was made for keeps its name. It holds nothing for a real address.
+#[must_use = "the address is released when this is dropped"]
+#[derive(Default)]
+pub struct Held(Option<(Arc<FakeIp>, bool, u32)>);
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Held").field(&self.0.as_ref().map(|(_, _, slot)| slot)).finish()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some((fake, v6, slot)) = self.0.take() {
+            let now = fake.seconds(super::now());
+            let pool = if v6 { fake.v6.as_ref() } else { Some(&fake.v4) };
+            pool.into_iter().for_each(|pool| pool.release(slot, now));
+        }
+    }
+}
+
+/// Both pools, the filter in front of them and the log behind them.
+pub(super) struct FakeIp {
+    filter: Filter,
+    /// Of every fake answer, in seconds.
+    pub(super) ttl: u32,
+    v4: Pool,
+    v6: Option<Pool>,
+    log: Option<Log>,
+    start: Instant,
+    runtime: Handle,
+    compacting: AtomicBool,
+}
+
+impl FakeIp {
+    /// Builds the pools, and fills them from the log.
+    pub(super) fn open(
+        ranges: (Ipv4Net, Option<Ipv6Net>),
+        filter: Filter,
+        ttl: u32,
+        path: Option<&Path>,
+        runtime: Handle,
+    ) -> Result<Self, OpenError> {
+        let grace = GRACE_SECONDS.saturating_add(ttl);
+        let v4 = Pool::new(IpNet::V4(ranges.0), grace)?;
+        let v6 = ranges.1.map(|range| Pool::new(IpNet::V6(range), grace)).transpose()?;
+        let mut fake =
+            Self { filter, ttl, v4, v6, log: None, start: super::now(), runtime, compacting: AtomicBool::new(false) };
+        if let Some(path) = path {
+            match fake.load(path) {
+                Ok(log) => fake.log = Some(log),
+                Err(error) => tracing::warn!(
+                    path = %path.display(), %error,
+                    "the fake-IP log cannot be used; after a restart names may get other addresses"
+                ),
+            }
+        }
+        Ok(fake)
+    }
+
+    fn load(&self, path: &Path) -> std::io::Result<Log> {
+        let contents = log::read(path)?;
+        let count = contents.records.len();
+        for (name, ip) in contents.records {
+            // A range or a filter that changed since leaves entries without a place.
+            if let Some(pool) = self.pool(ip).filter(|_| self.filter.fakes(name.as_str())) {
+                pool.restore(name, ip, 0);
+            }
+        }
+        if contents.unsound || count > 2 * self.names() {
+            let mut bytes = Vec::new();
+            self.snapshot(&mut bytes);
+            log::replace(path, &bytes)?;
+        }
+        Log::append_to(path)
+    }
+
+    /// Whether `name` (lower-case) gets fake addresses.
+    pub(super) fn fakes(&self, name: &str) -> bool {
+        self.filter.fakes(name)
+    }
+
+    /// Whether there are fake IPv6 addresses.
+    pub(super) fn has_v6(&self) -> bool {
+        self.v6.is_some()
+    }
+
+    /// The fake address of `name` in one family. [`FakeIp::flush`] must return before the answer leaves.
+    pub(super) fn address(&self, name: &str, v6: bool, now: Instant) -> Result<IpAddr, Exhausted> {
+        let pool = if v6 { self.v6.as_ref().ok_or(Exhausted)? } else { &self.v4 };
+        pool.address(name, self.seconds(now), |name, ip| {
+            if let Some(log) = &self.log {
+                log.append(name, ip);
+            }
+        })
+    }
+
+    /// What `ip` stands for.
+    pub(super) fn name_of(&self, ip: IpAddr, now: Instant) -> Fake {
+        match self.pool(ip) {
+            None => Fake::NotFake,
+            Some(pool) => pool.name_of(ip, self.seconds(now)).map_or(Fake::Unknown, Fake::Name),
+        }
+    }
+
+    /// Keeps the name of `ip` while the result lives.
+    pub(super) fn hold(self: &Arc<Self>, ip: IpAddr) -> Held {
+        let slot = self.pool(ip).and_then(|pool| pool.hold(ip));
+        Held(slot.map(|slot| (Arc::clone(self), ip.is_ipv6(), slot)))
+    }
+
+    /// Returns once every address handed out before the call is in the log.
+    pub(super) fn flush(self: &Arc<Self>) {
+        let Some(length) = self.log.as_ref().and_then(Log::flush) else { return };
+        // A record has about forty bytes. The look at both tables is two uncontended locks per written batch.
+        let needed = self.names() as u64 * 64;
+        if length > 2 * needed + SLACK && !self.compacting.swap(true, Ordering::AcqRel) {
+            let fake = Arc::clone(self);
+            self.runtime.spawn_blocking(move || fake.compact());
+        }
+    }
+
+    fn compact(&self) {
+        if let Some(log) = &self.log
+            && let Err(error) = log.compact(|out| self.snapshot(out))
+        {
+            tracing::warn!(%error, "the fake-IP log could not be compacted; it goes on as it is");
+            // Left set: a disk that is full now would be tried again with every batch.
+            return;
+        }
+        self.compacting.store(false, Ordering::Release);
+    }
+
+    fn snapshot(&self, out: &mut Vec<u8>) {
+        for pool in std::iter::once(&self.v4).chain(&self.v6) {
+            let mut from = 0;
+            while pool.visit(from, SNAPSHOT_CHUNK, |name, ip| log::encode(out, name, ip)) {
+                from += SNAPSHOT_CHUNK;
+            }
+        }
+    }
+
+    fn pool(&self, ip: IpAddr) -> Option<&Pool> {
+        std::iter::once(&self.v4).chain(&self.v6).find(|pool| pool.contains(ip))
+    }
+
+    /// How many addresses have a name.
+    pub(super) fn names(&self) -> usize {
+        self.v4.len() + self.v6.as_ref().map_or(0, Pool::len)
+    }
+
+    fn seconds(&self, now: Instant) -> u32 {
+        u32::try_from(now.saturating_duration_since(self.start).as_secs()).unwrap_or(u32::MAX)
+    }
+}
+
+/// FNV-1a, mixed at the end: the same in every run and version, because addresses in the log follow from it.
+fn stable_hash(bytes: &[u8]) -> u64 {
+    let hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let hash = (hash ^ (hash >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    hash ^ (hash >> 32)
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

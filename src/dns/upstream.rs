@@ -1,0 +1,229 @@
+//! One question to one nameserver over plain UDP or TCP.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, timeout_at};
+
+use super::counters::{Counters, count};
+use super::key::Parts;
+use super::message::Message;
+use super::wire::{EDNS_SIZE, HEADER, IN, bit, kind, question_end, rcode, u16_at};
+use crate::net::DialError;
+use crate::platform::{Dialer, UdpSocket};
+
+/// A nameserver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Upstream {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// `tcp://`: never ask over UDP.
+    pub tcp_only: bool,
+}
+
+/// When a datagram that got no answer is sent again, counted from the first one.
+const RESEND_AT: [Duration; 2] = [Duration::from_millis(800), Duration::from_millis(2400)];
+/// A datagram of a server that ignores our EDNS size is read up to here.
+const DATAGRAM: usize = 4096;
+
+/// Why a nameserver gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ExchangeError {
+    #[error("{0}")]
+    Dial(#[from] DialError),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("it closed the connection without an answer")]
+    Closed,
+    #[error("its answer is malformed")]
+    Malformed,
+    #[error("its answer cannot be read with or without EDNS")]
+    NoEdns,
+}
+
+/// Message ids that nobody can foresee (RFC 5452 section 4.3).
+pub(super) struct Ids {
+    /// SipHash under a key from the operating system is a pseudo-random function of the counter.
+    key: RandomState,
+    next: AtomicU64,
+}
+
+impl Ids {
+    pub(super) fn new() -> Self {
+        Self { key: RandomState::new(), next: AtomicU64::new(0) }
+    }
+
+    fn next(&self) -> u16 {
+        (self.key.hash_one(self.next.fetch_add(1, Ordering::Relaxed)) >> 48) as u16
+    }
+}
+
+/// What an exchange needs beside the question.
+pub(super) struct Exchange<'a> {
+    pub(super) dialer: &'a Dialer,
+    pub(super) ids: &'a Ids,
+    pub(super) counters: &'a Counters,
+    pub(super) question: Parts<'a>,
+}
+
+/// What a message from the nameserver is to us.
+enum Verdict {
+    Answer(Message),
+    /// The rest comes over TCP.
+    Truncated,
+    /// The server cannot read a query with EDNS (RFC 6891 section 7).
+    NoEdns,
+    /// Not for us, or malformed.
+    Garbage,
+}
+
+impl Exchange<'_> {
+    /// Asks `upstream` and waits for as long as the caller does.
+    pub(super) async fn ask(&self, upstream: Upstream) -> Result<Message, ExchangeError> {
+        count(&self.counters.upstream_queries);
+        let answer = match upstream.tcp_only {
+            true => self.tcp(upstream.address).await,
+            false => self.udp(upstream.address).await,
+        };
+        match &answer {
+            Ok(message) if !message.is_failure() => {}
+            _ => count(&self.counters.upstream_failures),
+        }
+        answer
+    }
+
+    /// A socket per question: its port, picked by the kernel, is half of what a forger would have to guess.
+    async fn udp(&self, to: SocketAddr) -> Result<Message, ExchangeError> {
+        let socket = self.dialer.udp(to.ip())?;
+        // Connected, so that the kernel drops what others send and tells us of a closed port at once.
+        socket.connect(to).await?;
+        let mut edns = true;
+        let mut buffer = [0; DATAGRAM];
+        'ask: loop {
+            let id = self.ids.next();
+            let query = self.query(id, edns);
+            let begun = Instant::now();
+            socket.send(&query).await?;
+            let mut resends = RESEND_AT.iter();
+            let mut resend = resends.next();
+            loop {
+                let length = match resend {
+                    None => socket.recv(&mut buffer).await?,
+                    Some(after) => match timeout_at(begun + *after, socket.recv(&mut buffer)).await {
+                        Ok(received) => received?,
+                        Err(_) => {
+                            self.resend(&socket, &query).await?;
+                            resend = resends.next();
+                            continue;
+                        }
+                    },
+                };
+                match self.judge(&buffer[..length], id) {
+                    Verdict::Answer(message) => return Ok(message),
+                    Verdict::Truncated => return self.tcp(to).await,
+                    Verdict::NoEdns if edns => {
+                        edns = false;
+                        continue 'ask;
+                    }
+                    Verdict::NoEdns => return Err(ExchangeError::NoEdns),
+                    Verdict::Garbage => count(&self.counters.garbage),
+                }
+            }
+        }
+    }
+
+    async fn resend(&self, socket: &UdpSocket, query: &[u8]) -> io::Result<()> {
+        socket.send(query).await.map(|_| ())
+    }
+
+    async fn tcp(&self, to: SocketAddr) -> Result<Message, ExchangeError> {
+        let mut stream = self.dialer.tcp(to).await?;
+        for edns in [true, false] {
+            let id = self.ids.next();
+            let query = self.query(id, edns);
+            // RFC 7766 section 8: length and message in one write. A query has at most 282 bytes.
+            let mut framed = (query.len() as u16).to_be_bytes().to_vec();
+            framed.extend_from_slice(&query);
+            stream.write_all(&framed).await?;
+            let mut answer = Vec::new();
+            loop {
+                let length = stream.read_u16().await.map_err(closed)?;
+                answer.resize(usize::from(length), 0);
+                stream.read_exact(&mut answer).await.map_err(closed)?;
+                match self.judge(&answer, id) {
+                    Verdict::Answer(message) => return Ok(message),
+                    // Over TCP there is no larger way to ask.
+                    Verdict::Truncated => return Err(ExchangeError::Malformed),
+                    Verdict::NoEdns => break,
+                    Verdict::Garbage => count(&self.counters.garbage),
+                }
+            }
+        }
+        Err(ExchangeError::NoEdns)
+    }
+
+    /// The question as we send it: recursion wanted, AD understood, DO and CD as the client had them.
+    fn query(&self, id: u16, edns: bool) -> Vec<u8> {
+        let Parts { name, kind, dnssec_ok, checking_disabled } = self.question;
+        let mut bits = bit::RD | bit::AD;
+        if checking_disabled {
+            bits |= bit::CD;
+        }
+        let mut query = Vec::with_capacity(HEADER + name.len() + 4 + 11);
+        for word in [id, bits, 1, 0, 0, u16::from(edns)] {
+            query.extend_from_slice(&word.to_be_bytes());
+        }
+        query.extend_from_slice(name);
+        query.extend_from_slice(&kind.to_be_bytes());
+        query.extend_from_slice(&IN.to_be_bytes());
+        if edns {
+            query.push(0);
+            for word in [kind::OPT, EDNS_SIZE, 0, u16::from(dnssec_ok) << 15, 0] {
+                query.extend_from_slice(&word.to_be_bytes());
+            }
+        }
+        query
+    }
+
+    fn judge(&self, message: &[u8], id: u16) -> Verdict {
+        let Some(bits) = u16_at(message, 2) else { return Verdict::Garbage };
+        if u16_at(message, 0) != Some(id) || message.len() < HEADER || bits & (bit::QR | bit::OPCODE) != bit::QR {
+            return Verdict::Garbage;
+        }
+        let code = bits & bit::RCODE;
+        // A server that knows no EDNS may not even repeat the question.
+        if code == rcode::FORM_ERR || code == rcode::NOT_IMP && u16_at(message, 4) == Some(0) {
+            return Verdict::NoEdns;
+        }
+        if !self.repeats_question(message) {
+            return Verdict::Garbage;
+        }
+        if bits & bit::TC != 0 {
+            return Verdict::Truncated;
+        }
+        Message::parse(message).map_or(Verdict::Garbage, Verdict::Answer)
+    }
+
+    fn repeats_question(&self, message: &[u8]) -> bool {
+        let Some(end) = question_end(message).filter(|_| u16_at(message, 4) == Some(1)) else { return false };
+        let (name, rest) = message[HEADER..end].split_at(end - HEADER - 4);
+        name.eq_ignore_ascii_case(self.question.name)
+            && u16_at(rest, 0) == Some(self.question.kind)
+            && u16_at(rest, 2) == Some(IN)
+    }
+}
+
+fn closed(error: io::Error) -> ExchangeError {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => ExchangeError::Closed,
+        _ => ExchangeError::Io(error),
+    }
+}
+
+#[cfg(test)]
+#[path = "upstream_tests.rs"]
+mod tests;

@@ -1,0 +1,68 @@
+//! The way back to clients behind the device, for answers that come from tasks.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::Waker;
+
+use super::writer::Writer;
+use crate::dispatch::Back;
+use crate::net::{Address, Reach};
+use crate::stack::{Stack, Unreachable};
+
+/// Errors that wait for the end of a turn; more than these are dropped (RFC 4443 2.4 f asks for a limit anyway).
+const MOST_ERRORS: usize = 256;
+
+/// Writes datagrams at once, and ICMP errors at the end of the turn: they may arise while the stack is at work.
+pub(super) struct TunBack {
+    stack: Rc<RefCell<Stack>>,
+    writer: Rc<RefCell<Writer>>,
+    errors: RefCell<Vec<(Box<[u8]>, Unreachable)>>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl TunBack {
+    pub(super) fn new(stack: Rc<RefCell<Stack>>, writer: Rc<RefCell<Writer>>) -> Self {
+        Self { stack, writer, errors: RefCell::default(), waker: Cell::default() }
+    }
+
+    /// Emits the errors that came up.
+    pub(super) fn flush(&self) {
+        let errors = std::mem::take(&mut *self.errors.borrow_mut());
+        let (mut stack, mut writer) = (self.stack.borrow_mut(), self.writer.borrow_mut());
+        for (quoted, why) in errors {
+            stack.unreachable(&quoted, why, &mut *writer);
+        }
+    }
+
+    /// Wakes `waker` at the next error. True if one waits already.
+    pub(super) fn register(&self, waker: &Waker) -> bool {
+        self.waker.set(Some(waker.clone()));
+        !self.errors.borrow().is_empty()
+    }
+}
+
+impl Back for TunBack {
+    fn deliver(&self, from: &Address, to: SocketAddr, payload: &[u8]) {
+        let Some(from) = from.socket().filter(|from| from.is_ipv4() == to.is_ipv4()) else { return };
+        self.stack.borrow_mut().send(from, to, payload, &mut *self.writer.borrow_mut());
+    }
+
+    fn unreachable(&self, _from: &Address, _to: SocketAddr, quoted: &[u8], why: Reach) {
+        let mut errors = self.errors.borrow_mut();
+        if quoted.is_empty() || errors.len() >= MOST_ERRORS {
+            return;
+        }
+        let why = match why {
+            Reach::Network => Unreachable::Network,
+            Reach::Host => Unreachable::Host,
+            Reach::Port => Unreachable::Port,
+            Reach::Prohibited => Unreachable::Prohibited,
+            Reach::TooBig(mtu) => Unreachable::TooBig(mtu),
+        };
+        errors.push((quoted.into(), why));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}

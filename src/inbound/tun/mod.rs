@@ -1,0 +1,238 @@
+//! The TUN inbound: one device queue, its stack, and the turn that drives both.
+//!
+//! A turn: read what waits (bounded), let the woken flow tasks move bytes, emit once per touched flow, then wait for
+//! the device, a flow, a timer or a message. Nothing here crosses a thread or takes a lock.
+
+mod back;
+mod hijack;
+mod writer;
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::io::unix::AsyncFd;
+use tokio::task::{spawn_local, yield_now};
+use tokio::time::Sleep;
+
+use back::TunBack;
+pub use hijack::Hijack;
+use writer::Writer;
+
+use crate::dispatch::{Back, Dispatcher};
+use crate::dns::{Answer, Dns, Question, Transport};
+use crate::platform::TunQueue;
+use crate::session::{Fact, Inbound, Network, Session};
+use crate::stack::{self, Datagram, Event, Frame, Stack, VirtioHeader};
+
+/// Packets read before flows get their turn.
+const BATCH: usize = 64;
+/// A super-packet and its headers.
+const READ_BUFFER: usize = 65_536 + 64;
+
+/// One queue with all that lives on it.
+pub struct Tunnel {
+    queue: Rc<AsyncFd<TunQueue>>,
+    stack: Rc<RefCell<Stack>>,
+    writer: Rc<RefCell<Writer>>,
+    back: Rc<TunBack>,
+    dispatcher: Rc<Dispatcher>,
+    dns: Arc<Dns>,
+    hijack: Hijack,
+}
+
+/// An answer that leaves once its fake addresses are in the log.
+struct Reply {
+    from: SocketAddr,
+    to: SocketAddr,
+    message: Vec<u8>,
+}
+
+impl Tunnel {
+    /// Puts a stack on `queue`. Must be called inside the runtime that will drive it.
+    ///
+    /// # Errors
+    /// The descriptor cannot be watched.
+    pub fn new(queue: TunQueue, config: stack::Config, hijack: Hijack, dispatcher: Rc<Dispatcher>) -> io::Result<Self> {
+        // SAFETY: the queue owns its one descriptor and never exchanges it.
+        let queue = Rc::new(unsafe { AsyncFd::register(queue) }?);
+        let stack = Rc::new(RefCell::new(Stack::new(config, Instant::now())));
+        let writer = Rc::new(RefCell::new(Writer::new(Rc::clone(&queue))));
+        let back = Rc::new(TunBack::new(Rc::clone(&stack), Rc::clone(&writer)));
+        let dns = Arc::clone(&dispatcher.core().dns);
+        Ok(Self { queue, stack, writer, back, dispatcher, dns, hijack })
+    }
+
+    /// Carries packets until the device is gone.
+    ///
+    /// # Errors
+    /// What the device reported last.
+    pub async fn run(&self) -> io::Result<()> {
+        let mut buffer = vec![0; READ_BUFFER].into_boxed_slice();
+        let mut sleep = Box::pin(tokio::time::sleep(Duration::ZERO));
+        loop {
+            let more = poll_fn(|cx| Poll::Ready(self.read(cx, &mut buffer))).await?;
+            yield_now().await;
+            let left = self.emit();
+            if more || left {
+                continue;
+            }
+            poll_fn(|cx| self.poll_wake(cx, sleep.as_mut())).await?;
+        }
+    }
+
+    /// Ends every flow with a reset, so that no client is left hanging when the device goes.
+    pub fn abort(&self) {
+        self.stack.borrow_mut().abort_all();
+        self.emit();
+    }
+
+    /// Flows that are open or being opened.
+    #[must_use]
+    pub fn flows(&self) -> usize {
+        self.stack.borrow().flows()
+    }
+
+    /// What the stack counted.
+    #[must_use]
+    pub fn counters(&self) -> stack::Counters {
+        self.stack.borrow().counters()
+    }
+
+    /// Reads and ingests up to a batch. True: more may wait.
+    fn read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> io::Result<bool> {
+        let Poll::Ready(guard) = self.queue.poll_read_ready(cx) else { return Ok(false) };
+        let mut guard = guard?;
+        let mut replies = Vec::new();
+        let mut more = true;
+        for _ in 0..BATCH {
+            match guard.try_io(|queue| queue.get_ref().read(buffer)) {
+                Ok(Ok((layout, length))) => {
+                    let header = layout
+                        .header
+                        .and_then(|at| buffer.get(at..at + VirtioHeader::LEN)?.try_into().ok())
+                        .map_or(VirtioHeader::PLAIN, VirtioHeader::parse);
+                    let frame = Frame { header, packet: &buffer[layout.packet..length] };
+                    self.ingest(frame, &mut replies);
+                }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_would_block) => {
+                    more = false;
+                    break;
+                }
+            }
+        }
+        self.answer(replies);
+        Ok(more)
+    }
+
+    fn ingest(&self, frame: Frame<'_>, replies: &mut Vec<Reply>) {
+        let now = Instant::now();
+        let mut stack = self.stack.borrow_mut();
+        let mut writer = self.writer.borrow_mut();
+        match stack.ingest(frame, now, &mut *writer) {
+            None => {}
+            Some(Event::Stray(_)) => stack.reset(frame, now, &mut *writer),
+            Some(Event::Incoming(tuple, stream)) => {
+                if self.hijack.takes(tuple.server) {
+                    spawn_local(Rc::clone(&self.dispatcher).names(stream));
+                } else {
+                    spawn_local(Rc::clone(&self.dispatcher).flow(tuple, stream));
+                }
+            }
+            Some(Event::Datagram(datagram)) => self.datagram(&datagram, now, replies),
+        }
+    }
+
+    fn datagram(&self, datagram: &Datagram<'_>, now: Instant, replies: &mut Vec<Reply>) {
+        // A coalesced packet carries several datagrams of one size; an empty one is a datagram too.
+        let size = datagram.size.map_or(datagram.payload.len().max(1), |size| usize::from(size.get()));
+        let empty = datagram.payload.is_empty().then_some(&[][..]);
+        let payloads = datagram.payload.chunks(size).chain(empty);
+        if self.hijack.takes(datagram.destination) {
+            payloads.for_each(|query| self.query(query, datagram, now, replies));
+            return;
+        }
+        let back: Rc<dyn Back> = self.back.clone();
+        for payload in payloads {
+            let session = Session {
+                network: Network::Udp,
+                inbound: Inbound::Tun,
+                source: datagram.source,
+                destination: datagram.destination.into(),
+                resolved: Fact::Unknown,
+            };
+            self.dispatcher.packet(session, payload, datagram.dont_fragment, datagram.quoted, &back);
+        }
+    }
+
+    fn query(&self, query: &[u8], datagram: &Datagram<'_>, now: Instant, replies: &mut Vec<Reply>) {
+        let (from, to) = (datagram.destination, datagram.source);
+        let mut message = Vec::with_capacity(512);
+        match self.dns.answer(query, Transport::Udp, now, &mut message) {
+            Answer::Ready => replies.push(Reply { from, to, message }),
+            Answer::Ask(question) => {
+                spawn_local(ask(Arc::clone(&self.dns), Rc::clone(&self.back), from, to, question));
+            }
+            Answer::Drop => {}
+        }
+    }
+
+    /// Sends answers that were made in this batch; one write of the fake-IP log goes before all of them.
+    fn answer(&self, replies: Vec<Reply>) {
+        if replies.is_empty() {
+            return;
+        }
+        self.dns.flush();
+        let (mut stack, mut writer) = (self.stack.borrow_mut(), self.writer.borrow_mut());
+        for reply in replies {
+            stack.send(reply.from, reply.to, &reply.message, &mut *writer);
+        }
+    }
+
+    /// Emits what flows and errors have to say. True: something is left, and the device takes it.
+    fn emit(&self) -> bool {
+        self.back.flush();
+        let mut writer = self.writer.borrow_mut();
+        let left = self.stack.borrow_mut().poll(Instant::now(), &mut *writer);
+        left && !writer.is_blocked()
+    }
+
+    /// Ready when there is a reason for another turn.
+    fn poll_wake(&self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>) -> Poll<io::Result<()>> {
+        if let Poll::Ready(ready) = self.queue.poll_read_ready(cx) {
+            return Poll::Ready(ready.map(drop));
+        }
+        if self.writer.borrow().is_blocked() {
+            if let Poll::Ready(ready) = self.queue.poll_write_ready(cx) {
+                // The attempt itself shows whether it is so; readiness is cleared lest a full device spins us.
+                return Poll::Ready(ready.map(|mut guard| guard.clear_ready()));
+            }
+        } else if self.stack.borrow().register(cx.waker()) {
+            return Poll::Ready(Ok(()));
+        }
+        if self.back.register(cx.waker()) {
+            return Poll::Ready(Ok(()));
+        }
+        let Some(deadline) = self.stack.borrow().deadline() else { return Poll::Pending };
+        let deadline = tokio::time::Instant::from_std(deadline);
+        if sleep.deadline() != deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        sleep.poll(cx).map(Ok)
+    }
+}
+
+/// Asks the nameservers and answers the client.
+async fn ask(dns: Arc<Dns>, back: Rc<TunBack>, from: SocketAddr, to: SocketAddr, question: Question) {
+    let message = dns.ask(question).await;
+    back.deliver(&from.into(), to, &message);
+}

@@ -1,0 +1,181 @@
+//! Links and their addresses.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use ipnet::IpNet;
+use netlink_packet_core::{NlasIterator, Parseable};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkHeader,
+    LinkInfo, LinkMessage,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::net::if_::if_nametoindex;
+
+use super::{CREATE, Netlink, NetlinkError};
+use crate::platform::routing::Link;
+
+/// `IFLA_IFNAME`.
+const NAME: u16 = 3;
+/// The length of `struct ifinfomsg` in bytes.
+const LINK_HEADER: usize = 16;
+
+impl Netlink {
+    /// Every interface of the namespace.
+    ///
+    /// # Errors
+    /// The kernel did not answer.
+    pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
+        let act = "list the interfaces";
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        // Read by hand: of some 60 attributes, which differ from kernel to kernel, only one matters here.
+        self.dump(act, &request, |links: &mut Vec<Link>, _, payload| {
+            let header = LinkHeader::parse(payload).map_err(|error| NetlinkError::garbled(act, error))?;
+            let name = NlasIterator::new(payload.get(LINK_HEADER..).unwrap_or_default())
+                .flatten()
+                .find(|attribute| attribute.kind() == NAME)
+                .map(|attribute| String::from_utf8_lossy(attribute.value()).trim_end_matches('\0').to_owned());
+            links.extend(name.map(|name| Link { index: header.index, name }));
+            Ok(())
+        })
+    }
+
+    /// Every address of the namespace, with the interface that holds it.
+    ///
+    /// # Errors
+    /// The kernel did not answer.
+    pub fn addresses(&mut self) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
+        let act = "list the addresses";
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        self.dump(act, &request, |found: &mut Vec<(u32, IpNet)>, _, payload| {
+            let message = AddressMessage::parse(payload).map_err(|error| NetlinkError::garbled(act, error))?;
+            let (mut local, mut address) = (None, None);
+            for attribute in &message.attributes {
+                match attribute {
+                    AddressAttribute::Local(ip) => local = Some(*ip),
+                    AddressAttribute::Address(ip) => address = Some(*ip),
+                    _ => {}
+                }
+            }
+            // On a point-to-point link IFA_ADDRESS is the peer; IFA_LOCAL, where present, is ours.
+            let ours = local.or(address).and_then(|ip| IpNet::new(ip, message.header.prefix_len).ok());
+            found.extend(ours.map(|net| (message.header.index, net)));
+            Ok(())
+        })
+    }
+
+    /// The number of the interface `name`.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn index(&self, name: &str) -> Result<u32, NetlinkError> {
+        if_nametoindex(name).map_err(|error| NetlinkError::new(&format!("find the interface {name}"), error.into()))
+    }
+
+    /// Sets the interface up.
+    ///
+    /// # Errors
+    /// No such interface, or no CAP_NET_ADMIN.
+    pub fn link_up(&mut self, name: &str) -> Result<(), NetlinkError> {
+        self.change_flag(&format!("set {name} up"), name, LinkFlags::Up)
+    }
+
+    /// Makes the interface do without ARP and neighbour discovery.
+    ///
+    /// # Errors
+    /// No such interface, or no CAP_NET_ADMIN.
+    pub fn set_noarp(&mut self, name: &str) -> Result<(), NetlinkError> {
+        self.change_flag(&format!("switch ARP off on {name}"), name, LinkFlags::Noarp)
+    }
+
+    /// Sets the largest packet that the interface takes, in bytes.
+    ///
+    /// # Errors
+    /// No such interface, no CAP_NET_ADMIN, or a size that the device cannot have.
+    pub fn set_mtu(&mut self, name: &str, mtu: u32) -> Result<(), NetlinkError> {
+        self.change_link(&format!("set the MTU of {name} to {mtu}"), name, LinkAttribute::Mtu(mtu))
+    }
+
+    /// Keeps the kernel from giving the interface IPv6 link-local addresses by itself.
+    ///
+    /// # Errors
+    /// No such interface, no CAP_NET_ADMIN, or a kernel without IPv6.
+    pub fn set_no_link_local(&mut self, name: &str) -> Result<(), NetlinkError> {
+        let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let attribute = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]);
+        self.change_link(&format!("set addrgenmode none on {name}"), name, attribute)
+    }
+
+    /// Makes a pair of Ethernet devices of which each receives what the other sends.
+    ///
+    /// # Errors
+    /// A name is taken, or no CAP_NET_ADMIN.
+    pub fn create_veth(&mut self, one: &str, other: &str) -> Result<(), NetlinkError> {
+        let mut peer = LinkMessage::default();
+        peer.attributes.push(LinkAttribute::IfName(other.to_owned()));
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(one.to_owned()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+            ]),
+        ];
+        self.act(&format!("create the veth pair {one}, {other}"), RouteNetlinkMessage::NewLink(message), CREATE)
+    }
+
+    /// Moves the interface to the network namespace that `namespace` is open on; its addresses and routes are lost.
+    ///
+    /// # Errors
+    /// No such interface, no CAP_NET_ADMIN in both namespaces, or its name is taken there.
+    pub fn move_to_netns(&mut self, name: &str, namespace: impl AsFd) -> Result<(), NetlinkError> {
+        let attribute = LinkAttribute::NetNsFd(namespace.as_fd().as_raw_fd());
+        self.change_link(&format!("move {name} to another network namespace"), name, attribute)
+    }
+
+    /// Adds an address, without the kernel's own prefix route and without duplicate address detection.
+    ///
+    /// # Errors
+    /// No such interface, no CAP_NET_ADMIN, or the interface has the address already.
+    pub fn add_address(&mut self, name: &str, address: IpNet) -> Result<(), NetlinkError> {
+        let message = address_message(self.index(name)?, address);
+        self.act(&format!("add the address {address} to {name}"), RouteNetlinkMessage::NewAddress(message), CREATE)
+    }
+
+    /// Deletes an address.
+    ///
+    /// # Errors
+    /// [`NetlinkError::is_gone`] when there is no such interface or address; no CAP_NET_ADMIN.
+    pub fn delete_address(&mut self, name: &str, address: IpNet) -> Result<(), NetlinkError> {
+        let message = address_message(self.index(name)?, address);
+        self.act(&format!("delete the address {address} from {name}"), RouteNetlinkMessage::DelAddress(message), 0)
+    }
+
+    fn change_flag(&mut self, act: &str, name: &str, flag: LinkFlags) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = self.index(name)?;
+        message.header.flags = flag;
+        message.header.change_mask = flag;
+        self.act(act, RouteNetlinkMessage::SetLink(message), 0)
+    }
+
+    fn change_link(&mut self, act: &str, name: &str, attribute: LinkAttribute) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = self.index(name)?;
+        message.attributes.push(attribute);
+        self.act(act, RouteNetlinkMessage::SetLink(message), 0)
+    }
+}
+
+fn address_message(index: u32, address: IpNet) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = if address.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.prefix_len = address.prefix_len();
+    message.header.index = index;
+    message.attributes = vec![
+        AddressAttribute::Local(address.addr()),
+        AddressAttribute::Address(address.addr()),
+        AddressAttribute::Flags(AddressFlags::Noprefixroute | AddressFlags::Nodad),
+    ];
+    message
+}

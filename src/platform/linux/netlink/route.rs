@@ -1,0 +1,160 @@
+//! Routes.
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use netlink_packet_core::NlasIterator;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::{CREATE, Netlink, NetlinkError};
+use crate::platform::routing::{Family, Route, RouteKind, RouteTable, SeenRoute};
+
+/// Attributes of `struct rtmsg` (linux/rtnetlink.h).
+mod attribute {
+    pub(super) const DESTINATION: u16 = 1;
+    pub(super) const DEVICE: u16 = 4;
+    pub(super) const GATEWAY: u16 = 5;
+    pub(super) const MULTIPATH: u16 = 9;
+    pub(super) const TABLE: u16 = 15;
+    pub(super) const VIA: u16 = 18;
+    pub(super) const NEXT_HOP: u16 = 30;
+}
+
+/// The length of `struct rtmsg` in bytes.
+const HEADER: usize = 12;
+/// `RTM_F_CLONED`: a cached copy of a route (IPv6), not a route that anybody put there.
+const CLONED: u32 = 0x200;
+
+impl Netlink {
+    /// Adds a route to its table.
+    ///
+    /// # Errors
+    /// An equal route exists, its device is missing or down, or no CAP_NET_ADMIN.
+    pub fn add_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
+        let message = self.route_message(route, false)?;
+        self.act(&format!("add the route {route}"), RouteNetlinkMessage::NewRoute(message), CREATE)
+    }
+
+    /// Deletes exactly this route.
+    ///
+    /// # Errors
+    /// [`NetlinkError::is_gone`] when there is no such route or device; no CAP_NET_ADMIN.
+    pub fn delete_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
+        let message = self.route_message(route, true)?;
+        self.act(&format!("delete the route {route}"), RouteNetlinkMessage::DelRoute(message), 0)
+    }
+
+    /// Sends everything of one family that the main table knows no better way for to `device`.
+    ///
+    /// # Errors
+    /// As [`Netlink::add_route`].
+    pub fn add_default_route(&mut self, device: &str, family: Family) -> Result<(), NetlinkError> {
+        self.add_route(&Route {
+            table: RouteTable::MAIN,
+            to: family.everything(),
+            kind: RouteKind::Device(device.to_owned()),
+            metric: 1,
+        })
+    }
+
+    /// The unicast and throw-like routes of all tables that `keep` wants.
+    ///
+    /// A router may hold a million of them: `keep` sees each before anything is allocated for it.
+    ///
+    /// # Errors
+    /// The kernel did not answer.
+    pub fn routes(
+        &mut self,
+        family: Family,
+        keep: impl Fn(&SeenRoute) -> bool,
+    ) -> Result<Vec<SeenRoute>, NetlinkError> {
+        let act = "list the routes";
+        let mut request = RouteMessage::default();
+        request.header.address_family = address_family(family);
+        self.dump(act, &RouteNetlinkMessage::GetRoute(request), |found: &mut Vec<SeenRoute>, _, payload| {
+            let header = RouteHeader::parse(payload).map_err(|error| NetlinkError::garbled(act, error))?;
+            let seen = seen_route(family, &header, payload.get(HEADER..).unwrap_or_default());
+            found.extend(seen.filter(|route| keep(route)));
+            Ok(())
+        })
+    }
+
+    fn route_message(&self, route: &Route, delete: bool) -> Result<RouteMessage, NetlinkError> {
+        let family = Family::of(&route.to);
+        let mut message = RouteMessage::default();
+        message.header.address_family = address_family(family);
+        message.header.destination_prefix_length = route.to.prefix_len();
+        message.header.protocol = RouteProtocol::Kernel;
+        message.header.table = u8::try_from(route.table.0).unwrap_or_default();
+        let attributes = &mut message.attributes;
+        attributes.push(RouteAttribute::Table(route.table.0));
+        attributes.push(RouteAttribute::Priority(route.metric));
+        if route.to.prefix_len() > 0 {
+            attributes.push(RouteAttribute::Destination(RouteAddress::from(route.to.network())));
+        }
+        match &route.kind {
+            RouteKind::Device(device) => {
+                message.header.kind = RouteType::Unicast;
+                message.header.scope = RouteScope::Link;
+                attributes.push(RouteAttribute::Oif(self.index(device)?));
+            }
+            RouteKind::Throw => message.header.kind = RouteType::Throw,
+        }
+        // IPv6 knows no scopes; in a deletion "nowhere" stands for any (fib_table_delete).
+        message.header.scope = match (family, delete) {
+            (Family::V4, true) => RouteScope::NoWhere,
+            (Family::V4, false) => message.header.scope,
+            (Family::V6, _) => RouteScope::Universe,
+        };
+        Ok(message)
+    }
+}
+
+pub(super) fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+/// Reads by hand, because next-hop encapsulations that the layout does not depend on need not be understood.
+fn seen_route(family: Family, header: &RouteHeader, attributes: &[u8]) -> Option<SeenRoute> {
+    let not_a_way = matches!(
+        header.kind,
+        RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast | RouteType::Unspec
+    );
+    if not_a_way || header.flags.bits() & CLONED != 0 {
+        return None;
+    }
+    let (mut table, mut address, mut device) = (u32::from(header.table), None, None);
+    let mut gateway = header.kind != RouteType::Unicast;
+    for found in NlasIterator::new(attributes).flatten() {
+        let value = found.value();
+        match found.kind() {
+            attribute::TABLE => table = number(value).unwrap_or(table),
+            attribute::DEVICE => device = number(value),
+            attribute::DESTINATION => address = Some(value.to_vec()),
+            attribute::GATEWAY | attribute::MULTIPATH | attribute::VIA => gateway = true,
+            // A next-hop object may or may not hold a gateway; nothing depends on our knowing, so the careful answer.
+            attribute::NEXT_HOP => gateway = true,
+            _ => {}
+        }
+    }
+    let length = header.destination_prefix_length;
+    let to = match family {
+        Family::V4 => {
+            let octets: [u8; 4] = address.unwrap_or_else(|| vec![0; 4]).try_into().ok()?;
+            IpNet::V4(Ipv4Net::new(octets.into(), length).ok()?)
+        }
+        Family::V6 => {
+            let octets: [u8; 16] = address.unwrap_or_else(|| vec![0; 16]).try_into().ok()?;
+            IpNet::V6(Ipv6Net::new(octets.into(), length).ok()?)
+        }
+    };
+    Some(SeenRoute { table: RouteTable(table), to, device, gateway })
+}
+
+fn number(value: &[u8]) -> Option<u32> {
+    value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
+}

@@ -1,0 +1,311 @@
+//! A private network namespace whose only way out is a device that somebody else serves; no root needed.
+//!
+//! The child half runs single-threaded, between a fresh start and `exec`: it makes the namespace, opens the device
+//! there, hands the descriptors to its parent and becomes the command. See host.md's recipe in docs/host-changes.md.
+
+use std::ffi::{CString, OsString};
+use std::fs;
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use serde::{Deserialize, Serialize};
+
+use super::netlink::Netlink;
+use super::tun::{Framing, TunQueue, open_packet, open_tun};
+use crate::platform::Family;
+
+/// Path sockets and files by which name look-ups go around a network namespace.
+const SIDE_DOORS: [&str; 3] = ["/run/systemd/resolve", "/run/nscd", "/run/avahi-daemon"];
+/// The name of the device inside.
+const DEVICE: &str = "tun0";
+/// Its far end where /dev/net/tun is closed.
+const FAR_END: &str = "tun0-far";
+
+/// What the inside looks like.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Inside {
+    /// The device's addresses.
+    pub addresses: Vec<IpNet>,
+    /// The device's MTU in bytes.
+    pub mtu: u32,
+    /// What /etc/resolv.conf names.
+    pub nameserver: IpAddr,
+    /// Queues to open.
+    pub queues: usize,
+}
+
+/// A step of the way inside that the system refused.
+#[derive(Debug, thiserror::Error)]
+pub enum RootlessError {
+    /// User or network namespaces are not allowed here.
+    #[error("this system does not let you make a private network namespace: {source}.\n{advice}")]
+    Refused {
+        /// The system's word.
+        source: io::Error,
+        /// What to do about it.
+        advice: String,
+    },
+    /// Any other step.
+    #[error("cannot {act}: {source}")]
+    Step {
+        /// The step.
+        act: String,
+        /// The system's word.
+        source: io::Error,
+    },
+}
+
+fn step<E: Into<io::Error>>(act: &str) -> impl FnOnce(E) -> RootlessError {
+    let act = act.to_owned();
+    move |source| RootlessError::Step { act, source: source.into() }
+}
+
+/// Makes the namespace, hands its device to whoever holds the other end of `channel`, waits for the word to go, and
+/// becomes `command`. Returns only what went wrong.
+///
+/// The process must have a single thread.
+pub fn enter(inside: &Inside, channel: RawFd, command: Vec<OsString>) -> RootlessError {
+    // SAFETY: the parent made this descriptor for us and nobody else here uses it.
+    let channel = unsafe { OwnedFd::from_raw_fd(channel) };
+    match prepare(inside, &channel, command) {
+        Ok(never) => match never {},
+        Err(error) => {
+            let text = error.to_string();
+            let _ = nix::sys::socket::send(channel.as_raw_fd(), text.as_bytes(), MsgFlags::MSG_NOSIGNAL);
+            error
+        }
+    }
+}
+
+fn prepare(
+    inside: &Inside,
+    channel: &OwnedFd,
+    command: Vec<OsString>,
+) -> Result<std::convert::Infallible, RootlessError> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(step("tie the command to us"))?;
+    make_namespaces()?;
+    let queues = open_device(inside)?;
+    configure(inside, &queues)?;
+    hide_side_doors()?;
+    write_resolv_conf(inside.nameserver)?;
+    hand_over(channel, queues)?;
+    wait_for_go(channel)?;
+    drop_capabilities()?;
+    let program = command.first().cloned().unwrap_or_default();
+    let arguments: Result<Vec<CString>, _> =
+        command.into_iter().map(|argument| CString::new(argument.into_vec())).collect();
+    let arguments = arguments.map_err(|_| step("run a command with a zero byte in it")(invalid()))?;
+    let Some(path) = arguments.first() else { return Err(step("run nothing")(invalid())) };
+    let error = nix::unistd::execvp(path, &arguments).unwrap_err();
+    Err(step::<nix::Error>(&format!("run {}", program.display()))(error))
+}
+
+fn invalid() -> io::Error {
+    io::ErrorKind::InvalidInput.into()
+}
+
+/// User, network and mount namespaces in which this user keeps its own ids.
+///
+/// # Errors
+/// [`RootlessError::Refused`] says which switch of the system is off.
+pub fn make_namespaces() -> Result<(), RootlessError> {
+    let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
+    unshare(flags).map_err(|source| RootlessError::Refused { source: source.into(), advice: advice() })?;
+    let write = |file: &str, text: String| {
+        fs::write(file, text).map_err(|source| RootlessError::Refused { source, advice: advice() })
+    };
+    write("/proc/self/setgroups", "deny".into())?;
+    write("/proc/self/uid_map", format!("{user} {user} 1"))?;
+    write("/proc/self/gid_map", format!("{group} {group} 1"))
+}
+
+/// Which switch is off, as far as it can be seen.
+fn advice() -> String {
+    let read = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+    let mut lines = Vec::new();
+    if read("/proc/sys/user/max_user_namespaces").as_deref() == Some("0") {
+        lines.push(
+            "user namespaces are switched off; an administrator can allow them: sysctl user.max_user_namespaces=15000",
+        );
+    }
+    if read("/proc/sys/kernel/unprivileged_userns_clone").as_deref() == Some("0") {
+        lines.push("unprivileged user namespaces are switched off; an administrator can allow them: sysctl kernel.unprivileged_userns_clone=1");
+    }
+    if read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").as_deref() == Some("1") {
+        lines.push("AppArmor restricts user namespaces; an administrator can allow them: sysctl kernel.apparmor_restrict_unprivileged_userns=0");
+    }
+    if lines.is_empty() {
+        lines.push("inside a container, run it with user namespaces allowed (for Docker: --security-opt seccomp=unconfined); elsewhere look at sysctl user.max_user_namespaces");
+    }
+    lines.join("\n")
+}
+
+/// The TUN, or a veth with a packet socket where /dev/net/tun is closed to us.
+fn open_device(inside: &Inside) -> Result<Vec<TunQueue>, RootlessError> {
+    match open_tun(DEVICE, inside.queues) {
+        Ok(queues) => Ok(queues),
+        Err(_closed) => {
+            let mut netlink =
+                Netlink::open().map_err(|error| step("open a netlink socket")(io::Error::other(error)))?;
+            let act = "make a veth in place of the TUN";
+            netlink.create_veth(DEVICE, FAR_END).map_err(|error| step(act)(io::Error::other(error)))?;
+            netlink.set_noarp(DEVICE).map_err(|error| step(act)(io::Error::other(error)))?;
+            netlink.set_no_link_local(FAR_END).map_err(|error| step(act)(io::Error::other(error)))?;
+            netlink.set_mtu(FAR_END, inside.mtu).map_err(|error| step(act)(io::Error::other(error)))?;
+            netlink.link_up(FAR_END).map_err(|error| step(act)(io::Error::other(error)))?;
+            Ok(vec![open_packet(FAR_END).map_err(step("open a packet socket"))?])
+        }
+    }
+}
+
+fn configure(inside: &Inside, queues: &[TunQueue]) -> Result<(), RootlessError> {
+    let act = "configure the private namespace";
+    let wrong = |error| step(act)(io::Error::other(error));
+    let mut netlink = Netlink::open().map_err(wrong)?;
+    netlink.link_up("lo").map_err(wrong)?;
+    // IPv6 may be switched off altogether, and then its settings do not exist.
+    let v6 = Path::new("/proc/sys/net/ipv6").exists();
+    if v6 {
+        netlink.set_no_link_local(DEVICE).map_err(wrong)?;
+    }
+    netlink.set_mtu(DEVICE, inside.mtu).map_err(wrong)?;
+    netlink.link_up(DEVICE).map_err(wrong)?;
+    for address in inside.addresses.iter().filter(|address| v6 || address.addr().is_ipv4()) {
+        netlink.add_address(DEVICE, *address).map_err(wrong)?;
+    }
+    for family in [Family::V4, Family::V6].into_iter().filter(|family| v6 || *family == Family::V4) {
+        netlink.add_default_route(DEVICE, family).map_err(wrong)?;
+    }
+    if queues.iter().any(|queue| queue.framing() == Framing::Packet) {
+        // The stand-in's own far end must not answer for the addresses it sees.
+        let _ = fs::write(format!("/proc/sys/net/ipv4/conf/{FAR_END}/arp_ignore"), "8");
+    }
+    let group = nix::unistd::getegid();
+    // `ping` without privileges; without it only `ping` is the poorer.
+    let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", format!("{group} {group}"));
+    Ok(())
+}
+
+/// Covers the path sockets that would answer names behind our back.
+fn hide_side_doors() -> Result<(), RootlessError> {
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(step("make mounts private"))?;
+    for door in SIDE_DOORS.iter().filter(|door| Path::new(door).is_dir()) {
+        mount(Some("tmpfs"), *door, Some("tmpfs"), MsFlags::empty(), none).map_err(step(&format!("cover {door}")))?;
+    }
+    Ok(())
+}
+
+/// Puts a resolv.conf of ours over the one that programs read, wherever its link leads.
+fn write_resolv_conf(nameserver: IpAddr) -> Result<(), RootlessError> {
+    let text = format!("# Written by tunproxy for this private namespace.\nnameserver {nameserver}\noptions edns0\n");
+    let target = resolved(Path::new("/etc/resolv.conf"));
+    let act = format!("cover {}", target.display());
+    if !target.exists() {
+        // A link into a folder that is covered now, and so ours to write.
+        return fs::write(&target, text).map_err(step(&act));
+    }
+    let none: Option<&str> = None;
+    mount(Some("tmpfs"), "/tmp", Some("tmpfs"), MsFlags::empty(), none).map_err(step("mount a tmpfs on /tmp"))?;
+    let source = Path::new("/tmp/resolv.conf");
+    let written = fs::File::create(source).and_then(|mut file| file.write_all(text.as_bytes()));
+    let bound = written
+        .map_err(step(&act))
+        .and_then(|()| mount(Some(source), &target, none, MsFlags::MS_BIND, none).map_err(step(&act)));
+    umount2("/tmp", MntFlags::MNT_DETACH).map_err(step("take the tmpfs off /tmp"))?;
+    bound
+}
+
+/// Follows links as far as they lead, into folders that may not exist.
+fn resolved(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    for _ in 0..8 {
+        match fs::read_link(&path) {
+            Ok(target) => path = path.parent().unwrap_or(Path::new("/")).join(target),
+            Err(_) => break,
+        }
+    }
+    path
+}
+
+/// Sends the framing and the descriptors of all queues.
+fn hand_over(channel: &OwnedFd, queues: Vec<TunQueue>) -> Result<(), RootlessError> {
+    let packet = queues.iter().any(|queue| queue.framing() == Framing::Packet);
+    let plain = queues.iter().any(|queue| queue.framing() == Framing::Plain);
+    let word: &[u8] = if packet {
+        b"P"
+    } else if plain {
+        b"-"
+    } else {
+        b"O"
+    };
+    let descriptors: Vec<RawFd> = queues.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    sendmsg::<()>(channel.as_raw_fd(), &[IoSlice::new(word)], &rights, MsgFlags::MSG_NOSIGNAL, None)
+        .map(drop)
+        .map_err(step("hand the device over"))
+}
+
+fn wait_for_go(channel: &OwnedFd) -> Result<(), RootlessError> {
+    let mut word = [0; 1];
+    match nix::unistd::read(channel, &mut word) {
+        Ok(1) => Ok(()),
+        Ok(_) => Err(step("start: the proxy went away")(io::Error::from(io::ErrorKind::BrokenPipe))),
+        Err(error) => Err(step("wait for the proxy")(error)),
+    }
+}
+
+/// What the child said when it was ready.
+///
+/// # Errors
+/// The text of what went wrong in the child.
+pub fn receive(channel: &OwnedFd) -> io::Result<Vec<TunQueue>> {
+    let mut text = [0; 4096];
+    let mut space = nix::cmsg_space!([RawFd; 16]);
+    let (length, descriptors) = {
+        let mut parts = [IoSliceMut::new(&mut text)];
+        let message = recvmsg::<()>(channel.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        let mut descriptors: Vec<OwnedFd> = Vec::new();
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(received) = control {
+                // SAFETY: the kernel has just made these descriptors for us.
+                descriptors.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+        (message.bytes, descriptors)
+    };
+    if descriptors.is_empty() {
+        let said = String::from_utf8_lossy(&text[..length]).into_owned();
+        let said = if said.is_empty() { "the private namespace could not be made".to_owned() } else { said };
+        return Err(io::Error::other(said));
+    }
+    let framing = match text[0] {
+        b'P' => Framing::Packet,
+        b'-' => Framing::Plain,
+        _ => Framing::Offload,
+    };
+    descriptors.into_iter().map(|descriptor| TunQueue::from_descriptor(descriptor, framing)).collect()
+}
+
+/// Lets the child go on.
+///
+/// # Errors
+/// It is gone.
+pub fn go(channel: &OwnedFd) -> io::Result<()> {
+    nix::unistd::write(channel, b"g").map(drop).map_err(io::Error::from)
+}
+
+/// The command starts with none of the capabilities that the way here needed, unless its user is root inside.
+fn drop_capabilities() -> Result<(), RootlessError> {
+    // SAFETY: plain numbers; clears the ambient set, which alone would survive `exec` for an ordinary user.
+    let result = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    nix::errno::Errno::result(result).map(drop).map_err(step("drop capabilities"))
+}

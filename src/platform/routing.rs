@@ -1,0 +1,258 @@
+//! The words of policy routing as plain data: tables, routes, rules. What the kernel is told, and what it tells.
+
+use std::fmt;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::Fwmark;
+
+/// A routing table's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RouteTable(pub u32);
+
+impl RouteTable {
+    /// The table that ordinary routes live in.
+    pub const MAIN: Self = Self(254);
+}
+
+impl fmt::Display for RouteTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::MAIN => f.write_str("main"),
+            Self(253) => f.write_str("default"),
+            Self(255) => f.write_str("local"),
+            Self(number) => number.fmt(f),
+        }
+    }
+}
+
+/// IPv4 or IPv6: the kernel keeps rules and tables of each apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both, in the order in which they are set up.
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of a prefix.
+    #[must_use]
+    pub fn of(prefix: &IpNet) -> Self {
+        match prefix {
+            IpNet::V4(_) => Self::V4,
+            IpNet::V6(_) => Self::V6,
+        }
+    }
+
+    /// The prefix that holds every address of the family.
+    #[must_use]
+    pub fn everything(self) -> IpNet {
+        match self {
+            Self::V4 => IpNet::V4(ipnet::Ipv4Net::default()),
+            Self::V6 => IpNet::V6(ipnet::Ipv6Net::default()),
+        }
+    }
+}
+
+/// Where a route leads.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum RouteKind {
+    /// Out of this device, without a gateway.
+    Device(String),
+    /// Out of this table: the look-up goes on with the next rule.
+    Throw,
+}
+
+/// One route of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Route {
+    /// The table it stands in.
+    pub table: RouteTable,
+    /// The destinations it is for.
+    pub to: IpNet,
+    /// Where it leads.
+    pub kind: RouteKind,
+    /// Its preference among routes to the same prefix: lower wins.
+    pub metric: u32,
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            RouteKind::Device(device) => write!(f, "{} dev {device} table {}", self.to, self.table),
+            RouteKind::Throw => write!(f, "throw {} table {}", self.to, self.table),
+        }
+    }
+}
+
+/// What a rule does with what it selects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum RuleAction {
+    /// Look the destination up in a table; on a miss go on with the next rule.
+    Lookup(RouteTable),
+    /// Go on at the rule of this priority.
+    Goto(u32),
+    /// Nothing: a target for [`RuleAction::Goto`].
+    Nop,
+    /// Any other action of the kernel's, by its number (`FR_ACT_*`). We only read these.
+    Other(u8),
+}
+
+/// Sockets that must match: a transport protocol and, of it, a range of ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Ports {
+    /// The lowest port.
+    pub first: u16,
+    /// The highest port.
+    pub last: u16,
+}
+
+/// A mark and the bits of it that count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MarkMatch {
+    /// The value.
+    pub mark: u32,
+    /// The bits that are compared.
+    pub mask: u32,
+}
+
+impl MarkMatch {
+    /// Exactly the bits that `mark` has.
+    #[must_use]
+    pub fn bits(mark: Fwmark) -> Self {
+        Self { mark: mark.0, mask: mark.0 }
+    }
+}
+
+/// One rule of the routing policy. A field that is `None` matches everything.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Rule {
+    /// Which of the two rule lists.
+    pub family: Family,
+    /// Its place in the list: lower comes first.
+    pub priority: u32,
+    /// Source prefix. `0.0.0.0/32` selects sockets that have no address yet.
+    pub from: Option<IpNet>,
+    /// Destination prefix.
+    pub to: Option<IpNet>,
+    /// Arriving interface; `lo` selects what the host itself sends.
+    pub iif: Option<String>,
+    /// Interface that the socket is bound to.
+    pub oif: Option<String>,
+    /// Mark and mask.
+    pub mark: Option<MarkMatch>,
+    /// Transport protocol number.
+    pub protocol: Option<u8>,
+    /// Source ports.
+    pub source_ports: Option<Ports>,
+    /// Destination ports.
+    pub destination_ports: Option<Ports>,
+    /// Owners of the socket, first and last uid.
+    pub uids: Option<(u32, u32)>,
+    /// Routes with a prefix of at most this length do not count.
+    pub suppress_prefix_length: Option<u32>,
+    /// What happens.
+    pub action: RuleAction,
+    /// `FRA_PROTOCOL`: who is said to have made it. Ours say "kernel" (2), so that network services leave them be.
+    pub origin: u8,
+    /// It has selectors that have no field here (tos, l3mdev, "not", ...): never one of ours.
+    pub foreign_selectors: bool,
+}
+
+impl Rule {
+    /// `RTPROT_KERNEL`, which systemd-networkd never removes.
+    pub const KERNEL: u8 = 2;
+
+    /// A rule that selects everything.
+    #[must_use]
+    pub fn new(family: Family, priority: u32, action: RuleAction) -> Self {
+        Self {
+            family,
+            priority,
+            from: None,
+            to: None,
+            iif: None,
+            oif: None,
+            mark: None,
+            protocol: None,
+            source_ports: None,
+            destination_ports: None,
+            uids: None,
+            suppress_prefix_length: None,
+            action,
+            origin: Self::KERNEL,
+            foreign_selectors: false,
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = if self.family == Family::V4 { "-4" } else { "-6" };
+        write!(f, "rule {family} priority {}", self.priority)?;
+        if let Some(from) = self.from {
+            write!(f, " from {from}")?;
+        }
+        if let Some(to) = self.to {
+            write!(f, " to {to}")?;
+        }
+        if let Some(mark) = self.mark {
+            write!(f, " fwmark {:#x}/{:#x}", mark.mark, mark.mask)?;
+        }
+        if let Some(iif) = &self.iif {
+            write!(f, " iif {iif}")?;
+        }
+        if let Some(oif) = &self.oif {
+            write!(f, " oif {oif}")?;
+        }
+        if let Some((first, last)) = self.uids {
+            write!(f, " uidrange {first}-{last}")?;
+        }
+        if let Some(protocol) = self.protocol {
+            write!(f, " ipproto {protocol}")?;
+        }
+        if let Some(ports) = self.source_ports {
+            write!(f, " sport {}-{}", ports.first, ports.last)?;
+        }
+        if let Some(ports) = self.destination_ports {
+            write!(f, " dport {}-{}", ports.first, ports.last)?;
+        }
+        match self.action {
+            RuleAction::Lookup(table) => write!(f, " lookup {table}")?,
+            RuleAction::Goto(priority) => write!(f, " goto {priority}")?,
+            RuleAction::Nop => f.write_str(" nop")?,
+            RuleAction::Other(action) => write!(f, " action {action}")?,
+        }
+        if let Some(length) = self.suppress_prefix_length {
+            write!(f, " suppress_prefixlength {length}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A network interface, as far as we care.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The kernel's number for it.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+}
+
+/// A route that somebody has in place, as far as the layout depends on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenRoute {
+    /// The table it stands in.
+    pub table: RouteTable,
+    /// The destinations it is for.
+    pub to: IpNet,
+    /// The device it leaves by, where it has just one.
+    pub device: Option<u32>,
+    /// Through a gateway (or several next hops): not on-link.
+    pub gateway: bool,
+}

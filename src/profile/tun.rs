@@ -1,0 +1,170 @@
+//! `tun:`, the device and the routes that lead into it.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::Ipv6Net;
+
+use super::decode::{Decode, scalar};
+use super::fields::Fields;
+use super::known;
+use super::node::{Node, shortened};
+use super::report::Report;
+
+/// Which queries are answered by us whoever they were sent to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hijack {
+    /// The destination; `None` is any.
+    pub address: Option<IpAddr>,
+    /// The destination port. Both UDP and TCP are taken, whatever scheme was written.
+    pub port: u16,
+}
+
+/// `tun:`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tun {
+    /// `enable`, default false.
+    pub enable: bool,
+    /// `device`: the name that the profile wishes.
+    pub device: Option<String>,
+    /// `stack`, as written. There is one stack, ours, so every value means that.
+    pub stack: Option<String>,
+    /// `mtu` in bytes, default 1500.
+    pub mtu: u16,
+    /// `dns-hijack`, default port 53 of any address.
+    pub dns_hijack: Vec<Hijack>,
+    /// `auto-route`, default true: install the routes and rules.
+    pub auto_route: bool,
+    /// `auto-detect-interface`, default true; our mark makes the kernel's own tables choose.
+    pub auto_detect_interface: bool,
+    /// `auto-forward`, default false: switch packet forwarding on while running.
+    pub auto_forward: bool,
+    /// `strict-route`, default false.
+    pub strict_route: bool,
+    /// `inet6-address`; empty when `ipv6` is false.
+    pub inet6_address: Vec<Ipv6Net>,
+    /// `iproute2-table-index`: the routing table that is taken if it is free.
+    pub table_index: u32,
+    /// `iproute2-rule-index`: the first priority of our rules, if free.
+    pub rule_index: u32,
+    /// `udp-timeout`, default 300 s: how long an idle association lives.
+    pub udp_timeout: Duration,
+}
+
+/// `inet6-address` when the profile has none.
+const INET6_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xfdfe, 0xdcba, 0x9876, 0, 0, 0, 0, 1);
+/// RFC 8200 section 5: no link that carries IPv6 has a smaller MTU.
+const IPV6_MINIMUM_MTU: u16 = 1280;
+/// RFC 791: every host must accept datagrams of this size.
+const IPV4_MINIMUM_MTU: u16 = 576;
+
+impl Tun {
+    pub(super) fn decode(profile: &mut Fields<'_>, ipv6: bool) -> Self {
+        let present = profile.has("tun");
+        let Some(mut fields) = profile.nested("tun") else {
+            return Self { enable: false, ..Self::empty(ipv6) };
+        };
+        let defaults = Self::empty(ipv6);
+        let tun = Self {
+            enable: fields.or("enable", false) && present,
+            device: device(&mut fields),
+            stack: stack(&mut fields),
+            mtu: mtu(&mut fields, ipv6),
+            dns_hijack: fields.or("dns-hijack", defaults.dns_hijack),
+            auto_route: fields.or("auto-route", true),
+            auto_detect_interface: fields.or("auto-detect-interface", true),
+            auto_forward: fields.or("auto-forward", false),
+            strict_route: fields.or("strict-route", false),
+            inet6_address: inet6_address(&mut fields, ipv6),
+            table_index: fields.or("iproute2-table-index", defaults.table_index),
+            rule_index: fields.or("iproute2-rule-index", defaults.rule_index),
+            udp_timeout: fields.optional("udp-timeout").map_or(defaults.udp_timeout, Duration::from_secs),
+        };
+        fields.without_effect(known::TUN);
+        fields.finish();
+        tun
+    }
+
+    /// What holds when nothing is written.
+    fn empty(ipv6: bool) -> Self {
+        Self {
+            enable: false,
+            device: None,
+            stack: None,
+            mtu: 1500,
+            dns_hijack: vec![Hijack { address: None, port: 53 }],
+            auto_route: true,
+            auto_detect_interface: true,
+            auto_forward: false,
+            strict_route: false,
+            inet6_address: if ipv6 { vec![default_inet6()] } else { Vec::new() },
+            table_index: 2022,
+            rule_index: 9000,
+            udp_timeout: Duration::from_secs(300),
+        }
+    }
+}
+
+fn default_inet6() -> Ipv6Net {
+    Ipv6Net::new_assert(INET6_ADDRESS, 126)
+}
+
+fn inet6_address(fields: &mut Fields<'_>, ipv6: bool) -> Vec<Ipv6Net> {
+    let written: Option<Vec<Ipv6Net>> = fields.optional("inet6-address");
+    if ipv6 { written.unwrap_or_else(|| vec![default_inet6()]) } else { Vec::new() }
+}
+
+fn device(fields: &mut Fields<'_>) -> Option<String> {
+    let name: String = fields.optional::<String>("device").filter(|name| !name.is_empty())?;
+    // The kernel's rule: IFNAMSIZ with its closing zero is 16, and the name must fit a directory in sysfs.
+    let fits = name.len() <= 15 && name != "." && name != "..";
+    if fits && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':') {
+        return Some(name);
+    }
+    fields
+        .error("device", format!("`{}` cannot be the name of a device", shortened(&name)))
+        .hint("use at most 15 letters, digits, `-` and `_`");
+    None
+}
+
+fn stack(fields: &mut Fields<'_>) -> Option<String> {
+    let stack: String = fields.optional("stack")?;
+    let known = ["gvisor", "system", "mixed", "lwip", "mips"];
+    if !known.contains(&stack.to_ascii_lowercase().as_str()) {
+        fields.warn("stack", format!("`{}` is not a stack of mihomo; ours is used as always", shortened(&stack)));
+    }
+    Some(stack)
+}
+
+fn mtu(fields: &mut Fields<'_>, ipv6: bool) -> u16 {
+    // 0 is mihomo's way to say "the default".
+    let mtu = fields.optional("mtu").filter(|&mtu| mtu != 0).unwrap_or(1500);
+    if mtu < IPV4_MINIMUM_MTU {
+        fields.error("mtu", format!("expected an MTU from {IPV4_MINIMUM_MTU} to 65535 bytes, found {mtu}"));
+    } else if ipv6 && mtu < IPV6_MINIMUM_MTU {
+        fields
+            .error("mtu", format!("IPv6 needs an MTU of at least {IPV6_MINIMUM_MTU} bytes, found {mtu}"))
+            .hint("raise it, or write `ipv6: false`");
+    }
+    mtu
+}
+
+impl Decode for Hijack {
+    /// `any:53`, `0.0.0.0:53`, `tcp://8.8.8.8:53`: the scheme makes no difference.
+    fn decode(node: &Node, path: &str, report: &mut Report) -> Option<Self> {
+        scalar(node, path, report, "an address and a port such as any:53 or 8.8.8.8:53", |text| {
+            let text = text.split_once("://").map_or(text, |(_, rest)| rest);
+            if let Some(port) = text.strip_prefix("any:") {
+                return Some(Self { address: None, port: port.parse().ok()? });
+            }
+            let socket: SocketAddr = text.parse().ok()?;
+            Some(Self { address: Some(socket.ip()).filter(|ip| !ip.is_unspecified()), port: socket.port() })
+        })
+    }
+}
+
+impl Decode for Ipv6Net {
+    fn decode(node: &Node, path: &str, report: &mut Report) -> Option<Self> {
+        scalar(node, path, report, "an IPv6 prefix such as fdfe:dcba:9876::1/126", |text| text.parse().ok())
+    }
+}

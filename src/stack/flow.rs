@@ -1,0 +1,273 @@
+//! One TCP flow as its task sees it: a stream whose bytes are read and written in place, in the flow's own rings.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use smoltcp::iface::{SocketHandle, SocketSet};
+use smoltcp::socket::tcp::{self, RecvError, State};
+
+use super::Tuple;
+use super::ring::Rings;
+
+/// How a flow is turned away, as its client will see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// A reset: connection refused.
+    Reset,
+    /// ICMP network unreachable.
+    Network,
+    /// ICMP host unreachable.
+    Host,
+    /// ICMP administratively prohibited.
+    Prohibited,
+    /// No answer at all: the client times out.
+    Silent,
+}
+
+/// A flow's state, shared by the stack and the flow's task.
+pub(super) struct Flow {
+    pub(super) tuple: Tuple,
+    /// Dropped before `rings`, from which its buffers are borrowed.
+    pub(super) sockets: SocketSet<'static>,
+    pub(super) handle: SocketHandle,
+    pub(super) rings: Rings,
+    /// The first bytes of the SYN, for an ICMP error to quote; present while the SYN-ACK is held.
+    pub(super) held: Option<Box<[u8]>>,
+    /// Counted among the flows whose SYN-ACK is held.
+    pub(super) counted: bool,
+    /// No longer in the table; only its task still looks at it.
+    pub(super) dead: bool,
+    /// In the queue of flows that have something to emit.
+    pub(super) dirty: bool,
+    /// Its task is gone; the stack removes it once TCP has come to an end.
+    pub(super) orphan: bool,
+    pub(super) refusal: Option<Refusal>,
+    /// The time for which the stack's timer queue holds an entry.
+    pub(super) armed: Option<Instant>,
+    pub(super) progress: Progress,
+}
+
+/// What is known of a flow's data, to tell when its rings hold nothing.
+pub(super) struct Progress {
+    /// The client's initial sequence number.
+    pub(super) initial: u32,
+    /// Bytes read out of the receive ring, modulo 2^32.
+    pub(super) consumed: u32,
+    /// The highest end of data that a segment of the client reached.
+    pub(super) highest: u32,
+    /// Sequence and acknowledgement number last sent.
+    pub(super) sent: (u32, u32),
+    /// When the client's last segment came.
+    pub(super) heard: Instant,
+    /// When data last moved.
+    pub(super) moved: Instant,
+    /// In the queue of flows whose rings may hold touched pages.
+    pub(super) warm: bool,
+}
+
+/// What flows tell the stack between its turns.
+#[derive(Default)]
+pub(super) struct Shared {
+    pub(super) dirty: RefCell<Vec<Rc<RefCell<Flow>>>>,
+    pub(super) waker: Cell<Option<Waker>>,
+}
+
+impl Shared {
+    pub(super) fn mark(&self, flow: &Rc<RefCell<Flow>>, inner: &mut Flow) {
+        if !inner.dirty {
+            inner.dirty = true;
+            self.dirty.borrow_mut().push(Rc::clone(flow));
+        }
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Flow {
+    pub(super) fn socket(&mut self) -> &mut tcp::Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+
+    /// Whether the receive ring holds neither data to read nor data beyond a gap.
+    fn receive_ring_is_empty(&mut self) -> bool {
+        let queued = self.socket().recv_queue();
+        let next = self.progress.initial.wrapping_add(1).wrapping_add(self.progress.consumed);
+        queued == 0 && self.progress.highest == next
+    }
+
+    /// Gives the rings' pages back if they hold nothing.
+    pub(super) fn release_if_empty(&mut self) -> bool {
+        let empty = self.receive_ring_is_empty() && self.socket().send_queue() == 0;
+        if empty {
+            self.rings.release();
+        }
+        empty
+    }
+}
+
+/// The client's side of a TCP flow. While the SYN-ACK is held it can only be accepted, refused or watched.
+///
+/// Dropping it aborts a flow whose two directions are not both finished: the client sees a reset.
+pub struct FlowStream {
+    pub(super) flow: Rc<RefCell<Flow>>,
+    pub(super) shared: Rc<Shared>,
+}
+
+impl FlowStream {
+    /// Sends the SYN-ACK that was held back.
+    pub fn accept(&mut self) {
+        let mut flow = self.flow.borrow_mut();
+        flow.held = None;
+        flow.socket().pause_synack(false);
+        self.shared.mark(&self.flow, &mut flow);
+    }
+
+    /// Turns the flow away before it was accepted.
+    pub fn refuse(self, refusal: Refusal) {
+        self.flow.borrow_mut().refusal = Some(refusal);
+    }
+
+    /// Ready when the client gave up on a flow that is still held.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut flow = self.flow.borrow_mut();
+        let socket = flow.socket();
+        // A reset sends a held socket back to LISTEN; an accepted one is nobody's to give up.
+        if matches!(socket.state(), State::Listen | State::Closed) {
+            return Poll::Ready(());
+        }
+        socket.register_recv_waker(cx.waker());
+        Poll::Pending
+    }
+
+    /// Hands the bytes that wait to `read`, which says how many it took. `Ok(0)` means the client sent FIN; bytes that
+    /// `read` cannot take stay in the ring, and the client's window closes.
+    ///
+    /// # Errors
+    /// `ConnectionReset` when the client sent RST, and what `read` reports.
+    pub fn poll_recv_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        read: impl FnOnce(&mut Context<'_>, &[u8]) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let mut flow = self.flow.borrow_mut();
+        let flow = &mut *flow;
+        let socket = flow.sockets.get_mut::<tcp::Socket<'static>>(flow.handle);
+        if !socket.can_recv() {
+            return match socket.recv(|_| (0, ())) {
+                Err(RecvError::Finished) => Poll::Ready(Ok(0)),
+                Err(RecvError::InvalidState) if socket.state() != State::SynReceived => {
+                    Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+                }
+                _ => {
+                    socket.register_recv_waker(cx.waker());
+                    Poll::Pending
+                }
+            };
+        }
+        let outcome = socket.recv(|bytes| match read(cx, bytes) {
+            Poll::Ready(Ok(taken)) => (taken, Poll::Ready(Ok(taken))),
+            other => (0, other),
+        });
+        match outcome {
+            Ok(Poll::Ready(Ok(taken))) => {
+                flow.progress.consumed = flow.progress.consumed.wrapping_add(low_bits(taken));
+                // The window may have opened enough to be announced.
+                self.shared.mark(&self.flow, flow);
+                Poll::Ready(Ok(taken))
+            }
+            Ok(other) => other,
+            Err(_) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+        }
+    }
+
+    /// Hands free space to `write`, which says how many bytes it put there. `Ok(0)` means that `write` has no more.
+    ///
+    /// # Errors
+    /// `ConnectionReset` when the client sent RST, and what `write` reports.
+    pub fn poll_send_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(&mut Context<'_>, &mut [u8]) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let mut flow = self.flow.borrow_mut();
+        let flow = &mut *flow;
+        let socket = flow.sockets.get_mut::<tcp::Socket<'static>>(flow.handle);
+        if !socket.can_send() {
+            if !socket.may_send() && socket.state() != State::SynReceived {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+            socket.register_send_waker(cx.waker());
+            return Poll::Pending;
+        }
+        let outcome = socket.send(|space| match write(cx, space) {
+            Poll::Ready(Ok(put)) => (put, Poll::Ready(Ok(put))),
+            other => (0, other),
+        });
+        match outcome {
+            Ok(Poll::Ready(Ok(put))) => {
+                flow.rings.touch(put);
+                self.shared.mark(&self.flow, flow);
+                Poll::Ready(Ok(put))
+            }
+            Ok(other) => other,
+            Err(_) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+        }
+    }
+
+    /// Ready once the client has acknowledged everything, a FIN of ours included, or is gone.
+    pub fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut flow = self.flow.borrow_mut();
+        let socket = flow.socket();
+        let waiting = matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck);
+        if !waiting && socket.send_queue() == 0 {
+            return Poll::Ready(());
+        }
+        if socket.state() == State::Closed {
+            return Poll::Ready(());
+        }
+        socket.register_send_waker(cx.waker());
+        Poll::Pending
+    }
+
+    /// Sends FIN behind what was written; reading goes on.
+    pub fn shutdown(&mut self) {
+        let mut flow = self.flow.borrow_mut();
+        flow.socket().close();
+        self.shared.mark(&self.flow, &mut flow);
+    }
+
+    /// Sends RST.
+    pub fn abort(&mut self) {
+        let mut flow = self.flow.borrow_mut();
+        flow.socket().abort();
+        self.shared.mark(&self.flow, &mut flow);
+    }
+}
+
+impl Drop for FlowStream {
+    fn drop(&mut self) {
+        let mut flow = self.flow.borrow_mut();
+        flow.orphan = true;
+        if flow.held.is_some() {
+            // Not accepted: the stack answers as `refusal` says, by a reset if nobody chose.
+            flow.refusal.get_or_insert(Refusal::Reset);
+        } else {
+            let socket = flow.socket();
+            let fin_sent = !socket.may_send();
+            let fin_received = !socket.may_recv();
+            if !(fin_sent && fin_received) {
+                socket.abort();
+            }
+        }
+        self.shared.mark(&self.flow, &mut flow);
+    }
+}
+
+/// The low 32 bits of a byte count, as sequence numbers take them.
+pub(super) fn low_bits(bytes: usize) -> u32 {
+    (bytes & 0xffff_ffff) as u32
+}

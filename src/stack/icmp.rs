@@ -1,0 +1,128 @@
+//! ICMP and ICMPv6: errors about packets that cannot go on, and echo replies for addresses that are ours.
+
+use std::net::IpAddr;
+
+use super::frame::Transmit;
+use super::ip::{self, Packet};
+
+/// An ICMP error, in the terms that IPv4 and IPv6 share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreachable {
+    /// No route to the network: 3/0 (RFC 792), 1/0 (RFC 4443).
+    Network,
+    /// No such host: 3/1, 1/3.
+    Host,
+    /// Nobody listens on the port: 3/3, 1/4.
+    Port,
+    /// A policy forbids it: 3/13 (RFC 1812), 1/1.
+    Prohibited,
+    /// Too large for a link with this MTU in bytes: 3/4 (RFC 1191), 2/0.
+    TooBig(u32),
+}
+
+impl Unreachable {
+    /// Type, code and the second word of the header.
+    fn fields(self, v6: bool) -> (u8, u8, u32) {
+        match (self, v6) {
+            (Self::Network, false) => (3, 0, 0),
+            (Self::Host, false) => (3, 1, 0),
+            (Self::Port, false) => (3, 3, 0),
+            (Self::Prohibited, false) => (3, 13, 0),
+            (Self::TooBig(mtu), false) => (3, 4, mtu.min(0xffff)),
+            (Self::Network, true) => (1, 0, 0),
+            (Self::Host, true) => (1, 3, 0),
+            (Self::Port, true) => (1, 4, 0),
+            (Self::Prohibited, true) => (1, 1, 0),
+            (Self::TooBig(mtu), true) => (2, 0, mtu),
+        }
+    }
+}
+
+/// Tells the sender of `quoted` (an IP packet, or its first bytes) that it cannot reach its destination. The error
+/// claims to come from that destination. Nothing is said about packets that must not be answered (RFC 1122 3.2.2).
+pub(super) fn unreachable(quoted: &[u8], why: Unreachable, transmit: &mut dyn Transmit) {
+    let Some((source, destination)) = addresses(quoted) else { return };
+    if ip::is_not_unicast(destination) || ip::is_not_unicast(source) || is_icmp_error(quoted) {
+        return;
+    }
+    let v6 = source.is_ipv6();
+    // IPv4: as much as fits into 576 bytes (RFC 1812 4.3.2.3); IPv6: into the minimum MTU (RFC 4443 2.4 c).
+    let most = if v6 { 1280 - 48 } else { 576 - 28 };
+    let quoted = &quoted[..quoted.len().min(most)];
+    let (kind, code, word) = why.fields(v6);
+    emit(destination, source, quoted.len(), transmit, &mut |body| {
+        body[0] = kind;
+        body[1] = code;
+        body[4..8].copy_from_slice(&word.to_be_bytes());
+        body[8..].copy_from_slice(quoted);
+    });
+}
+
+/// Answers an echo request.
+pub(super) fn echo_reply(request: &Packet<'_>, transmit: &mut dyn Transmit) {
+    let echo = request.payload();
+    emit(request.destination, request.source, echo.len() - 8, transmit, &mut |body| {
+        body.copy_from_slice(echo);
+        body[0] = if request.source.is_ipv6() { 129 } else { 0 };
+        body[2..4].fill(0);
+    });
+}
+
+/// Whether `packet` is an echo request, of a length that can be answered.
+pub(super) fn is_echo_request(packet: &Packet<'_>) -> bool {
+    let request = match packet.protocol {
+        ip::ICMP => 8,
+        ip::ICMPV6 => 128,
+        _ => return false,
+    };
+    packet.payload().len() >= 8 && packet.payload()[0] == request
+}
+
+fn emit(
+    source: IpAddr,
+    destination: IpAddr,
+    rest: usize,
+    transmit: &mut dyn Transmit,
+    write: &mut dyn FnMut(&mut [u8]),
+) {
+    if !transmit.ready() {
+        return;
+    }
+    let v6 = source.is_ipv6();
+    let (header, protocol) = if v6 { (40, ip::ICMPV6) } else { (20, ip::ICMP) };
+    transmit.transmit(header + 8 + rest, None, &mut |packet| {
+        ip::write_header(packet, source, destination, protocol, 0);
+        packet[header..header + 8].fill(0);
+        write(&mut packet[header..]);
+        let sum = if v6 {
+            super::checksum::transport(packet, header, protocol)
+        } else {
+            super::checksum::of(&packet[header..])
+        };
+        packet[header + 2..header + 4].copy_from_slice(&sum.to_be_bytes());
+    });
+}
+
+/// Source and destination of what may be only the beginning of a packet.
+fn addresses(quoted: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    match quoted.first()? >> 4 {
+        4 => {
+            let octets = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(quoted.get(at..at + 4)?).ok()?));
+            Some((octets(12)?, octets(16)?))
+        }
+        6 => {
+            let octets = |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(quoted.get(at..at + 16)?).ok()?));
+            Some((octets(8)?, octets(24)?))
+        }
+        _ => None,
+    }
+}
+
+fn is_icmp_error(quoted: &[u8]) -> bool {
+    let kind = |at: usize| quoted.get(at).copied().unwrap_or(0);
+    if quoted[0] >> 4 == 6 {
+        quoted[6] == ip::ICMPV6 && kind(40) < 128
+    } else {
+        quoted[9] == ip::ICMP && !matches!(kind(usize::from(quoted[0] & 15) * 4), 0 | 8)
+    }
+}

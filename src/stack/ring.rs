@@ -1,0 +1,156 @@
+//! Memory for the byte rings of flows: page-aligned, pooled, and given back to the system when a flow falls idle.
+//!
+//! smoltcp fixes a ring's size, and with it the window scale, at the SYN. So rings are generous in address space and
+//! cost only the pages that data has touched.
+
+use std::cell::RefCell;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
+
+/// Bytes of one ring by class: the fewer flows live, the more each may have in flight.
+const SIZES: [usize; 3] = [1 << 20, 256 << 10, 64 << 10];
+/// From so many live flows on the next class is used.
+const STEPS: [usize; 2] = [32, 512];
+/// One mapping serves so many pairs of rings.
+const PAIRS_PER_MAPPING: usize = 8;
+/// So many free pairs of a class keep their first pages, so that short connections find them warm.
+const WARM_PAIRS: usize = 64;
+/// What a warm ring may keep, in bytes.
+const WARM_BYTES: usize = 16 << 10;
+
+/// Free rings by class.
+#[derive(Default)]
+pub(super) struct Pool {
+    free: [Vec<NonNull<u8>>; SIZES.len()],
+}
+
+/// A pair of rings, one for each direction; goes back to its pool when dropped.
+pub(super) struct Rings {
+    base: NonNull<u8>,
+    class: usize,
+    /// The most bytes that one of the two may hold in touched pages.
+    touched: usize,
+    pool: Rc<RefCell<Pool>>,
+}
+
+impl Pool {
+    /// A pair of rings for one more flow beside `live` others. None when the system has no address space left.
+    pub(super) fn take(pool: &Rc<RefCell<Self>>, live: usize) -> Option<Rings> {
+        let class = STEPS.iter().take_while(|step| live >= **step).count();
+        let mut inner = pool.borrow_mut();
+        if inner.free[class].is_empty() {
+            inner.grow(class)?;
+        }
+        let base = inner.free[class].pop()?;
+        Some(Rings { base, class, touched: 0, pool: Rc::clone(pool) })
+    }
+
+    fn grow(&mut self, class: usize) -> Option<()> {
+        let pair = SIZES[class] * 2;
+        let length = NonZeroUsize::new(pair * PAIRS_PER_MAPPING)?;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.
+        let start =
+            unsafe { mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }.ok()?;
+        // A huge page would make two megabytes resident for the first byte. A refusal costs memory only.
+        // SAFETY: the range is the mapping just made; the advice changes no content.
+        let _ = unsafe { madvise(start, length.get(), MmapAdvise::MADV_NOHUGEPAGE) };
+        for index in 0..PAIRS_PER_MAPPING {
+            // SAFETY: the offset stays inside the mapping.
+            self.free[class].push(unsafe { start.cast::<u8>().add(index * pair) });
+        }
+        Some(())
+    }
+}
+
+impl Rings {
+    /// The two rings. Call once, and drop what borrows them before `self` is dropped.
+    ///
+    /// # Safety
+    /// The slices must not be used after `self` is dropped, and the method not be called again before that.
+    pub(super) unsafe fn split(&mut self) -> (&'static mut [u8], &'static mut [u8]) {
+        let size = SIZES[self.class];
+        // SAFETY: the pair spans `2 * size` mapped bytes, which nobody else uses while it is out of the pool; mappings
+        // are never unmapped, so the lifetime holds as long as the caller keeps the contract.
+        unsafe {
+            let second = self.base.add(size);
+            (
+                std::slice::from_raw_parts_mut(self.base.as_ptr(), size),
+                std::slice::from_raw_parts_mut(second.as_ptr(), size),
+            )
+        }
+    }
+
+    /// Notes that `bytes` more went through one of the rings.
+    pub(super) fn touch(&mut self, bytes: usize) {
+        self.touched = self.touched.saturating_add(bytes);
+    }
+
+    /// Gives the pages of both rings back; they read as zeroes afterwards. Only for rings that hold nothing.
+    pub(super) fn release(&mut self) {
+        if self.touched > 0 {
+            self.discard(0);
+            self.touched = 0;
+        }
+    }
+
+    /// Gives back what lies behind the first `keep` bytes of each ring.
+    fn discard(&self, keep: usize) {
+        let size = SIZES[self.class];
+        for start in [0, size] {
+            // SAFETY: the range lies inside this pair, whose content nobody needs any more. Failure costs memory only.
+            unsafe {
+                let at = self.base.add(start + keep);
+                let _ = madvise(at.cast(), size - keep, MmapAdvise::MADV_DONTNEED);
+            }
+        }
+    }
+}
+
+impl Drop for Rings {
+    fn drop(&mut self) {
+        let warm = self.pool.borrow().free[self.class].len() < WARM_PAIRS;
+        if !warm {
+            self.release();
+        } else if self.touched > WARM_BYTES {
+            self.discard(WARM_BYTES);
+        }
+        self.pool.borrow_mut().free[self.class].push(self.base);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings_shrink_as_flows_grow_in_number_and_come_back_to_their_pool() {
+        let pool = Rc::new(RefCell::new(Pool::default()));
+        for (live, size) in [(0, 1 << 20), (31, 1 << 20), (32, 256 << 10), (511, 256 << 10), (512, 64 << 10)] {
+            let mut rings = Pool::take(&pool, live).unwrap();
+            let base = rings.base;
+            // SAFETY: used only here, before the drop below.
+            let (up, down) = unsafe { rings.split() };
+            assert_eq!((up.len(), down.len()), (size, size));
+            up[size - 1] = 1;
+            down[0] = 2;
+            drop(rings);
+            assert_eq!(Pool::take(&pool, live).unwrap().base, base);
+        }
+    }
+
+    #[test]
+    fn a_released_ring_reads_as_zeroes() {
+        let pool = Rc::new(RefCell::new(Pool::default()));
+        let mut rings = Pool::take(&pool, 0).unwrap();
+        // SAFETY: used only here, before the drop of `rings`.
+        let (up, _) = unsafe { rings.split() };
+        up[5] = 7;
+        rings.touch(6);
+        rings.release();
+        assert_eq!(up[5], 0);
+    }
+}

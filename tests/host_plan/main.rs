@@ -1,0 +1,4 @@
+//! What we change on a host, tried on hosts made for it: each test has namespaces of its own.
+
+mod netlink;
+mod sandbox;

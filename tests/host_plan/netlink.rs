@@ -1,0 +1,89 @@
+use tunproxy::platform::{Family, MarkMatch, Netlink, Ports, Route, RouteKind, RouteTable, Rule, RuleAction};
+
+use crate::sandbox::{inside, sh};
+
+#[test]
+fn links_and_addresses_are_made_as_asked() {
+    inside("netlink::links_and_addresses_are_made_as_asked", || {
+        let mut netlink = Netlink::open().unwrap();
+        netlink.create_veth("left", "right").unwrap();
+        netlink.set_mtu("left", 1400).unwrap();
+        netlink.set_no_link_local("left").unwrap();
+        netlink.set_noarp("left").unwrap();
+        netlink.link_up("left").unwrap();
+        netlink.link_up("right").unwrap();
+        netlink.add_address("left", "198.18.0.1/30".parse().unwrap()).unwrap();
+        netlink.add_address("left", "fdfe::1/126".parse().unwrap()).unwrap();
+        let shown = sh("ip -d link show dev left; ip -d addr show dev left");
+        for wanted in ["mtu 1400", "NOARP", "UP", "addrgenmode none", "inet 198.18.0.1/30", "inet6 fdfe::1/126"] {
+            assert!(shown.contains(wanted), "{wanted} in {shown}");
+        }
+        assert!(shown.contains("nodad") && shown.contains("noprefixroute"), "{shown}");
+        assert!(!shown.contains("fe80::"), "{shown}");
+        assert!(netlink.links().unwrap().iter().any(|link| link.name == "right"));
+        assert!(netlink.addresses().unwrap().iter().any(|(_, net)| net.to_string() == "198.18.0.1/30"));
+
+        netlink.delete_address("left", "198.18.0.1/30".parse().unwrap()).unwrap();
+        let again = netlink.delete_address("left", "198.18.0.1/30".parse().unwrap()).unwrap_err();
+        assert!(again.is_gone(), "{again}");
+        let namespace = std::fs::File::open("/proc/self/ns/net").unwrap();
+        netlink.move_to_netns("right", &namespace).unwrap();
+    });
+}
+
+#[test]
+fn every_selector_of_a_rule_reaches_the_kernel_and_comes_back() {
+    inside("netlink::every_selector_of_a_rule_reaches_the_kernel_and_comes_back", || {
+        let mut netlink = Netlink::open().unwrap();
+        let end = Rule::new(Family::V4, 9090, RuleAction::Nop);
+        let full = Rule {
+            from: Some("0.0.0.0/32".parse().unwrap()),
+            to: Some("10.0.0.0/8".parse().unwrap()),
+            iif: Some("lo".to_owned()),
+            mark: Some(MarkMatch { mark: 0x10, mask: 0x30 }),
+            protocol: Some(17),
+            destination_ports: Some(Ports { first: 53, last: 53 }),
+            suppress_prefix_length: Some(7),
+            ..Rule::new(Family::V4, 9001, RuleAction::Lookup(RouteTable(2022)))
+        };
+        let onward = Rule { oif: Some("tun7".to_owned()), ..Rule::new(Family::V4, 9002, RuleAction::Goto(9090)) };
+        let v6 = Rule { from: Some("::/1".parse().unwrap()), family: Family::V6, ..onward.clone() };
+        let all = [end, full, onward, v6];
+        for rule in &all {
+            netlink.add_rule(rule).unwrap();
+            assert!(netlink.rules(rule.family).unwrap().contains(rule), "{rule}");
+        }
+        let shown = sh("ip -d rule");
+        assert!(shown.contains("9001:\tfrom 0.0.0.0 to 10.0.0.0/8 fwmark 0x10/0x30 iif lo ipproto udp dport 53 lookup 2022 suppress_prefixlength 7 proto kernel"), "{shown}");
+        let twice = netlink.add_rule(&all[1]).unwrap_err();
+        assert_eq!(twice.source.raw_os_error(), Some(libc::EEXIST), "{twice}");
+        for rule in &all {
+            netlink.delete_rule(rule).unwrap();
+            assert!(netlink.delete_rule(rule).unwrap_err().is_gone());
+        }
+    });
+}
+
+#[test]
+fn routes_come_and_go_in_a_table_of_their_own() {
+    inside("netlink::routes_come_and_go_in_a_table_of_their_own", || {
+        let mut netlink = Netlink::open().unwrap();
+        netlink.create_veth("left", "right").unwrap();
+        netlink.link_up("left").unwrap();
+        netlink.link_up("right").unwrap();
+        let before = sh("ip route show table all; ip -6 route show table all");
+        for prefix in ["0.0.0.0/0", "203.0.113.0/28", "::/0", "2001:db8:9::/64"] {
+            let to: ipnet::IpNet = prefix.parse().unwrap();
+            let kind = if to.prefix_len() == 0 { RouteKind::Device("left".to_owned()) } else { RouteKind::Throw };
+            let route = Route { table: RouteTable(2022), to, kind, metric: 1024 };
+            netlink.add_route(&route).unwrap();
+            let found = netlink.routes(Family::of(&to), |seen| seen.table == RouteTable(2022)).unwrap();
+            assert!(found.iter().any(|seen| seen.to == to), "{found:?}");
+            netlink.delete_route(&route).unwrap();
+            assert!(netlink.delete_route(&route).unwrap_err().is_gone());
+        }
+        assert_eq!(sh("ip route show table all; ip -6 route show table all"), before);
+        netlink.add_default_route("left", Family::V4).unwrap();
+        assert!(sh("ip route").contains("default dev left"));
+    });
+}

@@ -1,0 +1,234 @@
+//! What programs on a host do with their sockets, and what they see of it.
+//!
+//! An act is a line of words, so that it can be done on a thread of any namespace ([`act`]) and just as well by a
+//! process of its own, the one that `tunproxy exec` starts ([`super::world::client_command`], [`outcome`]).
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use std::{env, process, thread};
+
+use nix::errno::Errno;
+use socket2::{Domain, Socket, Type};
+
+use super::Netns;
+use super::peers::digest::{Sha256, of_pattern, pattern};
+
+/// The variable that holds an act for this test binary to do instead of its test.
+pub(crate) const ACT: &str = "TUNPROXY_LAB_ACT";
+
+/// How long an act waits for one answer. Only silence ever takes that long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What an act came to: what was learnt, or the name of the error, like `ECONNREFUSED`.
+pub(crate) type Outcome = Result<String, String>;
+
+/// Does what the words say:
+///
+/// - `connect ADDR [SECONDS]`: a TCP handshake, given up after that time;
+/// - `ask ADDR WORD`: sends WORD over TCP and reads as many bytes back;
+/// - `up ADDR N`, `down ADDR N`, `both ADDR N`: with [`tcp_exchange`](super::Peers::tcp_exchange); the digests must agree;
+/// - `churn COUNT IN_FLIGHT ADDR…`: short connections to an echo server, each one byte there and back;
+/// - `datagram ADDR WORD [SECONDS]`: sends WORD over connected UDP and reads one answer.
+pub(crate) fn act(words: &str) -> Outcome {
+    perform(&words.split_whitespace().collect::<Vec<_>>()).map_err(|error| name_of(&error))
+}
+
+/// Does `words` on a thread of `ns`.
+pub(crate) fn act_in(ns: &Netns, words: &str) -> Outcome {
+    let words = words.to_owned();
+    ns.enter(move || act(&words))
+}
+
+/// What the process that did an act said of it, from its stdout.
+pub(crate) fn outcome(stdout: &str) -> Option<Outcome> {
+    let said = stdout.lines().find_map(|line| line.split_once("lab: ").map(|(_, said)| said))?;
+    let (verdict, rest) = said.split_once(' ').unwrap_or((said, ""));
+    Some(if verdict == "ok" { Ok(rest.to_owned()) } else { Err(rest.to_owned()) })
+}
+
+/// If the environment holds an act: does it, says how it ended, and ends the process.
+pub(crate) fn act_if_asked() {
+    let Ok(words) = env::var(ACT) else { return };
+    let outcome = act(&words);
+    let mut stdout = io::stdout().lock();
+    let _ = match &outcome {
+        Ok(learnt) => writeln!(stdout, "\nlab: ok {learnt}"),
+        Err(error) => writeln!(stdout, "\nlab: error {error}"),
+    };
+    let _ = stdout.flush();
+    process::exit(i32::from(outcome.is_err()));
+}
+
+fn name_of(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(code) => format!("{:?}", Errno::from_raw(code)),
+        None if error.kind() == io::ErrorKind::TimedOut => "ETIMEDOUT".to_owned(),
+        None => error.to_string(),
+    }
+}
+
+fn perform(words: &[&str]) -> io::Result<String> {
+    match *words {
+        ["connect", to] => dial(to, PATIENCE).map(|_| String::new()),
+        ["connect", to, seconds] => dial(to, Duration::from_secs(number(seconds)?)).map(|_| String::new()),
+        ["ask", to, word] => ask(to, word),
+        ["up", to, length] => up(to, number(length)?),
+        ["down", to, length] => down(to, number(length)?),
+        ["both", to, length] => both(to, number(length)?),
+        ["churn", count, in_flight, ref to @ ..] => churn(number(count)?, number(in_flight)?, to),
+        ["datagram", to, word] => datagram(to, word, PATIENCE),
+        ["datagram", to, word, seconds] => datagram(to, word, Duration::from_secs(number(seconds)?)),
+        _ => Err(io::Error::other(format!("no such act: {words:?}"))),
+    }
+}
+
+fn number<T: std::str::FromStr>(word: &str) -> io::Result<T> {
+    word.parse().map_err(|_| io::Error::other(format!("not a number: {word}")))
+}
+
+fn dial(to: &str, patience: Duration) -> io::Result<TcpStream> {
+    let to: SocketAddr = to.parse().map_err(io::Error::other)?;
+    let stream = TcpStream::connect_timeout(&to, patience)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn ask(to: &str, word: &str) -> io::Result<String> {
+    let mut stream = dial(to, PATIENCE)?;
+    stream.write_all(word.as_bytes())?;
+    let mut answer = vec![0; word.len()];
+    stream.read_exact(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+fn up(to: &str, length: u64) -> io::Result<String> {
+    let mut stream = dial(to, PATIENCE)?;
+    let sent = send(&mut stream, "up 0\n", length)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    agree(&sent, answer.trim())
+}
+
+fn down(to: &str, length: u64) -> io::Result<String> {
+    let mut stream = dial(to, PATIENCE)?;
+    stream.write_all(format!("down {length}\n").as_bytes())?;
+    let received = digest_of(&mut stream)?;
+    // The other side has closed its half: ours must still carry data.
+    stream.write_all(received.as_bytes())?;
+    stream.shutdown(Shutdown::Write)?;
+    agree(&of_pattern(length), &received)
+}
+
+fn both(to: &str, length: u64) -> io::Result<String> {
+    let mut stream = dial(to, PATIENCE)?;
+    let sent = send(&mut stream, &format!("both {length}\n"), length)?;
+    let mut reader = BufReader::new(stream);
+    let mut answer = String::new();
+    reader.read_line(&mut answer)?;
+    agree(&sent, answer.trim())?;
+    agree(&sent, &digest_of(&mut reader)?)
+}
+
+/// Writes the order and the test stream, closes this half, and returns the digest of the stream.
+fn send(stream: &mut TcpStream, order: &str, length: u64) -> io::Result<String> {
+    stream.write_all(order.as_bytes())?;
+    let mut offset = 0;
+    while offset < length {
+        let chunk = pattern(offset, length - offset);
+        stream.write_all(chunk)?;
+        offset += chunk.len() as u64;
+    }
+    stream.shutdown(Shutdown::Write)?;
+    Ok(of_pattern(length))
+}
+
+fn digest_of(from: &mut impl Read) -> io::Result<String> {
+    let mut sha = Sha256::new();
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let length = from.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(sha.hex());
+        }
+        sha.update(&buffer[..length]);
+    }
+}
+
+fn agree(sent: &str, received: &str) -> io::Result<String> {
+    if sent == received {
+        return Ok(sent.to_owned());
+    }
+    Err(io::Error::other(format!("digest of what was sent: {sent}, of what arrived: {received}")))
+}
+
+/// Opens `count` connections, `in_flight` at a time, turning through the addresses.
+fn churn(count: usize, in_flight: usize, to: &[&str]) -> io::Result<String> {
+    let next = AtomicUsize::new(0);
+    let work = || -> io::Result<()> {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= count {
+                return Ok(());
+            }
+            ask(to[number % to.len()], "x").map_err(|error| {
+                next.store(count, Ordering::Relaxed);
+                io::Error::other(format!("connection {number}: {}", name_of(&error)))
+            })?;
+        }
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..in_flight).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("no panic in a worker"))
+    })?;
+    Ok(count.to_string())
+}
+
+fn datagram(to: &str, word: &str, patience: Duration) -> io::Result<String> {
+    let to: SocketAddr = to.parse().map_err(io::Error::other)?;
+    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(patience))?;
+    socket.send(word.as_bytes())?;
+    let mut answer = vec![0; 65_536];
+    let length = socket.recv(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+}
+
+/// A connection that somebody works in: it must live on whatever happens to the host.
+pub(crate) struct Session {
+    stream: TcpStream,
+    said: u32,
+}
+
+impl Session {
+    /// Connects from `source` on `ns` to an echo server.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub(crate) fn open(ns: &Netns, source: SocketAddr, to: SocketAddr) -> Self {
+        let stream = ns.enter(move || -> io::Result<TcpStream> {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            socket.bind(&source.into())?;
+            socket.connect_timeout(&to.into(), PATIENCE)?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            Ok(socket.into())
+        });
+        Self { stream: stream.unwrap_or_else(|error| panic!("{source} -> {to}: {error}")), said: 0 }
+    }
+
+    /// Says a line and hears it back.
+    ///
+    /// # Errors
+    /// The name of what happened to the connection.
+    pub(crate) fn alive(&mut self) -> Outcome {
+        self.said += 1;
+        let line = format!("line {}\n", self.said);
+        let mut heard = vec![0; line.len()];
+        let exchanged = self.stream.write_all(line.as_bytes()).and_then(|()| self.stream.read_exact(&mut heard));
+        exchanged.map_err(|error| name_of(&error))?;
+        agree(&line, &String::from_utf8_lossy(&heard)).map_err(|error| error.to_string())
+    }
+}

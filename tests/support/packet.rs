@@ -1,0 +1,121 @@
+//! As much of an Ethernet frame as a witness must understand. Anything else of it is kept as it is.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// An EtherType free for local experiments (IEEE 802, 9.2.4): no host answers or forwards it.
+pub(crate) const EXPERIMENT: u16 = 0x88b5;
+
+const IPV4: u16 = 0x0800;
+const ARP: u16 = 0x0806;
+const IPV6: u16 = 0x86dd;
+
+/// IP protocol numbers a test asks for.
+pub(crate) mod protocol {
+    /// TCP.
+    pub(crate) const TCP: u8 = 6;
+    /// UDP.
+    pub(crate) const UDP: u8 = 17;
+    /// ICMP for IPv6: neighbour discovery too.
+    pub(crate) const ICMPV6: u8 = 58;
+}
+
+/// A frame, taken apart.
+#[derive(Clone, Debug)]
+pub(crate) struct Packet {
+    /// EtherType.
+    pub(crate) ether_type: u16,
+    /// What an IP packet says.
+    pub(crate) ip: Option<Ip>,
+    /// All bytes from the Ethernet header on.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// The addresses of an IP packet. Ports are 0 where there are none, as in later fragments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ip {
+    /// Protocol, after the extension headers of IPv6.
+    pub(crate) protocol: u8,
+    /// Where it says it comes from.
+    pub(crate) source: SocketAddr,
+    /// Where it goes.
+    pub(crate) destination: SocketAddr,
+}
+
+impl Packet {
+    /// Takes a frame apart; never fails, what makes no sense stays unexplained.
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
+        let ether_type = bytes.get(12..14).map_or(0, |b| u16::from_be_bytes([b[0], b[1]]));
+        let payload = bytes.get(14..).unwrap_or_default();
+        let ip = match ether_type {
+            IPV4 => ipv4(payload),
+            IPV6 => ipv6(payload),
+            _ => None,
+        };
+        Self { ether_type, ip, bytes: bytes.to_vec() }
+    }
+
+    /// Whether `needle` stands anywhere in it.
+    pub(crate) fn contains(&self, needle: &[u8]) -> bool {
+        self.bytes.windows(needle.len()).any(|window| window == needle)
+    }
+
+    /// What hosts of a link say among themselves: ARP, neighbour discovery, multicast listener reports, and the
+    /// marker of [`Capture`](super::Capture).
+    pub(crate) fn is_housekeeping(&self) -> bool {
+        // ICMPv6 types 130 to 137 and 143: RFC 2710, 4861 and 9777.
+        let discovery = |ip: &Ip| ip.protocol == protocol::ICMPV6 && matches!(self.icmp_type(), Some(130..=137 | 143));
+        matches!(self.ether_type, ARP | EXPERIMENT) || self.ip.as_ref().is_some_and(discovery)
+    }
+
+    /// The type of an ICMPv6 message, also behind the hop-by-hop header that listener reports carry.
+    fn icmp_type(&self) -> Option<u8> {
+        let (_, offset) = skip_extensions(self.bytes.get(14..)?)?;
+        self.bytes.get(14 + offset).copied()
+    }
+}
+
+fn ipv4(packet: &[u8]) -> Option<Ip> {
+    let header = packet.first_chunk::<20>()?;
+    let rest = packet.get(usize::from(header[0] & 0x0f) * 4..)?;
+    let first_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x1fff == 0;
+    let address = |at: usize| Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]).into();
+    Some(with_ports(header[9], address(12), address(16), if first_fragment { rest } else { &[] }))
+}
+
+fn ipv6(packet: &[u8]) -> Option<Ip> {
+    let address = |at: usize| packet.get(at..at + 16).and_then(|b| <[u8; 16]>::try_from(b).ok()).map(Ipv6Addr::from);
+    let (protocol, offset) = skip_extensions(packet)?;
+    Some(with_ports(protocol, address(8)?.into(), address(24)?.into(), packet.get(offset..)?))
+}
+
+/// Protocol and offset of what follows hop-by-hop, routing and destination options and a first fragment header.
+fn skip_extensions(packet: &[u8]) -> Option<(u8, usize)> {
+    let (mut next, mut offset) = (*packet.get(6)?, 40);
+    loop {
+        let length = match next {
+            0 | 43 | 60 => usize::from(*packet.get(offset + 1)?) * 8 + 8,
+            44 if packet.get(offset + 2..offset + 4)? == [0, 1] => 8,
+            _ => return Some((next, offset)),
+        };
+        next = *packet.get(offset)?;
+        offset += length;
+    }
+}
+
+fn with_ports(protocol: u8, source: IpAddr, destination: IpAddr, rest: &[u8]) -> Ip {
+    let port = |at: usize| rest.get(at..at + 2).map_or(0, |b| u16::from_be_bytes([b[0], b[1]]));
+    let ported = matches!(protocol, protocol::TCP | protocol::UDP);
+    let (from, to) = if ported { (port(0), port(2)) } else { (0, 0) };
+    Ip { protocol, source: SocketAddr::new(source, from), destination: SocketAddr::new(destination, to) }
+}
+
+impl fmt::Display for Packet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.ip {
+            Some(ip) => write!(f, "proto {} {} -> {}", ip.protocol, ip.source, ip.destination)?,
+            None => write!(f, "ethertype {:#06x}", self.ether_type)?,
+        }
+        write!(f, ", {} bytes", self.bytes.len())
+    }
+}

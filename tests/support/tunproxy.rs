@@ -1,0 +1,183 @@
+//! The program under test, run as its users run it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+
+use nix::sys::signal::Signal;
+
+use super::client::{self, Outcome};
+use super::program::{self, Program};
+use super::{Netns, world};
+
+/// A running `tunproxy --profile`. Dropping it kills it, as a crash would.
+pub(crate) struct Tunproxy {
+    program: Program,
+    place: Place,
+}
+
+/// A profile and a state directory; a second run from the same place finds what the first left.
+#[derive(Clone)]
+pub(crate) struct Place {
+    /// Where the profile lies.
+    pub(crate) profile: PathBuf,
+    /// What `--state-dir` is.
+    pub(crate) state: PathBuf,
+}
+
+impl Place {
+    /// Writes `profile` to a fresh directory.
+    ///
+    /// # Panics
+    /// If the lab's desk is full.
+    pub(crate) fn new(profile: &str) -> Self {
+        let dir = world::fresh_dir("tunproxy");
+        let place = Self { profile: dir.join("profile.yaml"), state: dir.join("state") };
+        place.rewrite(profile);
+        place
+    }
+
+    /// Puts another profile in its place.
+    ///
+    /// # Panics
+    /// If the lab's desk is full.
+    pub(crate) fn rewrite(&self, profile: &str) {
+        fs::write(&self.profile, profile).expect("a file on the lab's desk");
+    }
+
+    /// The long run, in `ns`, not yet started.
+    pub(crate) fn run_command(&self, ns: &Netns) -> Command {
+        let mut command = ns.command(binary());
+        command.arg("--profile").arg(&self.profile).arg("--state-dir").arg(&self.state);
+        command
+    }
+
+    /// Starts it and waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// All that it said, if it ended instead.
+    pub(crate) fn try_start(&self, ns: &Netns) -> Result<Tunproxy, String> {
+        let program = Program::start("tunproxy", self.run_command(ns));
+        program.wait_for(|line| line.contains("ready"))?;
+        Ok(Tunproxy { program, place: self.clone() })
+    }
+
+    /// Starts it and waits until it says that it is ready.
+    ///
+    /// # Panics
+    /// With all that it said, if it ended instead.
+    pub(crate) fn start(&self, ns: &Netns) -> Tunproxy {
+        self.try_start(ns).unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    /// `tunproxy cleanup`, which must succeed.
+    ///
+    /// # Panics
+    /// With what it said, if it fails.
+    pub(crate) fn clean_up(&self, ns: &Netns) -> String {
+        let said = self.subcommand(ns, "cleanup", &["--state-dir".as_ref(), &self.state]);
+        assert!(said.succeeded(), "cleanup: {said:?}");
+        said.stdout + &said.stderr
+    }
+
+    /// `tunproxy check`.
+    pub(crate) fn check(&self, ns: &Netns) -> Said {
+        self.subcommand(ns, "check", &["--profile".as_ref(), &self.profile])
+    }
+
+    /// Runs a program inside `tunproxy exec`.
+    pub(crate) fn exec(&self, ns: &Netns, program: &str, args: &[&str]) -> Said {
+        let mut command = self.exec_command(ns);
+        command.arg(program).args(args);
+        Said::of(&mut command)
+    }
+
+    /// Does an act of [`client`] inside `tunproxy exec`.
+    ///
+    /// # Panics
+    /// If the process says nothing of it.
+    pub(crate) fn act(&self, ns: &Netns, words: &str) -> Outcome {
+        let (program, args, environment) = world::client_command(words);
+        let mut command = self.exec_command(ns);
+        command.arg(program).args(args).envs(environment);
+        let said = Said::of(&mut command);
+        client::outcome(&said.stdout).unwrap_or_else(|| panic!("no outcome of `{words}`: {said:?}"))
+    }
+
+    fn exec_command(&self, ns: &Netns) -> Command {
+        let mut command = ns.command(binary());
+        command.arg("exec").arg("--profile").arg(&self.profile).arg("--state-dir").arg(&self.state).arg("--");
+        command
+    }
+
+    fn subcommand(&self, ns: &Netns, name: &str, args: &[&Path]) -> Said {
+        let mut command = ns.command(binary());
+        command.arg(name).args(args);
+        Said::of(&mut command)
+    }
+}
+
+impl Tunproxy {
+    /// Asks it to stop as systemd would, and waits for its end.
+    pub(crate) fn stop(mut self) -> ExitStatus {
+        self.program.signal(Signal::SIGTERM);
+        self.program.wait()
+    }
+
+    /// Kills it with no chance to clean up. What is left is for [`Place::clean_up`].
+    pub(crate) fn kill(mut self) -> Place {
+        self.program.signal(Signal::SIGKILL);
+        self.program.wait();
+        self.place.clone()
+    }
+
+    /// Sends it a signal that it survives.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.program.signal(signal);
+    }
+
+    /// Does `act` and returns the first line, said since, that holds every one of `words`: a flow's line, say.
+    ///
+    /// # Panics
+    /// With all that it said, if there is none.
+    pub(crate) fn line_after<T>(&self, act: impl FnOnce() -> T, words: &[&str]) -> (T, String) {
+        let from = self.program.line_count();
+        let done = act();
+        let line = self.program.wait_after(from, |line| words.iter().all(|word| line.contains(word)));
+        (done, line.unwrap_or_else(|said| panic!("no line with {words:?}: {said}")))
+    }
+
+    /// All that it has said.
+    pub(crate) fn output(&self) -> String {
+        self.program.output()
+    }
+}
+
+/// What a program that has ended said.
+#[derive(Debug)]
+pub(crate) struct Said {
+    /// Its exit code; `None` if a signal ended it.
+    pub(crate) code: Option<i32>,
+    /// What it wrote to stdout.
+    pub(crate) stdout: String,
+    /// What it wrote to stderr.
+    pub(crate) stderr: String,
+}
+
+impl Said {
+    /// Runs `command` to its end.
+    pub(crate) fn of(command: &mut Command) -> Self {
+        let output = program::output(command);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    }
+
+    /// Whether it ended with 0.
+    pub(crate) fn succeeded(&self) -> bool {
+        self.code == Some(0)
+    }
+}
+
+fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_tunproxy"))
+}
