@@ -24,6 +24,7 @@ pub use applied::{Applied, HostError, Step};
 pub use cleanup::{Report, cleanup};
 pub use dialer::{Dialer, Fwmark, UdpSocket};
 pub use firewall::Nft;
+pub use imp::holder::tcp_listener;
 pub use imp::netlink::{Netlink, NetlinkError};
 pub use imp::rootless;
 pub use imp::tun::{Framing, HEADROOM, Layout, TunQueue, open_packet, open_tun};

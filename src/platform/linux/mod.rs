@@ -1,6 +1,10 @@
 //! Linux.
 
+<<<<<<< HEAD
 mod capability;
+=======
+pub(super) mod holder;
+>>>>>>> proxy
 pub(super) mod netlink;
 pub(super) mod nft;
 pub(super) mod resolv_conf;
