@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use parking_lot::Mutex;
+
 use crate::session::Session;
+use crate::stack;
 
 /// Counters over all flows since the start.
 #[derive(Debug, Default)]
@@ -28,10 +31,27 @@ pub struct Counters {
     pub hand_over_lost: AtomicU64,
     /// Datagrams dropped: a queue or a socket was full.
     pub datagrams_dropped: AtomicU64,
+    /// What each worker's stack counted when it last went to sleep.
+    stacks: Mutex<Vec<stack::Counters>>,
 }
 
 impl Counters {
-    /// One line of numbers for a person.
+    /// Notes what the stack of `worker` has counted so far.
+    pub fn publish(&self, worker: usize, counted: stack::Counters) {
+        let mut stacks = self.stacks.lock();
+        if stacks.len() <= worker {
+            stacks.resize(worker + 1, stack::Counters::default());
+        }
+        stacks[worker] = counted;
+    }
+
+    /// What all stacks together have counted.
+    #[must_use]
+    pub fn stacks(&self) -> stack::Counters {
+        self.stacks.lock().iter().fold(stack::Counters::default(), |all, one| all.plus(one))
+    }
+
+    /// The flows' numbers.
     #[must_use]
     pub fn snapshot(&self) -> serde_json::Value {
         serde_json::json!({
