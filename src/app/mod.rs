@@ -2,6 +2,7 @@
 
 mod build;
 mod control;
+mod demo;
 mod exec;
 mod load;
 mod nameservers;
@@ -9,14 +10,10 @@ mod run;
 mod worker;
 
 pub use control::{Command, ask};
+pub use demo::{client as demo_client, demo};
 pub use exec::{exec, inside};
 pub use load::{Loaded, load};
 pub use run::run;
-
-/// x
-pub fn demo() -> anyhow::Result<u8> {
-    anyhow::bail!("not wired")
-}
 
 /// x
 pub fn cleanup(_state: &std::path::Path) -> anyhow::Result<String> {
