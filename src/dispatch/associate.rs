@@ -163,7 +163,9 @@ impl Dispatcher {
             (_, Fact::Known(ip)) => ip,
             (Some(name), _) => {
                 let addresses = self.core.dns.lookup(&name).await.map_err(|error| no_address(&name, &error))?;
-                *addresses.first().ok_or(DialError::Unreachable(Reach::Host))?
+                // The family that the client chose; datagrams cannot try the other one and see.
+                let alike = addresses.iter().find(|ip| ip.is_ipv4() == session.source.is_ipv4());
+                *alike.or(addresses.first()).ok_or(DialError::Unreachable(Reach::Host))?
             }
             (None, _) => return Err(DialError::Unreachable(Reach::Host)),
         };

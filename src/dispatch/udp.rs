@@ -64,6 +64,10 @@ struct Source {
 pub(super) struct Link {
     pub(super) source: SocketAddr,
     datagram: RefCell<BoxDatagram>,
+    /// What the transport could not take at once: a socket is ready only when its reactor has said so.
+    outbox: RefCell<VecDeque<(Waiting, Address)>>,
+    /// Of the task that carries answers; it empties the outbox too.
+    waker: Cell<Option<Waker>>,
     back: Rc<dyn Back>,
     /// The address under which the client knows each real peer, and the first packet to it for ICMP errors to quote.
     known: RefCell<HashMap<Address, (Address, Box<[u8]>), foldhash::fast::RandomState>>,
@@ -180,6 +184,8 @@ impl Link {
         Rc::new(Self {
             source,
             datagram: RefCell::new(datagram),
+            outbox: RefCell::default(),
+            waker: Cell::default(),
             back,
             known: RefCell::default(),
             name,
@@ -203,17 +209,44 @@ impl Link {
         self.held.borrow_mut().extend(held);
     }
 
-    /// Sends one datagram of the client. What the socket cannot take now is lost, as UDP may be.
+    /// Sends one datagram of the client. Where too many wait for the transport it is lost, as UDP may be.
     pub(super) fn send(&self, payload: &[u8], to: &Address, dont_fragment: bool, client: &Address, quoted: &[u8]) {
         self.used.set(Instant::now());
-        let mut cx = Context::from_waker(Waker::noop());
-        let outcome = self.datagram.borrow_mut().poll_send_to(&mut cx, payload, to, dont_fragment);
-        match outcome {
-            Poll::Ready(Ok(())) => self.moved(payload.len() as u64, 0),
-            Poll::Ready(Err(error)) => self.send_failed(&error, client, quoted),
-            Poll::Pending => {
-                self.counters.datagrams_dropped.fetch_add(1, Relaxed);
+        let mut outbox = self.outbox.borrow_mut();
+        if outbox.is_empty() {
+            let mut cx = Context::from_waker(Waker::noop());
+            match self.datagram.borrow_mut().poll_send_to(&mut cx, payload, to, dont_fragment) {
+                Poll::Ready(Ok(())) => return self.moved(payload.len() as u64, 0),
+                Poll::Ready(Err(error)) => return self.send_failed(&error, client, quoted),
+                Poll::Pending => {}
             }
+        }
+        if outbox.len() >= MOST_WAITING {
+            self.counters.datagrams_dropped.fetch_add(1, Relaxed);
+            return;
+        }
+        outbox.push_back((Waiting { payload: payload.into(), dont_fragment }, to.clone()));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Sends what had to wait, as far as the transport takes it.
+    fn poll_outbox(&self, cx: &mut Context<'_>) {
+        let mut outbox = self.outbox.borrow_mut();
+        while let Some((waiting, to)) = outbox.front() {
+            let outcome = self.datagram.borrow_mut().poll_send_to(cx, &waiting.payload, to, waiting.dont_fragment);
+            match outcome {
+                Poll::Ready(Ok(())) => self.moved(waiting.payload.len() as u64, 0),
+                Poll::Ready(Err(error)) => {
+                    let known = self.known.borrow();
+                    if let Some((client, quoted)) = known.get(to) {
+                        self.send_failed(&error, client, quoted);
+                    }
+                }
+                Poll::Pending => return,
+            }
+            outbox.pop_front();
         }
     }
 
@@ -264,6 +297,8 @@ impl Link {
     }
 
     fn poll_answers(&self, cx: &mut Context<'_>, scratch: &RefCell<Box<[u8]>>) -> Poll<io::Error> {
+        self.waker.set(Some(cx.waker().clone()));
+        self.poll_outbox(cx);
         let mut scratch = scratch.borrow_mut();
         for _ in 0..SHARE {
             let mut buffer = ReadBuf::new(&mut scratch);

@@ -5,6 +5,9 @@ use super::nearest::nearest;
 use super::node::{Entry, Node, Place, Value};
 use super::report::{Diagnostic, Report};
 
+/// How many unknown keys of one mapping are compared with the known ones.
+const MOST_HINTS: usize = 256;
+
 /// A mapping that is being decoded. Ask for every field, then [`finish`](Self::finish).
 ///
 /// Methods that meet a wrong value say so in the report and go on, so that one run shows every mistake; whoever
@@ -154,6 +157,9 @@ impl<'a> Fields<'a> {
     /// Warns about every key that nobody asked for, with the nearest known one. Keys that begin with `x-` and
     /// templates (values with an anchor) are left in peace.
     pub fn finish(self) {
+        #[cfg(test)]
+        self.report.asked.extend(self.known.iter().map(|key| join(&self.path, key)));
+        let mut unknown = 0;
         for Entry { key, value } in self.entries {
             let known = self.known.iter().any(|name| self.same(&key.text, name));
             if known || key.text.starts_with("x-") || value.anchored {
@@ -162,7 +168,9 @@ impl<'a> Fields<'a> {
             let path = join(&self.path, &key.text);
             let message = format!("`{}` is not a known key and is ignored", super::node::shortened(&key.text));
             let diagnostic = self.report.warn_once(key, path, message);
-            if let Some(name) = nearest(&key.text, self.known.iter().copied()) {
+            unknown += 1;
+            let near = if unknown > MOST_HINTS { None } else { nearest(&key.text, self.known.iter().copied()) };
+            if let Some(name) = near {
                 diagnostic.hint(format!("did you mean `{name}`?"));
             }
         }

@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 
 use ipnet::IpNet;
 
-use super::decode::{Decode, scalar};
+use super::decode::{Decode, mismatch};
 use super::dns::Dns;
 use super::fields::Fields;
 use super::known;
@@ -195,9 +195,11 @@ fn bind_address(fields: &mut Fields<'_>) -> Option<IpAddr> {
 
 impl Decode for Credentials {
     fn decode(node: &Node, path: &str, report: &mut Report) -> Option<Self> {
-        scalar(node, path, report, "user:password", |text| {
-            let (user, password) = text.split_once(':')?;
-            Some(Self { user: user.to_owned(), password: password.to_owned() })
-        })
+        // Not trimmed: a password may begin or end with a space.
+        let pair = node.text().and_then(|text| text.split_once(':'));
+        if pair.is_none() {
+            mismatch(node, path, report, "user:password");
+        }
+        pair.map(|(user, password)| Self { user: user.to_owned(), password: password.to_owned() })
     }
 }

@@ -5,6 +5,9 @@ use std::fmt;
 
 use super::node::{Place, Position};
 
+/// How many errors, and how many warnings, are kept; the rest is only counted. A file with more is no profile.
+const MOST: usize = 256;
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Severity {
@@ -56,7 +59,14 @@ pub struct Report {
     /// The byte at which each line begins.
     lines: Vec<usize>,
     diagnostics: Vec<Diagnostic>,
+    errors: usize,
+    warnings: usize,
+    /// Where those beyond [`MOST`] go.
+    beyond: Option<Diagnostic>,
     folded: HashMap<(String, String), usize>,
+    /// Every key path that a decoder asked for, for the test that holds docs/profile.md to the code.
+    #[cfg(test)]
+    pub(super) asked: std::collections::BTreeSet<String>,
 }
 
 impl Report {
@@ -108,19 +118,16 @@ impl Report {
     ) -> &mut Diagnostic {
         let (place, path, message) = (place.into(), path.into(), message.into());
         let key = (without_indices(&path), message);
-        let index = match self.folded.get(&key) {
-            Some(&index) => {
-                self.diagnostics[index].repeats.push(place.at);
-                index
-            }
-            None => {
-                let index = self.diagnostics.len();
-                self.add(Severity::Warning, place, path, key.1.clone());
-                self.folded.insert(key, index);
-                index
-            }
-        };
-        &mut self.diagnostics[index]
+        if let Some(&index) = self.folded.get(&key) {
+            let first = &mut self.diagnostics[index];
+            first.repeats.push(place.at);
+            return first;
+        }
+        let message = key.1.clone();
+        if self.warnings < MOST {
+            self.folded.insert(key, self.diagnostics.len());
+        }
+        self.add(Severity::Warning, place, path, message)
     }
 
     /// Every mistake, in the order of the file.
@@ -144,7 +151,7 @@ impl Report {
     /// Whether the profile must be refused.
     #[must_use]
     pub fn has_errors(&self) -> bool {
-        self.diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error)
+        self.errors > 0
     }
 
     /// Whether there is nothing to say.
@@ -160,8 +167,17 @@ impl Report {
     }
 
     fn add(&mut self, severity: Severity, place: Place, path: String, message: String) -> &mut Diagnostic {
+        let count = match severity {
+            Severity::Error => &mut self.errors,
+            Severity::Warning => &mut self.warnings,
+        };
+        *count += 1;
+        let diagnostic = Diagnostic { severity, place, path, message, hint: None, repeats: Vec::new() };
+        if *count > MOST {
+            return self.beyond.insert(diagnostic);
+        }
         let index = self.diagnostics.len();
-        self.diagnostics.push(Diagnostic { severity, place, path, message, hint: None, repeats: Vec::new() });
+        self.diagnostics.push(diagnostic);
         &mut self.diagnostics[index]
     }
 
@@ -179,7 +195,10 @@ impl fmt::Display for Report {
             }
             self.block(diagnostic).fmt(f)?;
         }
-        Ok(())
+        match self.errors + self.warnings - self.diagnostics.len() {
+            0 => Ok(()),
+            more => writeln!(f, "\n{}: and {more} more", self.file),
+        }
     }
 }
 
@@ -254,4 +273,43 @@ fn without_indices(path: &str) -> String {
             keep
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_warnings_hides_no_error_and_is_counted() {
+        let mut report = Report::new("p.yaml", "a");
+        for line in 1..=1000 {
+            report.warn(Position { line, column: 1, length: 1 }, "a", "odd").hint("stop");
+        }
+        for index in 0..1000 {
+            report.warn_once(Position::default(), format!("list[{index}]"), "odd too");
+        }
+        assert!(!report.has_errors());
+        report.error(Position::default(), "", "wrong");
+        assert!(report.has_errors() && report.errors().count() == 1);
+        assert_eq!(report.warnings().count(), MOST);
+        assert!(report.to_string().ends_with("p.yaml: and 1744 more\n"), "{report}");
+    }
+
+    #[test]
+    fn long_lines_are_cut_around_the_spot() {
+        let line = format!("{}HERE{}", "x".repeat(500), "y".repeat(500));
+        let mut report = Report::new("p.yaml", line);
+        report.error(Position { line: 1, column: 501, length: 4 }, "", "wrong");
+        let text = report.to_string();
+        let (shown, carets) = (text.lines().nth(1).unwrap(), text.lines().nth(2).unwrap());
+        assert!(shown.len() < 140);
+        assert_eq!(shown.find("HERE"), carets.find("^^^^"));
+    }
+
+    #[test]
+    fn a_place_outside_the_text_is_named_and_not_shown() {
+        let mut report = Report::new("p.yaml", "");
+        report.error(Position { line: 9, column: u32::MAX, length: u32::MAX }, "a.b", "wrong");
+        assert_eq!(report.to_string(), format!("p.yaml:9:{}: error: a.b: wrong\n", u32::MAX));
+    }
 }

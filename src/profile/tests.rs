@@ -45,3 +45,291 @@ fn every_kind_of_bad_input_gets_its_message() {
         }
     }
 }
+
+#[test]
+fn the_profiles_that_we_ship_load_without_a_word() {
+    for path in yaml_files(&root().join("profiles")) {
+        let (profile, report) = load(&path);
+        assert!(report.is_empty(), "{report}");
+        assert!(profile.unwrap().tun.enable, "{}", path.display());
+    }
+}
+
+#[test]
+fn the_gateway_answers_names_on_its_lan_address_and_forwards() {
+    let profile = load(&root().join("profiles/gateway.yaml")).0.unwrap();
+    assert!(profile.tun.auto_forward && profile.dns.enable);
+    assert_eq!(profile.dns.listen.map(|listen| listen.ip()), profile.listen.bind_address);
+}
+
+#[test]
+fn the_rule_sets_that_we_ship_have_the_form_of_their_behavior() {
+    for path in yaml_files(&root().join("rules")) {
+        let text = fs::read_to_string(&path).unwrap();
+        let mut report = Report::new(path.display().to_string(), &*text);
+        let payload = parse(&mut report).unwrap().child("payload").cloned().unwrap();
+        let behavior = ["ipcidr", "domain", "classical"].into_iter().find(|name| text.contains(&format!("`{name}`")));
+        for item in payload.items() {
+            let entry = item.text().unwrap();
+            let fine = match behavior.unwrap() {
+                "ipcidr" => entry.parse::<ipnet::IpNet>().is_ok(),
+                "domain" => entry.starts_with("+."),
+                _ => matches!(crate::rules::parse(&format!("{entry},X")), Ok(crate::rules::Line::Rule(_))),
+            };
+            assert!(fine, "{}: {entry}", path.display());
+        }
+        assert!(!payload.items().is_empty() && report.is_empty());
+    }
+}
+
+#[test]
+fn a_profile_of_rules_alone_has_mihomos_defaults_and_ours() {
+    let profile = good("rules: ['MATCH,DIRECT']");
+    assert_eq!((profile.mode, profile.log_level, profile.ipv6), (Mode::Rule, LogLevel::Info, true));
+    assert!(!profile.tun.enable && profile.tun.auto_route && profile.tun.auto_detect_interface);
+    assert_eq!((profile.tun.mtu, profile.tun.udp_timeout.as_secs()), (1500, 300));
+    assert_eq!(profile.tun.dns_hijack, [Hijack { address: None, port: 53 }]);
+    assert!(!profile.dns.enable);
+    assert_eq!(profile.dns.enhanced_mode, EnhancedMode::RedirHost);
+    assert_eq!(profile.dns.fake_ip_range.to_string(), "198.18.0.1/16");
+    assert_eq!(profile.dns.fake_ip_range6.unwrap().to_string(), "fdfe:dcba:9877::/64");
+    assert_eq!(profile.dns.nameserver, [Nameserver::System]);
+    assert_eq!(profile.listen.lan_allowed_ips.len(), 2);
+}
+
+#[test]
+fn aaaa_has_answers_unless_one_of_the_two_switches_is_off() {
+    let range6 = |text: &str| good(&format!("{text}\nrules: ['MATCH,DIRECT']")).dns.fake_ip_range6;
+    assert!(range6("dns: {enable: false}").is_some());
+    assert!(range6("dns: {ipv6: true}").is_some());
+    assert!(range6("dns: {ipv6: false}").is_none());
+    assert!(range6("ipv6: false").is_none());
+    assert!(range6("ipv6: false\ndns: {ipv6: true}").is_none());
+}
+
+#[test]
+fn hijack_takes_any_scheme_and_every_way_to_say_any() {
+    let text = "tun: {dns-hijack: ['any:53', 'tcp://any:853', '0.0.0.0:53', '[::]:53', 'udp://8.8.8.8:53']}\n";
+    let any = |port| Hijack { address: None, port };
+    let one = Hijack { address: Some([8, 8, 8, 8].into()), port: 53 };
+    assert_eq!(good(text).tun.dns_hijack, [any(53), any(853), any(53), any(53), one]);
+    assert_eq!(good("tun: {dns-hijack: []}").tun.dns_hijack, []);
+}
+
+#[test]
+fn nameservers_are_read_as_mihomo_writes_them() {
+    let text = "dns:\n  nameserver: [9.9.9.9, '9.9.9.9:5353', 'tcp://dns.example', 'udp://[2620:fe::fe]:53', \
+                '2620:fe::9', 'system', 'system://']\n";
+    let servers = good(text).dns.nameserver;
+    let written: Vec<String> = servers
+        .iter()
+        .map(|server| match server {
+            Nameserver::Udp(address) => format!("udp {address}"),
+            Nameserver::Tcp(address) => format!("tcp {address}"),
+            Nameserver::System => "system".to_owned(),
+        })
+        .collect();
+    let expected = [
+        "udp 9.9.9.9:53",
+        "udp 9.9.9.9:5353",
+        "tcp dns.example:53",
+        "udp [2620:fe::fe]:53",
+        "udp [2620:fe::9]:53",
+        "system",
+        "system",
+    ];
+    assert_eq!(written, expected);
+}
+
+#[test]
+fn one_usable_nameserver_is_enough() {
+    let text = "dns: {enable: true, nameserver: [https://dns.example/dns-query, 9.9.9.9]}\nrules: ['MATCH,DIRECT']";
+    assert_eq!(good(text).dns.nameserver.len(), 1);
+    assert_eq!(said(text).matches("warning").count(), 1, "{}", said(text));
+}
+
+#[test]
+fn templates_anchors_and_merge_keys_work_without_a_word() {
+    let text = "x-proxy: {a: 1}\np: &p {type: socks5, server: 192.0.2.1, port: 1080}\nproxies:\n  - {name: a, <<: *p}\n  \
+                - <<: *p\n    name: b\n    port: 1081\nproxy-groups:\n  - {name: G, type: select, proxies: &all [a, b]}\n  \
+                - {name: H, type: select, proxies: *all}\nrules:\n  - MATCH,G\n";
+    assert_eq!(said(text), "");
+    let profile = good(text);
+    assert_eq!(profile.proxies[1].node.child("port").unwrap().text(), Some("1081"));
+    assert_eq!(profile.proxies[0].node.child("server").unwrap().text(), Some("192.0.2.1"));
+    assert_eq!(profile.groups[1].proxies, ["a", "b"]);
+}
+
+#[test]
+fn a_group_may_be_called_global() {
+    let text = "proxy-groups: [{name: GLOBAL, type: select, proxies: [DIRECT]}]\nmode: global\n";
+    assert_eq!(good(text).groups[0].name, "GLOBAL");
+    assert_eq!(said(text), "");
+}
+
+#[test]
+fn rules_know_their_line_and_text() {
+    let profile = good("rules:\n  - DOMAIN,a.example,REJECT\n\n  - MATCH,DIRECT\n");
+    let lines: Vec<_> = profile.rules.iter().map(|placed| (placed.rule.line, &*placed.rule.text)).collect();
+    assert_eq!(lines, [(2, "DOMAIN,a.example,REJECT"), (4, "MATCH,DIRECT")]);
+}
+
+#[test]
+fn a_long_chain_of_groups_is_no_cycle_and_needs_no_deep_stack() {
+    let chain: String = (0..20_000)
+        .map(|n| {
+            format!(
+                "  - {{name: g{n}, type: select, proxies: [{}]}}\n",
+                if n == 0 { "DIRECT".into() } else { format!("g{}", n - 1) }
+            )
+        })
+        .rev()
+        .collect();
+    assert_eq!(good(&format!("proxy-groups:\n{chain}rules: ['MATCH,g19999']\n")).groups.len(), 20_000);
+}
+
+#[test]
+fn every_known_key_without_effect_gets_exactly_one_warning() {
+    for key in known::TOP_LEVEL.iter().chain(known::SUBTREES.iter().map(|(key, _)| key)) {
+        assert_eq!(said(&format!("{key}:\nmode: direct\n")).matches("has no effect yet").count(), 1, "{key}");
+    }
+    for (parent, keys) in [("tun", known::TUN), ("dns", known::DNS)] {
+        for key in keys {
+            let text = said(&format!("mode: direct\n{parent}:\n  {key}: 0\n"));
+            assert_eq!(text.matches("has no effect yet").count(), 1, "{text}");
+            assert!(text.starts_with(&format!("p.yaml:3:3: warning: {parent}.{key}: ")), "{text}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_text_is_refused_where_it_stops_being_text() {
+    let (profile, report) = read("p.yaml", b"mode: rule\nsecret: a\xff\n");
+    assert!(profile.is_none());
+    assert!(report.to_string().starts_with("p.yaml:2:10: error: the profile is not UTF-8"), "{report}");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_an_error_and_not_a_panic() {
+    let (profile, report) = load(&root().join("profiles/no-such-profile.yaml"));
+    assert!(profile.is_none() && report.has_errors());
+    assert!(report.to_string().contains("no-such-profile.yaml: error: the profile cannot be read: No such file"));
+}
+
+#[test]
+fn windows_line_ends_and_a_byte_order_mark_change_nothing() {
+    let text = "\u{feff}mode: rule\r\nrules:\r\n  - MATCH,Nowhere\r\n";
+    assert!(said(text).starts_with("p.yaml:3:11: error: rules[0]: there is no proxy or group named `Nowhere`"));
+}
+
+#[test]
+fn passwords_stay_out_of_debug_output() {
+    let profile = good("authentication: ['me:swordfish']\nmode: direct\n");
+    assert_eq!(profile.listen.authentication[0].password, "swordfish");
+    assert!(!format!("{:?}", profile.listen).contains("swordfish"));
+}
+
+/// docs/profile.md by section: the part of the heading between backticks (or nothing) and the text below it.
+fn documented() -> Vec<(String, String)> {
+    let text = fs::read_to_string(root().join("docs/profile.md")).unwrap();
+    let sections = text.split("\n## ").skip(1).map(|section| {
+        let (heading, body) = section.split_once('\n').unwrap();
+        (heading.split('`').nth(1).unwrap_or_default().to_owned(), body.to_owned())
+    });
+    sections.collect()
+}
+
+fn section(name: &str) -> String {
+    documented().into_iter().find(|(heading, _)| heading == name).unwrap().1
+}
+
+/// The first cells of the section's tables.
+fn rows(section: &str) -> Vec<&str> {
+    section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect()
+}
+
+#[test]
+fn every_key_that_the_decoder_asks_for_is_documented_and_the_other_way_round() {
+    let (_, report) = read("p.yaml", b"tun: {enable: false}\ndns: {enable: false}\nmode: direct\n");
+    let mut asked: BTreeSet<String> = report.asked.clone();
+    for (prefix, heading) in [("tun.", "tun"), ("dns.", "dns"), ("", "")] {
+        let text = section(heading);
+        let (mine, others) = asked.into_iter().partition(|key| key.starts_with(prefix));
+        asked = others;
+        let mine: BTreeSet<String> = mine;
+        assert!(mine.len() > 15, "{mine:?}");
+        for key in &mine {
+            let key = key.strip_prefix(prefix).unwrap();
+            assert!(text.contains(&format!("`{key}`")), "docs/profile.md does not know {prefix}{key}");
+        }
+        for row in rows(&text) {
+            assert!(mine.contains(&format!("{prefix}{row}")), "docs/profile.md has {prefix}{row}, the decoder has not");
+        }
+    }
+}
+
+#[test]
+fn keys_without_effect_are_documented_as_such() {
+    for (heading, keys) in [("", known::TOP_LEVEL), ("tun", known::TUN), ("dns", known::DNS)] {
+        let text = section(heading);
+        let list = text.split("No effect yet: ").nth(1).unwrap().split("\n\n").next().unwrap();
+        let listed: Vec<&str> = list.split('`').skip(1).step_by(2).collect();
+        assert_eq!(listed, keys, "{heading}");
+    }
+    let text = section("");
+    for (key, children) in known::SUBTREES {
+        let row = text.lines().find(|line| line.starts_with(&format!("| `{key}` |"))).unwrap();
+        let listed: Vec<&str> = row.split('`').skip(3).step_by(2).collect();
+        assert_eq!(&listed, children, "{key}");
+    }
+}
+
+#[test]
+fn every_rule_type_is_documented_with_its_own_words() {
+    let text = section("rules");
+    let expected: Vec<String> =
+        TYPES.iter().map(|kind| format!("| `{}` | {} |", kind.name, kind.description)).collect();
+    let written: Vec<&str> = text.lines().filter(|line| line.starts_with("| `")).collect();
+    assert_eq!(written, expected);
+    let list = text.split("not built yet: ").nth(1).unwrap().split("\nSuch").next().unwrap();
+    assert_eq!(list.split('`').skip(1).step_by(2).collect::<Vec<_>>(), NOT_YET);
+}
+
+/// Lines that look like a profile, with all that may go wrong in them.
+fn almost_a_profile() -> impl Strategy<Value = String> {
+    let key = prop_oneof![
+        Just("mode"),
+        Just("tun"),
+        Just("dns"),
+        Just("rules"),
+        Just("proxies"),
+        Just("proxy-groups"),
+        Just("  name"),
+        Just("  nameserver"),
+        Just("  proxies"),
+        Just("  - name"),
+        Just("  dns-hijack"),
+        Just("  <<"),
+        Just("mixed-port"),
+    ];
+    let value =
+        prop_oneof!["[a-zA-Z0-9:/.,*&#-]{0,20}", "\\[.{0,20}\\]", "&a [x, y]", "\\*a", "\\{.{0,20}\\}", ".{0,12}"];
+    proptest::collection::vec((key, value), 0..12)
+        .prop_map(|lines| lines.into_iter().map(|(key, value)| format!("{key}: {value}\n")).collect())
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let (profile, report) = read("p.yaml", &bytes);
+        prop_assert!(profile.is_some() || report.has_errors());
+        let _ = report.to_string();
+    }
+
+    #[test]
+    fn nothing_that_resembles_a_profile_makes_it_panic(text in almost_a_profile()) {
+        let (profile, report) = read("p.yaml", text.as_bytes());
+        prop_assert!(profile.is_some() || report.has_errors());
+        let _ = report.to_string();
+    }
+}

@@ -60,13 +60,12 @@ const IPV4_MINIMUM_MTU: u16 = 576;
 
 impl Tun {
     pub(super) fn decode(profile: &mut Fields<'_>, ipv6: bool) -> Self {
-        let present = profile.has("tun");
         let Some(mut fields) = profile.nested("tun") else {
-            return Self { enable: false, ..Self::empty(ipv6) };
+            return Self::empty(ipv6);
         };
         let defaults = Self::empty(ipv6);
         let tun = Self {
-            enable: fields.or("enable", false) && present,
+            enable: fields.or("enable", false),
             device: device(&mut fields),
             stack: stack(&mut fields),
             mtu: mtu(&mut fields, ipv6),

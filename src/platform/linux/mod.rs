@@ -1,7 +1,16 @@
 //! Linux.
 
+<<<<<<< HEAD
+mod capability;
+=======
+pub(super) mod holder;
+>>>>>>> proxy
 pub(super) mod netlink;
+pub(super) mod nft;
+pub(super) mod resolv_conf;
 pub mod rootless;
 pub(super) mod socket;
+pub(super) mod survey;
+pub(super) mod sysctl;
 pub(super) mod tun;
 pub(super) mod udp;
