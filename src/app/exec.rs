@@ -18,7 +18,7 @@ use crate::platform::{Dialer, Framing};
 use crate::profile::Profile;
 
 /// The hidden subcommand of the child half.
-pub const INSIDE: &str = "inside";
+const INSIDE: &str = "inside";
 
 /// Runs `command` behind `profile`; returns the exit code to pass on (128 + n for signal n).
 ///
@@ -46,11 +46,12 @@ pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
     runtime.block_on(async {
         // Nobody else dials through the namespace around us, so no mark is needed there.
         let core = build::core(profile, Dialer::default(), None).await?;
+        let (ended, _) = tokio::sync::mpsc::unbounded_channel();
         let mut workers = Vec::new();
         for (number, queue) in queues.into_iter().enumerate() {
             let config = addresses.stack(profile, queue.framing() != Framing::Plain);
             let tun = Some((queue, config, addresses.hijack(profile)));
-            workers.push(Worker::start(number, Seed { tun, core: core.clone() })?);
+            workers.push(Worker::start(number, Seed { tun, core: core.clone(), ended: ended.clone() })?);
         }
         rootless::go(&channel).context("the private namespace is gone")?;
         let status = wait(child).await?;

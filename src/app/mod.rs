@@ -15,7 +15,10 @@ pub use exec::{exec, inside};
 pub use load::{Loaded, load};
 pub use run::run;
 
-/// x
-pub fn cleanup(_state: &std::path::Path) -> anyhow::Result<String> {
-    anyhow::bail!("not wired")
+/// Puts the host back after a crash, as the journal in `state` says; returns what was done, in words.
+///
+/// # Errors
+/// A run is going on there, or something could not be undone.
+pub fn cleanup(state: &std::path::Path) -> anyhow::Result<String> {
+    Ok(crate::platform::cleanup(state)?.to_string())
 }

@@ -67,7 +67,8 @@ pub fn demo() -> anyhow::Result<u8> {
         core.counters.listen(recorder.clone());
         let config = addresses.stack(&profile, framing != Framing::Plain);
         let tun = Some((queue, config, addresses.hijack(&profile)));
-        let _worker = Worker::start(0, Seed { tun, core })?;
+        let (ended, _) = tokio::sync::mpsc::unbounded_channel();
+        let _worker = Worker::start(0, Seed { tun, core, ended })?;
         rootless::go(&channel).context("the private namespace is gone")?;
         let started = Instant::now();
         let reports = tokio::task::spawn_blocking(|| read(output)).await??;

@@ -1,10 +1,7 @@
 //! Linux.
 
-<<<<<<< HEAD
 mod capability;
-=======
 pub(super) mod holder;
->>>>>>> proxy
 pub(super) mod netlink;
 pub(super) mod nft;
 pub(super) mod resolv_conf;
