@@ -14,7 +14,7 @@ use socket2::{Domain, Socket, Type};
 use super::requests::{Act, DOWNLOAD, ECHO, REQUESTS, byte_at};
 
 /// How long the client waits for whatever it waits for.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long where silence is expected.
 const BRIEFLY: Duration = Duration::from_millis(400);
 
@@ -63,6 +63,7 @@ fn in_words(error: &io::Error) -> String {
 fn perform(act: Act, report: &mut Report) -> io::Result<String> {
     match act {
         Act::Get(host, port, path) => get(connect((host, port), |_| true, PATIENCE, report)?, host, path),
+        Act::Get4(host, port, path) => get(connect((host, port), SocketAddr::is_ipv4, PATIENCE, report)?, host, path),
         Act::Get6(host, port, path) => get(connect((host, port), SocketAddr::is_ipv6, PATIENCE, report)?, host, path),
         Act::GetBriefly(host, port, path) => get(connect((host, port), |_| true, BRIEFLY, report)?, host, path),
         Act::Echo(host, port) => echo(connect((host, port), |_| true, PATIENCE, report)?),
