@@ -149,7 +149,7 @@ fn judge(request: &Request, report: &Report, recorder: &Recorder) -> (Row, Optio
     };
     let (rule, way) = match decided {
         Some(decided) => (decided.rule, decided.way),
-        None if request.rule.is_none() => ("none: the answer is made here".to_owned(), request.way.to_owned()),
+        None if request.rule.is_none() => ("none: answered here".to_owned(), request.way.to_owned()),
         None => ("none was asked".to_owned(), "nowhere".to_owned()),
     };
     let expected = request.rule.map_or_else(|| rule.clone(), |rule| format!("{rule} (line {})", line_of(rule)));
@@ -161,8 +161,21 @@ fn judge(request: &Request, report: &Report, recorder: &Recorder) -> (Row, Optio
         (!right).then(|| format!("{}: expected {expected}, {}, {}", request.words, request.way, request.back));
     let ms = format!("{:.1}", Duration::from_micros(report.micros).as_secs_f64() * 1e3);
     let fake = fake.map_or_else(|| "-".to_owned(), |ip| ip.to_string());
-    let cells = [request.words.to_owned(), fake, rule, way, report.back.clone(), ms];
+    let cells = [request.words.to_owned(), fake, short(&rule), way, report.back.clone(), ms];
     (Row { right, cells }, complaint)
+}
+
+/// A rule as the log has it, for the table: its line and its condition. Where it sends stands in the next column.
+fn short(rule: &str) -> String {
+    let Some((text, line)) = rule.strip_suffix(')').and_then(|rule| rule.rsplit_once(" (line ")) else {
+        return rule.to_owned();
+    };
+    let condition = match text.split(',').collect::<Vec<_>>()[..] {
+        [kind, payload, _target, ..] => format!("{kind},{payload}"),
+        [kind, ..] => kind.to_owned(),
+        [] => String::new(),
+    };
+    format!("{line}: {condition}")
 }
 
 /// The line of the profile that says `rule`; 0 if none does.
@@ -191,7 +204,7 @@ fn words(shown: &Shown, rows: &[Row], complaints: &[String]) -> String {
     if complaints.is_empty() {
         text += "\nNames that went to a proxy were handed on as names: the nameserver here was never asked for them.\n";
         text += &format!(
-            "\nNext: one program behind a profile of yours    {program} exec --profile FILE -- CMD\n\
+            "\nNext: one program behind your own profile   {program} exec --profile FILE -- CMD\n\
              \x20     this computer, until Ctrl-C            sudo {program} --profile profiles/desktop.yaml\n\
              \x20     a gateway for the home network         sudo {program} --profile profiles/gateway.yaml\n"
         );

@@ -14,7 +14,7 @@ pub(super) struct Row {
 
 /// What stands over the columns.
 const HEADS: [&str; 6] =
-    ["what was asked", "fake address", "rule that matched, in profiles/demo.yaml", "went to", "what came back", "ms"];
+    ["what was asked", "fake address", "rule in profiles/demo.yaml", "went to", "what came back", "ms"];
 /// The last column holds numbers.
 const NUMBERS: usize = HEADS.len() - 1;
 
@@ -56,7 +56,7 @@ fn narrow(rows: &[Row]) -> String {
     for row in rows {
         let [asked, fake, rule, way, back, ms] = &row.cells;
         let _ = writeln!(text, "{}{asked}", mark(row.right));
-        let _ = writeln!(text, "      fake address {fake}, {rule}");
+        let _ = writeln!(text, "      fake address {fake}, rule {rule}");
         let _ = writeln!(text, "      {way}: {back}, {ms} ms");
     }
     text
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     fn rows() -> Vec<Row> {
-        let cells = ["GET a", "198.18.0.9", "MATCH,DIRECT (line 3)", "DIRECT", "200 OK", "1.0"].map(str::to_owned);
+        let cells = ["GET a", "198.18.0.9", "3: MATCH", "DIRECT", "200 OK", "1.0"].map(str::to_owned);
         let other = cells.each_ref().map(|cell| format!("{cell}{cell}"));
         vec![Row { right: true, cells }, Row { right: false, cells: other }]
     }

@@ -130,8 +130,8 @@ fn locate(to: &Address) -> io::Result<SocketAddr> {
 /// How a visitor from `ip` came, in words.
 fn whence(ip: IpAddr) -> &'static str {
     match ip {
-        IpAddr::V4(ABROAD) => "came from abroad",
-        IpAddr::V4(OFFICE) => "came through the office",
-        _ => "came straight",
+        IpAddr::V4(ABROAD) => "from abroad",
+        IpAddr::V4(OFFICE) => "from the office",
+        _ => "straight",
     }
 }
