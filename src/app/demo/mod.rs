@@ -56,19 +56,20 @@ pub fn demo() -> anyhow::Result<u8> {
     let command = ["/proc/self/exe", CLIENT].map(OsString::from);
     let (channel, mut child) = exec::start_child(&inside, &command, Stdio::piped())?;
     let output = child.stdout.take().context("the client has no output")?;
-    let mut queues = rootless::receive(&channel)?;
-    let queue = queues.pop().context("the private namespace has no device")?;
-    let framing = queue.framing();
+    let queues = rootless::receive(&channel)?;
+    let framing = queues.first().context("the private namespace has no device")?.framing();
     let asked = internet::start(v6)?;
     let recorder = Arc::new(Recorder::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (reports, took) = runtime.block_on(async {
         let core = build::core(&profile, Dialer::default(), None).await?;
         core.counters.listen(recorder.clone());
-        let config = addresses.stack(&profile, framing != Framing::Plain);
-        let tun = Some((queue, config, addresses.hijack(&profile)));
+        let mut workers = Vec::new();
         let (ended, _) = tokio::sync::mpsc::unbounded_channel();
-        let _worker = Worker::start(0, Seed { tun, core, ended })?;
+        for (number, tun) in addresses.tuns(&profile, queues).into_iter().enumerate() {
+            let seed = Seed { tun: Some(tun), core: core.clone(), ended: ended.clone() };
+            workers.push(Worker::start(number, seed)?);
+        }
         rootless::go(&channel).context("the private namespace is gone")?;
         let started = Instant::now();
         let reports = tokio::task::spawn_blocking(|| read(output)).await??;
