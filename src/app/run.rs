@@ -85,7 +85,7 @@ impl Run<'_> {
         self.tell_ready(applied.as_ref(), started);
         let result = wait(&mut stopped, &mut failed).await;
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
-        stop_all(workers, applied).and(result)
+        stop_all(&workers, applied).and(result)
     }
 
     /// Opens the proxy ports, so that a port in use is known before anything is changed.
@@ -237,8 +237,8 @@ async fn wait(stopped: &mut mpsc::Receiver<()>, failed: &mut mpsc::UnboundedRece
 }
 
 /// Lets flows finish, resets the rest, and puts the host back.
-fn stop_all(workers: Rc<Vec<Worker>>, applied: Option<Applied>) -> anyhow::Result<()> {
-    for worker in workers.iter() {
+fn stop_all(workers: &[Worker], applied: Option<Applied>) -> anyhow::Result<()> {
+    for worker in workers {
         worker.drain();
     }
     let joined: Vec<io::Result<()>> = workers.iter().map(Worker::join).collect();
