@@ -13,8 +13,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::build::{self, Addresses};
 use super::worker::{Seed, Worker};
+use crate::platform::Dialer;
 use crate::platform::rootless::{self, Inside};
-use crate::platform::{Dialer, Framing};
 use crate::profile::Profile;
 
 /// The hidden subcommand of the child half.
@@ -48,10 +48,9 @@ pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
         let core = build::core(profile, Dialer::default(), None).await?;
         let (ended, _) = tokio::sync::mpsc::unbounded_channel();
         let mut workers = Vec::new();
-        for (number, queue) in queues.into_iter().enumerate() {
-            let config = addresses.stack(profile, queue.framing() != Framing::Plain);
-            let tun = Some((queue, config, addresses.hijack(profile)));
-            workers.push(Worker::start(number, Seed { tun, core: core.clone(), ended: ended.clone() })?);
+        for (number, tun) in addresses.tuns(profile, queues).into_iter().enumerate() {
+            let seed = Seed { tun: Some(tun), core: core.clone(), ended: ended.clone() };
+            workers.push(Worker::start(number, seed)?);
         }
         rootless::go(&channel).context("the private namespace is gone")?;
         let status = wait(child).await?;

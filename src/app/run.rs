@@ -19,14 +19,14 @@ use super::worker::{Seed, Worker};
 use crate::dispatch::Core;
 use crate::dns;
 use crate::inbound::{self, Access, Listener};
-use crate::platform::{
-    Applied, Dialer, Framing, Fwmark, HostOptions, HostPlan, Journal, Survey, TunQueue, Wishes, open_tun,
-};
+use crate::platform::{Applied, Dialer, Fwmark, HostOptions, HostPlan, Journal, Survey, TunQueue, Wishes, open_tun};
 use crate::profile::Profile;
 use crate::session::Inbound;
 
 /// The device's name when the profile wishes none.
 const DEVICE: &str = "tunproxy0";
+/// More queues than this spread flows thinner than their bookkeeping is worth.
+const MOST_WORKERS: usize = 8;
 /// The fake-IP log, below the state directory.
 const FAKE_IP_LOG: &str = "fake-ip.log";
 
@@ -85,7 +85,7 @@ impl Run<'_> {
         self.tell_ready(applied.as_ref(), started);
         let result = wait(&mut stopped, &mut failed).await;
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
-        stop_all(workers, applied).and(result)
+        stop_all(&workers, applied).and(result)
     }
 
     /// Opens the proxy ports, so that a port in use is known before anything is changed.
@@ -167,13 +167,7 @@ impl Run<'_> {
             None => (Vec::new(), None),
         };
         let addresses = Addresses::of(self.profile);
-        let mut tuns: Vec<_> = queues
-            .into_iter()
-            .map(|queue| {
-                let offload = queue.framing() != Framing::Plain;
-                Some((queue, addresses.stack(self.profile, offload), addresses.hijack(self.profile)))
-            })
-            .collect();
+        let mut tuns: Vec<_> = addresses.tuns(self.profile, queues).into_iter().map(Some).collect();
         if tuns.is_empty() {
             tuns.push(None);
         }
@@ -243,8 +237,8 @@ async fn wait(stopped: &mut mpsc::Receiver<()>, failed: &mut mpsc::UnboundedRece
 }
 
 /// Lets flows finish, resets the rest, and puts the host back.
-fn stop_all(workers: Rc<Vec<Worker>>, applied: Option<Applied>) -> anyhow::Result<()> {
-    for worker in workers.iter() {
+fn stop_all(workers: &[Worker], applied: Option<Applied>) -> anyhow::Result<()> {
+    for worker in workers {
         worker.drain();
     }
     let joined: Vec<io::Result<()>> = workers.iter().map(Worker::join).collect();
@@ -255,8 +249,9 @@ fn stop_all(workers: Rc<Vec<Worker>>, applied: Option<Applied>) -> anyhow::Resul
     Ok(reverted?)
 }
 
+/// One for each core, up to what the directory of flows is worth.
 fn workers_wanted() -> usize {
-    1
+    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get).min(MOST_WORKERS)
 }
 
 /// Thousands of flows are thousands of sockets.

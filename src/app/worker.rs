@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::dispatch::{Core, Dispatcher};
-use crate::inbound::tun::{Hijack, Tunnel};
+use crate::inbound::tun::{Crew, Hijack, Tunnel};
 use crate::platform::TunQueue;
 use crate::stack;
 
@@ -22,10 +22,18 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// Something to do on a worker.
 pub(super) type Job = Box<dyn FnOnce(&Rc<Dispatcher>) + Send>;
 
+/// A queue of the device, and what its stack must know.
+pub(super) struct Tun {
+    pub(super) queue: TunQueue,
+    pub(super) stack: stack::Config,
+    pub(super) hijack: Hijack,
+    pub(super) crew: Crew,
+}
+
 /// What a worker is made of.
 pub(super) struct Seed {
     /// A queue of the device, if there is one.
-    pub(super) tun: Option<(TunQueue, stack::Config, Hijack)>,
+    pub(super) tun: Option<Tun>,
     /// What all workers share.
     pub(super) core: Arc<Core>,
     /// Hears of the worker's end, which before [`Worker::drain`] means that it failed.
@@ -88,11 +96,11 @@ fn work(seed: Seed, inbox: mpsc::UnboundedReceiver<Message>) -> io::Result<()> {
     let tasks = LocalSet::new();
     runtime.block_on(tasks.run_until(async move {
         let dispatcher = Dispatcher::new(seed.core);
-        let Some((queue, config, hijack)) = seed.tun else {
+        let Some(Tun { queue, stack, hijack, crew }) = seed.tun else {
             serve(inbox, &dispatcher, || 0).await;
             return Ok(());
         };
-        let tunnel = Tunnel::new(queue, config, hijack, Rc::clone(&dispatcher))?;
+        let tunnel = Tunnel::new(queue, stack, hijack, crew, Rc::clone(&dispatcher))?;
         let result = tokio::select! {
             result = tunnel.run() => result,
             () = serve(inbox, &dispatcher, || tunnel.flows()) => Ok(()),

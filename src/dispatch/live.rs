@@ -24,6 +24,8 @@ pub struct Counters {
     pub up: AtomicU64,
     /// Payload bytes to clients.
     pub down: AtomicU64,
+    /// Packets lost on their way from one worker to another.
+    pub hand_over_lost: AtomicU64,
     /// Datagrams dropped: a queue or a socket was full.
     pub datagrams_dropped: AtomicU64,
 }
@@ -40,6 +42,7 @@ impl Counters {
             "unknown_fake": self.unknown_fake.load(Relaxed),
             "up": self.up.load(Relaxed),
             "down": self.down.load(Relaxed),
+            "hand_over_lost": self.hand_over_lost.load(Relaxed),
             "datagrams_dropped": self.datagrams_dropped.load(Relaxed),
         })
     }

@@ -95,7 +95,8 @@ fn prepare(
     configure(inside, &queues)?;
     hide_side_doors()?;
     write_resolv_conf(inside.nameserver)?;
-    hand_over(channel, queues)?;
+    hand_over(channel, &queues)?;
+    drop(queues);
     wait_for_go(channel)?;
     drop_capabilities()?;
     let program = command.first().cloned().unwrap_or_default();
@@ -237,7 +238,7 @@ fn resolved(path: &Path) -> PathBuf {
 }
 
 /// Sends the framing and the descriptors of all queues.
-fn hand_over(channel: &OwnedFd, queues: Vec<TunQueue>) -> Result<(), RootlessError> {
+fn hand_over(channel: &OwnedFd, queues: &[TunQueue]) -> Result<(), RootlessError> {
     let packet = queues.iter().any(|queue| queue.framing() == Framing::Packet);
     let plain = queues.iter().any(|queue| queue.framing() == Framing::Plain);
     let word: &[u8] = if packet {
