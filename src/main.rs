@@ -37,7 +37,13 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             start_log(common, profile.log_level);
             app::exec(&profile, &command)
         }
-        Some(Command::Demo) => app::demo(),
+        Some(Command::Demo) => {
+            if common.log_level.is_some() {
+                start_log(common, LogLevel::Silent);
+            }
+            app::demo()
+        }
+        Some(Command::DemoClient) => app::demo_client().map(|()| 0),
         Some(Command::Cleanup) => {
             start_log(common, LogLevel::Info);
             let report = app::cleanup(&state_dir(common)?)?;

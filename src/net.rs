@@ -259,6 +259,23 @@ pub enum DialError {
     Io(#[source] io::Error),
 }
 
+impl DialError {
+    /// What happened, whoever reports it and in whatever words: [`DialError::Io`] may carry a time-out or a missing route
+    /// of an upstream proxy or of a look-up, which a client must see as such.
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Refused | Self::Denied(_) | Self::Unreachable(Reach::Port) => io::ErrorKind::ConnectionRefused,
+            Self::Unreachable(Reach::Network) => io::ErrorKind::NetworkUnreachable,
+            Self::Unreachable(Reach::Host | Reach::TooBig(_)) => io::ErrorKind::HostUnreachable,
+            Self::Unreachable(Reach::Prohibited) | Self::Rejected(_) => io::ErrorKind::PermissionDenied,
+            Self::TimedOut => io::ErrorKind::TimedOut,
+            Self::Unsupported(_) => io::ErrorKind::Unsupported,
+            Self::Io(error) => error.kind(),
+        }
+    }
+}
+
 impl From<io::Error> for DialError {
     fn from(error: io::Error) -> Self {
         match error.raw_os_error() {

@@ -9,13 +9,14 @@ use arc_swap::ArcSwap;
 use ipnet::{IpNet, Ipv4Net};
 use tokio::runtime::Handle;
 
+use super::worker::Tun;
 use super::{load, nameservers};
 use crate::dispatch::{Core, Counters, Router};
 use crate::dns::{self, Dns, Filter, Wildcards};
-use crate::inbound::tun::Hijack;
+use crate::inbound::tun::{Crew, Hijack};
 use crate::net::Lookup;
 use crate::outbound::{Context, Egress, Roots};
-use crate::platform::Dialer;
+use crate::platform::{Dialer, Framing, TunQueue};
 use crate::profile::{EnhancedMode, FilterMode, Profile, Report};
 use crate::stack;
 
@@ -47,8 +48,8 @@ impl Addresses {
         Self { device, dns, fake }
     }
 
-    /// What the stack must know, on a device with or without offloads.
-    pub(super) fn stack(&self, profile: &Profile, offload: bool) -> stack::Config {
+    /// What a stack must know, on a device with or without offloads, alone or among several.
+    fn stack(&self, profile: &Profile, offload: bool, several: bool) -> stack::Config {
         let own: Vec<IpAddr> = self.device.iter().map(IpNet::addr).collect();
         let reserved = self.fake.iter().chain(&self.device).map(IpNet::trunc).collect();
         stack::Config {
@@ -59,10 +60,22 @@ impl Addresses {
             reserved,
             ipv6: profile.ipv6,
             seed: seed(),
+            tell_ended: several,
         }
     }
 
-    pub(super) fn hijack(&self, profile: &Profile) -> Hijack {
+    /// What the workers of `queues` need, one each.
+    pub(super) fn tuns(&self, profile: &Profile, queues: Vec<TunQueue>) -> Vec<Tun> {
+        let several = queues.len() > 1;
+        let crew = Crew::of(queues.len());
+        let tun = |(queue, crew): (TunQueue, Crew)| {
+            let stack = self.stack(profile, queue.framing() != Framing::Plain, several);
+            Tun { queue, stack, hijack: self.hijack(profile), crew }
+        };
+        queues.into_iter().zip(crew).map(tun).collect()
+    }
+
+    fn hijack(&self, profile: &Profile) -> Hijack {
         let listed: Vec<_> = profile.tun.dns_hijack.iter().map(|target| (target.address, target.port)).collect();
         Hijack::new(listed, &self.dns)
     }

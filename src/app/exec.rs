@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
@@ -13,12 +13,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::build::{self, Addresses};
 use super::worker::{Seed, Worker};
+use crate::platform::Dialer;
 use crate::platform::rootless::{self, Inside};
-use crate::platform::{Dialer, Framing};
 use crate::profile::Profile;
 
 /// The hidden subcommand of the child half.
-pub const INSIDE: &str = "inside";
+const INSIDE: &str = "inside";
 
 /// Runs `command` behind `profile`; returns the exit code to pass on (128 + n for signal n).
 ///
@@ -34,7 +34,7 @@ pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
         nameserver: addresses.dns[0],
         queues: 1,
     };
-    let (channel, mut child) = start_child(&inside, command)?;
+    let (channel, mut child) = start_child(&inside, command, Stdio::inherit())?;
     let queues = match rootless::receive(&channel) {
         Ok(queues) => queues,
         Err(error) => {
@@ -46,11 +46,11 @@ pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
     runtime.block_on(async {
         // Nobody else dials through the namespace around us, so no mark is needed there.
         let core = build::core(profile, Dialer::default(), None).await?;
+        let (ended, _) = tokio::sync::mpsc::unbounded_channel();
         let mut workers = Vec::new();
-        for (number, queue) in queues.into_iter().enumerate() {
-            let config = addresses.stack(profile, queue.framing() != Framing::Plain);
-            let tun = Some((queue, config, addresses.hijack(profile)));
-            workers.push(Worker::start(number, Seed { tun, core: core.clone() })?);
+        for (number, tun) in addresses.tuns(profile, queues).into_iter().enumerate() {
+            let seed = Seed { tun: Some(tun), core: core.clone(), ended: ended.clone() };
+            workers.push(Worker::start(number, seed)?);
         }
         rootless::go(&channel).context("the private namespace is gone")?;
         let status = wait(child).await?;
@@ -70,11 +70,19 @@ pub fn inside(channel: i32, description: &str, command: Vec<OsString>) -> anyhow
     }
 }
 
-fn start_child(inside: &Inside, command: &[OsString]) -> anyhow::Result<(OwnedFd, Child)> {
+/// Starts the child half, which makes the namespace `inside` and hands its device over the channel. The process must
+/// have a single thread.
+pub(super) fn start_child(inside: &Inside, command: &[OsString], output: Stdio) -> anyhow::Result<(OwnedFd, Child)> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     let number = theirs.as_raw_fd();
     let mut child = Command::new("/proc/self/exe");
-    child.arg(INSIDE).arg(number.to_string()).arg(serde_json::to_string(inside)?).arg("--").args(command);
+    child
+        .arg(INSIDE)
+        .arg(number.to_string())
+        .arg(serde_json::to_string(inside)?)
+        .arg("--")
+        .args(command)
+        .stdout(output);
     // SAFETY: fcntl(2) is async-signal-safe, and the process has a single thread anyway.
     unsafe {
         child.pre_exec(move || {

@@ -2,6 +2,7 @@
 
 mod build;
 mod control;
+mod demo;
 mod exec;
 mod load;
 mod nameservers;
@@ -9,16 +10,15 @@ mod run;
 mod worker;
 
 pub use control::{Command, ask};
+pub use demo::{client as demo_client, demo};
 pub use exec::{exec, inside};
 pub use load::{Loaded, load};
 pub use run::run;
 
-/// x
-pub fn demo() -> anyhow::Result<u8> {
-    anyhow::bail!("not wired")
-}
-
-/// x
-pub fn cleanup(_state: &std::path::Path) -> anyhow::Result<String> {
-    anyhow::bail!("not wired")
+/// Puts the host back after a crash, as the journal in `state` says; returns what was done, in words.
+///
+/// # Errors
+/// A run is going on there, or something could not be undone.
+pub fn cleanup(state: &std::path::Path) -> anyhow::Result<String> {
+    Ok(crate::platform::cleanup(state)?.to_string())
 }

@@ -1,10 +1,281 @@
 //! The foreground run: everything up, `ready`, and on a signal everything back.
 
-use std::path::Path;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
 
+use anyhow::{Context as _, anyhow, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::{LocalSet, spawn_local};
+
+use super::build::{self, Addresses};
+use super::control::Control;
+use super::worker::{Seed, Worker};
+use crate::dispatch::Core;
+use crate::dns;
+use crate::inbound::{self, Access, Listener};
+use crate::platform::{Applied, Dialer, Fwmark, HostOptions, HostPlan, Journal, Survey, TunQueue, Wishes, open_tun};
 use crate::profile::Profile;
+use crate::session::Inbound;
 
-/// Runs `profile` until a signal or `stop`.
-pub fn run(_profile: &Profile, _state: &Path) -> anyhow::Result<()> {
-    anyhow::bail!("not wired")
+/// The device's name when the profile wishes none.
+const DEVICE: &str = "tunproxy0";
+/// More queues than this spread flows thinner than their bookkeeping is worth.
+const MOST_WORKERS: usize = 8;
+/// The fake-IP log, below the state directory.
+const FAKE_IP_LOG: &str = "fake-ip.log";
+
+/// Runs `profile` until a signal or the command `stop`, with its state in `state`. When it returns, the host is as it
+/// was before; after an error too.
+///
+/// # Errors
+/// What could not be set up, and what to do about it; or what failed while running.
+pub fn run(profile: &Profile, state: &Path) -> anyhow::Result<()> {
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, Run { profile, state }.go())
+}
+
+struct Run<'a> {
+    profile: &'a Profile,
+    state: &'a Path,
+}
+
+/// The device before anything on the host was changed for it.
+struct Device {
+    plan: HostPlan,
+    queues: Vec<TunQueue>,
+}
+
+impl Run<'_> {
+    async fn go(self) -> anyhow::Result<()> {
+        let started = Instant::now();
+        let mut journal = Journal::open(self.state)?;
+        if !journal.is_clean() {
+            tracing::warn!("an earlier run ended without putting the host back: {}", journal.replay()?);
+        }
+        // What can fail without a trace on the host comes first.
+        let control = Control::bind(self.state)?;
+        let listeners = self.listeners()?;
+        let device = if self.profile.tun.enable { Some(self.device()?) } else { None };
+        if device.is_none() && listeners.is_empty() && self.profile.dns.listen.is_none() {
+            bail!("the profile opens nothing: set tun.enable, a port such as mixed-port, or dns.listen");
+        }
+        let dialer = Dialer { mark: self.mark(device.as_ref()), ..Dialer::default() };
+        let core = build::core(self.profile, dialer, Some(self.log())).await?;
+        self.serve_names(&core)?;
+        let (ended, mut failed) = mpsc::unbounded_channel();
+        let (workers, plan) = self.workers(device, &core, &ended)?;
+        let workers = Rc::new(workers);
+        let applied = plan.map(|plan| plan.apply(journal)).transpose()?;
+        for warning in applied.iter().flat_map(|applied| applied.plan().warnings.iter().chain(applied.warnings())) {
+            tracing::warn!("{warning}");
+        }
+        for listener in listeners {
+            spawn_local(hand_on(listener, Rc::clone(&workers)));
+        }
+        let (stop, mut stopped) = mpsc::channel(1);
+        let status = self.status(&core, started);
+        spawn_local(async move { control.serve(status, stop).await });
+        self.tell_ready(applied.as_ref(), started);
+        let result = wait(&mut stopped, &mut failed).await;
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        stop_all(&workers, applied).and(result)
+    }
+
+    /// Opens the proxy ports, so that a port in use is known before anything is changed.
+    fn listeners(&self) -> anyhow::Result<Vec<Listener>> {
+        let listen = &self.profile.listen;
+        let access = Arc::new(Access::from(listen));
+        let ports =
+            [(Inbound::Http, listen.port), (Inbound::Socks, listen.socks_port), (Inbound::Mixed, listen.mixed_port)];
+        let open = ports.into_iter().filter_map(|(inbound, port)| Some((inbound, port?)));
+        open.map(|(inbound, port)| Ok(Listener::bind(inbound, port.get(), Arc::clone(&access))?)).collect()
+    }
+
+    /// Opens the TUN and works out what it needs of the host.
+    fn device(&self) -> anyhow::Result<Device> {
+        let survey = Survey::take()?;
+        let name = self.profile.tun.device.as_deref().unwrap_or(DEVICE);
+        HostPlan::check_name(name, &survey)?;
+        let queues = open_tun(name, workers_wanted()).map_err(|error| explain_tun(name, &error))?;
+        let plan = HostPlan::new(&self.options(name), &survey)?;
+        for note in &plan.notes {
+            tracing::warn!("{note}");
+        }
+        Ok(Device { plan, queues })
+    }
+
+    fn options(&self, name: &str) -> HostOptions {
+        let (tun, addresses) = (&self.profile.tun, Addresses::of(self.profile));
+        HostOptions {
+            tun: name.to_owned(),
+            addresses: addresses.device,
+            fake: addresses.fake,
+            mtu: u32::from(tun.mtu),
+            auto_route: tun.auto_route,
+            dns_hijack: tun.dns_hijack.iter().any(|target| target.port == 53),
+            dns_servers: addresses.dns,
+            lan_dns: Vec::new(),
+            route_address: Vec::new(),
+            route_exclude: Vec::new(),
+            auto_forward: tun.auto_forward,
+            wishes: Wishes {
+                first_priority: Some(tun.rule_index),
+                table: Some(tun.table_index),
+                mark: self.profile.routing_mark.map(Fwmark),
+            },
+        }
+    }
+
+    /// The mark of our own sockets: the one that our rules let pass, or what the profile wishes where there are none.
+    fn mark(&self, device: Option<&Device>) -> Option<Fwmark> {
+        match device {
+            Some(device) if self.profile.tun.auto_route => Some(device.plan.own_mark()),
+            _ => self.profile.routing_mark.map(Fwmark),
+        }
+    }
+
+    fn log(&self) -> PathBuf {
+        self.state.join(FAKE_IP_LOG)
+    }
+
+    /// `dns.listen`.
+    fn serve_names(&self, core: &Arc<Core>) -> anyhow::Result<()> {
+        let Some(listen) = self.profile.dns.listen.filter(|_| self.profile.dns.enable) else { return Ok(()) };
+        let server = dns::Server::bind(&core.dns, listen)
+            .with_context(|| format!("dns.listen: cannot listen on {listen}; is another DNS server there?"))?;
+        let dns = Arc::clone(&core.dns);
+        spawn_local(async move { server.run(dns).await });
+        Ok(())
+    }
+
+    /// Starts a worker for each queue, or one without a device for the proxy ports alone.
+    fn workers(
+        &self,
+        device: Option<Device>,
+        core: &Arc<Core>,
+        ended: &mpsc::UnboundedSender<()>,
+    ) -> anyhow::Result<(Vec<Worker>, Option<HostPlan>)> {
+        let (queues, plan) = match device {
+            Some(device) => (device.queues, Some(device.plan)),
+            None => (Vec::new(), None),
+        };
+        let addresses = Addresses::of(self.profile);
+        let mut tuns: Vec<_> = addresses.tuns(self.profile, queues).into_iter().map(Some).collect();
+        if tuns.is_empty() {
+            tuns.push(None);
+        }
+        let seeds = tuns.into_iter().map(|tun| Seed { tun, core: Arc::clone(core), ended: ended.clone() });
+        let workers: anyhow::Result<Vec<_>> =
+            seeds.enumerate().map(|(number, seed)| Worker::start(number, seed)).collect();
+        Ok((workers?, plan))
+    }
+
+    fn status(&self, core: &Arc<Core>, started: Instant) -> impl Fn() -> serde_json::Value + 'static {
+        let (core, mode, tun) = (Arc::clone(core), self.profile.mode, self.profile.tun.enable);
+        move || {
+            serde_json::json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "pid": std::process::id(),
+                "uptime_seconds": started.elapsed().as_secs(),
+                "mode": mode.to_string(),
+                "tun": tun,
+                "fake_addresses": core.dns.fake_names(),
+                "flows": core.counters.snapshot(),
+                "packets": core.counters.stacks(),
+                "dns": core.dns.counters().snapshot(),
+            })
+        }
+    }
+
+    fn tell_ready(&self, applied: Option<&Applied>, started: Instant) {
+        let device = applied.map_or_else(String::new, |applied| format!(", TUN {}", applied.plan().tun));
+        let rules = self.profile.rules.len();
+        let millis = started.elapsed().as_millis();
+        // Whoever waits for the line may be gone; that is no reason to stop.
+        let _ = writeln!(io::stdout(), "tunproxy ready in {millis} ms: {rules} rules{device}");
+        let _ = io::stdout().flush();
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+    }
+}
+
+/// Gives accepted clients to the workers in turn.
+async fn hand_on(listener: Listener, workers: Rc<Vec<Worker>>) {
+    let next = std::cell::Cell::new(0_usize);
+    let hand = |accepted| {
+        let worker = &workers[next.get() % workers.len()];
+        next.set(next.get().wrapping_add(1));
+        worker.run(Box::new(move |dispatcher| {
+            spawn_local(inbound::serve(accepted, Rc::clone(dispatcher)));
+        }));
+    };
+    if let Err(error) = listener.run(hand).await {
+        tracing::error!("a proxy port cannot be served any longer: {error}");
+    }
+}
+
+/// Returns when it is time to stop; an error if something of ours has failed.
+async fn wait(stopped: &mut mpsc::Receiver<()>, failed: &mut mpsc::UnboundedReceiver<()>) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+            Some(()) = stopped.recv() => return Ok(()),
+            Some(()) = failed.recv() => return Err(anyhow!("a worker has ended; is the TUN device gone?")),
+            _ = hangup.recv() => {
+                tracing::warn!("reload is not there yet: SIGHUP changes nothing, restart to read the profile again");
+            }
+        }
+    }
+}
+
+/// Lets flows finish, resets the rest, and puts the host back.
+fn stop_all(workers: &[Worker], applied: Option<Applied>) -> anyhow::Result<()> {
+    for worker in workers {
+        worker.drain();
+    }
+    let joined: Vec<io::Result<()>> = workers.iter().map(Worker::join).collect();
+    let reverted = applied.map_or(Ok(()), Applied::revert);
+    for failure in joined.into_iter().filter_map(Result::err) {
+        tracing::error!("a worker failed: {failure}");
+    }
+    Ok(reverted?)
+}
+
+/// One for each core, up to what the directory of flows is worth.
+fn workers_wanted() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get).min(MOST_WORKERS)
+}
+
+/// Thousands of flows are thousands of sockets.
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// Why the device could not be opened, and what to do.
+fn explain_tun(name: &str, error: &io::Error) -> anyhow::Error {
+    let program = std::env::current_exe().unwrap_or_else(|_| "tunproxy".into());
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => anyhow!(
+            "no permission to make the TUN {name}: the capability CAP_NET_ADMIN is missing. Run it with sudo, or give \
+             it the right once: sudo setcap cap_net_admin,cap_net_raw,cap_net_bind_service+ep {}",
+            program.display()
+        ),
+        Some(libc::EBUSY) => anyhow!("the TUN {name} is in use by another program; choose another tun.device"),
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+            anyhow!("/dev/net/tun is missing: the kernel's TUN driver is not loaded (sudo modprobe tun)")
+        }
+        _ => anyhow!("cannot make the TUN {name}: {error}"),
+    }
 }

@@ -1,5 +1,6 @@
 //! Workers: a thread, a single-threaded runtime, a device queue and a dispatcher each. They share the core alone.
 
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,11 +8,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::dispatch::{Core, Dispatcher};
-use crate::inbound::tun::{Hijack, Tunnel};
+use crate::inbound::tun::{Crew, Hijack, Tunnel};
 use crate::platform::TunQueue;
 use crate::stack;
 
@@ -21,12 +22,22 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// Something to do on a worker.
 pub(super) type Job = Box<dyn FnOnce(&Rc<Dispatcher>) + Send>;
 
+/// A queue of the device, and what its stack must know.
+pub(super) struct Tun {
+    pub(super) queue: TunQueue,
+    pub(super) stack: stack::Config,
+    pub(super) hijack: Hijack,
+    pub(super) crew: Crew,
+}
+
 /// What a worker is made of.
 pub(super) struct Seed {
     /// A queue of the device, if there is one.
-    pub(super) tun: Option<(TunQueue, stack::Config, Hijack)>,
+    pub(super) tun: Option<Tun>,
     /// What all workers share.
     pub(super) core: Arc<Core>,
+    /// Hears of the worker's end, which before [`Worker::drain`] means that it failed.
+    pub(super) ended: mpsc::UnboundedSender<()>,
 }
 
 enum Message {
@@ -37,25 +48,24 @@ enum Message {
 /// A running worker.
 pub(super) struct Worker {
     messages: mpsc::UnboundedSender<Message>,
-    thread: Option<JoinHandle<io::Result<()>>>,
-    ended: oneshot::Receiver<()>,
+    thread: RefCell<Option<JoinHandle<io::Result<()>>>>,
 }
 
 impl Worker {
     /// Starts the worker `number`.
     pub(super) fn start(number: usize, seed: Seed) -> anyhow::Result<Self> {
         let (messages, inbox) = mpsc::unbounded_channel();
-        let (end, ended) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || {
+                let ended = seed.ended.clone();
                 let result = work(seed, inbox);
                 // Nobody may be left to hear it.
-                let _ = end.send(());
+                let _ = ended.send(());
                 result
             })
             .context("cannot start a worker thread")?;
-        Ok(Self { messages, thread: Some(thread), ended })
+        Ok(Self { messages, thread: RefCell::new(Some(thread)) })
     }
 
     /// Runs `job` on the worker's own thread.
@@ -63,15 +73,7 @@ impl Worker {
         let _ = self.messages.send(Message::Job(job));
     }
 
-    /// Ready when the worker has ended, which before [`stop`](Self::stop) means that it failed.
-    pub(super) async fn ended(&mut self) {
-        let _ = (&mut self.ended).await;
-    }
-
-    /// Lets flows finish for a while, resets the rest, and waits for the thread.
-    ///
-    /// # Errors
-    /// What the device reported if that ended the worker.
+    /// Lets flows finish for a while, then resets the rest and ends.
     pub(super) fn drain(&self) {
         let _ = self.messages.send(Message::Drain);
     }
@@ -80,7 +82,7 @@ impl Worker {
     ///
     /// # Errors
     /// What the device reported, if that ended the worker.
-    pub(super) fn join(mut self) -> io::Result<()> {
+    pub(super) fn join(&self) -> io::Result<()> {
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(result)) => result,
             Some(Err(_)) => Err(io::Error::other("a worker panicked")),
@@ -94,11 +96,11 @@ fn work(seed: Seed, inbox: mpsc::UnboundedReceiver<Message>) -> io::Result<()> {
     let tasks = LocalSet::new();
     runtime.block_on(tasks.run_until(async move {
         let dispatcher = Dispatcher::new(seed.core);
-        let Some((queue, config, hijack)) = seed.tun else {
+        let Some(Tun { queue, stack, hijack, crew }) = seed.tun else {
             serve(inbox, &dispatcher, || 0).await;
             return Ok(());
         };
-        let tunnel = Tunnel::new(queue, config, hijack, Rc::clone(&dispatcher))?;
+        let tunnel = Tunnel::new(queue, stack, hijack, crew, Rc::clone(&dispatcher))?;
         let result = tokio::select! {
             result = tunnel.run() => result,
             () = serve(inbox, &dispatcher, || tunnel.flows()) => Ok(()),

@@ -37,6 +37,7 @@ impl Dispatcher {
     ) {
         let (source, client) = (session.source, &session.destination);
         let mut associations = self.associations.borrow_mut();
+        let full = associations.is_full();
         match associations.peer(source, client) {
             Some(Peer::Open { link, to }) => {
                 link.send(payload, to, dont_fragment, client, quoted);
@@ -56,7 +57,12 @@ impl Dispatcher {
                 }
                 return;
             }
-            Some(Peer::Closed { .. }) | None => {}
+            Some(Peer::Closed { .. }) => {}
+            None if full => {
+                self.core.counters.datagrams_dropped.fetch_add(1, Relaxed);
+                return;
+            }
+            None => {}
         }
         let waiting = VecDeque::from([Waiting { payload: payload.into(), dont_fragment }]);
         associations.set(source, client.clone(), Peer::Opening(waiting));
@@ -111,7 +117,7 @@ impl Dispatcher {
         let now = Instant::now();
         self.associations.borrow_mut().close(source, client, why, now);
         tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-        self.associations.borrow_mut().expire(Instant::now());
+        self.associations.borrow_mut().reopen(source, client, Instant::now());
     }
 
     /// Decides, and finds or opens the association that carries the session.

@@ -10,7 +10,7 @@ use crate::session::Session;
 /// The way into the dispatcher; used inside one worker.
 pub trait Entry: Clone + 'static {
     /// A dialled flow; dropping it closes it and writes its log line.
-    type Upstream;
+    type Upstream: 'static;
 
     /// Decides and dials. The error is what to tell the client.
     fn dial(&self, session: Session) -> impl Future<Output = Result<Self::Upstream, DialError>>;

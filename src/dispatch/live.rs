@@ -1,11 +1,15 @@
 //! What happens to flows, counted, and told in one line each when they end.
 
 use std::fmt;
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use parking_lot::Mutex;
+
 use crate::session::Session;
+use crate::stack;
 
 /// Counters over all flows since the start.
 #[derive(Debug, Default)]
@@ -24,12 +28,69 @@ pub struct Counters {
     pub up: AtomicU64,
     /// Payload bytes to clients.
     pub down: AtomicU64,
+    /// Packets lost on their way from one worker to another.
+    pub hand_over_lost: AtomicU64,
     /// Datagrams dropped: a queue or a socket was full.
     pub datagrams_dropped: AtomicU64,
+    /// What each worker's stack counted when it last went to sleep.
+    stacks: Mutex<Vec<stack::Counters>>,
+    listener: OnceLock<Arc<dyn Listener>>,
+}
+
+/// Hears of every flow, on the worker that carries it: it must not block. Never called per packet.
+pub trait Listener: fmt::Debug + Send + Sync {
+    /// The router has decided; nothing is dialled yet. A datagram to another peer of a client whose association is
+    /// open already is decided too, and never ends by itself.
+    fn decided(&self, flow: &Account);
+
+    /// The flow is over, or was never carried.
+    fn ended(&self, flow: &Account, outcome: Outcome, reason: &dyn fmt::Display);
+}
+
+/// How a flow ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// After an outbound carried it.
+    Closed,
+    /// No outbound could.
+    Failed,
+    /// A rule rejected it.
+    Rejected,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Closed => "closed",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
+        })
+    }
 }
 
 impl Counters {
-    /// One line of numbers for a person.
+    /// Notes what the stack of `worker` has counted so far.
+    pub fn publish(&self, worker: usize, counted: stack::Counters) {
+        let mut stacks = self.stacks.lock();
+        if stacks.len() <= worker {
+            stacks.resize(worker + 1, stack::Counters::default());
+        }
+        stacks[worker] = counted;
+    }
+
+    /// What all stacks together have counted.
+    #[must_use]
+    pub fn stacks(&self) -> stack::Counters {
+        self.stacks.lock().iter().fold(stack::Counters::default(), |all, one| all.plus(one))
+    }
+
+    /// Tells `listener` of every flow from now on. There is one for the life of the program; a second is refused with
+    /// false.
+    pub fn listen(&self, listener: Arc<dyn Listener>) -> bool {
+        self.listener.set(listener).is_ok()
+    }
+
+    /// The flows' numbers.
     #[must_use]
     pub fn snapshot(&self) -> serde_json::Value {
         serde_json::json!({
@@ -40,6 +101,7 @@ impl Counters {
             "unknown_fake": self.unknown_fake.load(Relaxed),
             "up": self.up.load(Relaxed),
             "down": self.down.load(Relaxed),
+            "hand_over_lost": self.hand_over_lost.load(Relaxed),
             "datagrams_dropped": self.datagrams_dropped.load(Relaxed),
         })
     }
@@ -65,7 +127,7 @@ impl fmt::Display for Verdict {
 pub struct Account {
     counters: Arc<Counters>,
     session: Session,
-    fake: Option<std::net::IpAddr>,
+    fake: Option<IpAddr>,
     verdict: Option<Verdict>,
     started: Instant,
     up: u64,
@@ -76,12 +138,12 @@ pub struct Account {
 impl Account {
     /// A flow that has just arrived; `fake` is the fake address that its client used.
     #[must_use]
-    pub fn new(counters: Arc<Counters>, session: Session, fake: Option<std::net::IpAddr>) -> Self {
+    pub fn new(counters: Arc<Counters>, session: Session, fake: Option<IpAddr>) -> Self {
         Self { counters, session, fake, verdict: None, started: Instant::now(), up: 0, down: 0, open: false }
     }
 
     /// The destination behind what the client wrote: its name, and the fake address that stood for it.
-    pub fn found(&mut self, session: &Session, fake: Option<std::net::IpAddr>) {
+    pub fn found(&mut self, session: &Session, fake: Option<IpAddr>) {
         self.session.destination = session.destination.clone();
         self.fake = fake;
     }
@@ -89,6 +151,33 @@ impl Account {
     /// The router has decided.
     pub fn decided(&mut self, verdict: Verdict) {
         self.verdict = Some(verdict);
+        if let Some(listener) = self.counters.listener.get() {
+            listener.decided(self);
+        }
+    }
+
+    /// What is known of the flow; a name in place of the fake address that its client used.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// The fake address that its client used, if it did.
+    #[must_use]
+    pub fn fake(&self) -> Option<IpAddr> {
+        self.fake
+    }
+
+    /// Why it goes where it goes, once that is decided.
+    #[must_use]
+    pub fn verdict(&self) -> Option<&Verdict> {
+        self.verdict.as_ref()
+    }
+
+    /// Payload bytes so far, from the client and to it.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.up, self.down)
     }
 
     /// An outbound took the flow.
@@ -110,17 +199,20 @@ impl Account {
         let counter = if rejected { &self.counters.rejected } else { &self.counters.failed };
         counter.fetch_add(1, Relaxed);
         self.open = false;
-        self.tell(if rejected { "rejected" } else { "failed" }, reason);
+        self.tell(if rejected { Outcome::Rejected } else { Outcome::Failed }, reason);
     }
 
     /// The flow ended after it was carried.
     pub fn closed(mut self, reason: &dyn fmt::Display) {
         self.open = false;
         self.counters.closed.fetch_add(1, Relaxed);
-        self.tell("closed", reason);
+        self.tell(Outcome::Closed, reason);
     }
 
-    fn tell(&self, outcome: &str, reason: &dyn fmt::Display) {
+    fn tell(&self, outcome: Outcome, reason: &dyn fmt::Display) {
+        if let Some(listener) = self.counters.listener.get() {
+            listener.ended(self, outcome, reason);
+        }
         let (rule, chain) = match &self.verdict {
             Some(verdict) => (&*verdict.rule, &*verdict.chain),
             None => ("-", "-"),
@@ -137,8 +229,8 @@ impl Account {
             up = self.up,
             down = self.down,
             ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            outcome,
-            reason = %reason,
+            %outcome,
+            %reason,
         );
     }
 }
@@ -147,7 +239,7 @@ impl Drop for Account {
     fn drop(&mut self) {
         if std::mem::take(&mut self.open) {
             self.counters.closed.fetch_add(1, Relaxed);
-            self.tell("closed", &"we stopped");
+            self.tell(Outcome::Closed, &"we stopped");
         }
     }
 }

@@ -11,6 +11,7 @@ mod udp;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 pub use entry::{Back, Entry};
-pub use live::{Account, Counters, Verdict};
+pub use live::{Account, Counters, Listener, Outcome, Verdict};
 pub use router::{Decision, Router, UnknownTarget};
 
 use crate::dns::{Dns, Fake, Held};
@@ -244,11 +245,11 @@ impl Entry for Rc<Dispatcher> {
 
 /// What a client must see when its flow could not be dialled.
 fn refusal(error: &DialError) -> Refusal {
-    match error {
-        DialError::Unreachable(Reach::Network) => Refusal::Network,
-        DialError::Unreachable(Reach::Host) => Refusal::Host,
-        DialError::Unreachable(Reach::Prohibited) => Refusal::Prohibited,
-        DialError::TimedOut | DialError::Rejected(Reject::Drop) => Refusal::Silent,
+    match (error, error.kind()) {
+        (DialError::Rejected(Reject::Drop), _) | (_, io::ErrorKind::TimedOut) => Refusal::Silent,
+        (DialError::Unreachable(Reach::Prohibited), _) => Refusal::Prohibited,
+        (_, io::ErrorKind::NetworkUnreachable) => Refusal::Network,
+        (_, io::ErrorKind::HostUnreachable) => Refusal::Host,
         _ => Refusal::Reset,
     }
 }

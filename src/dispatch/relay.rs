@@ -30,20 +30,17 @@ pub(super) enum End {
     Upstream(io::Error),
 }
 
+/// Takes bytes out of a buffer that is lent to it.
+type Read<'a> = &'a mut dyn FnMut(&mut Context<'_>, &[u8]) -> Poll<io::Result<usize>>;
+/// Puts bytes into a buffer that is lent to it.
+type Write<'a> = &'a mut dyn FnMut(&mut Context<'_>, &mut [u8]) -> Poll<io::Result<usize>>;
+
 /// The client's side of a relay: something that lends its buffers.
 pub(crate) trait Client {
     /// Hands waiting bytes to `read`; `Ok(0)` is the end.
-    fn poll_recv(
-        &mut self,
-        cx: &mut Context<'_>,
-        read: &mut dyn FnMut(&mut Context<'_>, &[u8]) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>>;
+    fn poll_recv(&mut self, cx: &mut Context<'_>, read: Read<'_>) -> Poll<io::Result<usize>>;
     /// Hands free space to `write`; `Ok(0)` means it has no more.
-    fn poll_send(
-        &mut self,
-        cx: &mut Context<'_>,
-        write: &mut dyn FnMut(&mut Context<'_>, &mut [u8]) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>>;
+    fn poll_send(&mut self, cx: &mut Context<'_>, write: Write<'_>) -> Poll<io::Result<usize>>;
     /// Sends what is buffered, then FIN.
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     /// Sends RST.
@@ -51,19 +48,11 @@ pub(crate) trait Client {
 }
 
 impl Client for FlowStream {
-    fn poll_recv(
-        &mut self,
-        cx: &mut Context<'_>,
-        read: &mut dyn FnMut(&mut Context<'_>, &[u8]) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+    fn poll_recv(&mut self, cx: &mut Context<'_>, read: Read<'_>) -> Poll<io::Result<usize>> {
         self.poll_recv_with(cx, read)
     }
 
-    fn poll_send(
-        &mut self,
-        cx: &mut Context<'_>,
-        write: &mut dyn FnMut(&mut Context<'_>, &mut [u8]) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>, write: Write<'_>) -> Poll<io::Result<usize>> {
         self.poll_send_with(cx, write)
     }
 
@@ -120,11 +109,7 @@ impl Buffered {
 }
 
 impl Client for Buffered {
-    fn poll_recv(
-        &mut self,
-        cx: &mut Context<'_>,
-        read: &mut dyn FnMut(&mut Context<'_>, &[u8]) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+    fn poll_recv(&mut self, cx: &mut Context<'_>, read: Read<'_>) -> Poll<io::Result<usize>> {
         if self.up.is_empty() {
             let mut buffer = ReadBuf::new(&mut self.up.bytes);
             match Pin::new(&mut *self.stream).poll_read(cx, &mut buffer) {
@@ -141,11 +126,7 @@ impl Client for Buffered {
         outcome
     }
 
-    fn poll_send(
-        &mut self,
-        cx: &mut Context<'_>,
-        write: &mut dyn FnMut(&mut Context<'_>, &mut [u8]) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>, write: Write<'_>) -> Poll<io::Result<usize>> {
         match self.poll_drain(cx) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),

@@ -26,6 +26,8 @@ use crate::net::{Address, BoxDatagram, Host, Reach, Received};
 pub(super) const MOST_WAITING: usize = 32;
 /// Associations of one worker; the one idle longest goes.
 const MOST_LINKS: usize = 16_384;
+/// Peers of all clients of one worker; beyond, new ones wait until some are gone.
+const MOST_PEERS_IN_ALL: usize = 65_536;
 /// Peers of one client; when there are more, those idle longest go.
 const MOST_PEERS: usize = 4096;
 /// Datagrams taken from one socket before others get their turn.
@@ -60,6 +62,13 @@ struct Source {
     shared: HashMap<Arc<str>, Rc<Link>>,
 }
 
+/// A real peer as the client knows it.
+struct Known {
+    client: Address,
+    /// The first packet to it, for ICMP errors to quote.
+    quoted: Box<[u8]>,
+}
+
 /// One association.
 pub(super) struct Link {
     pub(super) source: SocketAddr,
@@ -69,8 +78,8 @@ pub(super) struct Link {
     /// Of the task that carries answers; it empties the outbox too.
     waker: Cell<Option<Waker>>,
     back: Rc<dyn Back>,
-    /// The address under which the client knows each real peer, and the first packet to it for ICMP errors to quote.
-    known: RefCell<HashMap<Address, (Address, Box<[u8]>), foldhash::fast::RandomState>>,
+    /// The real peers that the client has written to.
+    known: RefCell<HashMap<Address, Known, foldhash::fast::RandomState>>,
     /// The client's address for whatever answers: the association was opened for one name.
     name: Option<Address>,
     used: Cell<Instant>,
@@ -85,7 +94,9 @@ pub(super) struct Link {
 #[derive(Default)]
 pub(super) struct Associations {
     sources: HashMap<SocketAddr, Source, foldhash::fast::RandomState>,
-    links: VecDeque<Rc<Link>>,
+    links: HashMap<*const Link, Rc<Link>, foldhash::fast::RandomState>,
+    /// Peers of all sources together.
+    peers: usize,
 }
 
 impl Associations {
@@ -93,25 +104,50 @@ impl Associations {
         self.sources.get_mut(&source)?.peers.get_mut(client)
     }
 
+    /// Whether another peer would be too many.
+    pub(super) fn is_full(&self) -> bool {
+        self.peers >= MOST_PEERS_IN_ALL
+    }
+
     /// Sets what is known of a peer; returns what was known before.
     pub(super) fn set(&mut self, source: SocketAddr, client: Address, peer: Peer) -> Option<Peer> {
         let peers = &mut self.sources.entry(source).or_default().peers;
-        if peers.len() >= MOST_PEERS && !peers.contains_key(&client) {
+        let before = peers.len();
+        if before >= MOST_PEERS && !peers.contains_key(&client) {
             shed(peers);
         }
-        peers.insert(client, peer)
+        let known = peers.insert(client, peer);
+        self.peers = self.peers + peers.len() - before;
+        known
     }
 
-    /// Marks a peer as refused for a while; returns what waited for it.
+    /// Marks a peer as refused for a while.
     pub(super) fn close(&mut self, source: SocketAddr, client: &Address, why: Option<Reach>, now: Instant) {
         self.set(source, client.clone(), Peer::Closed { why, until: now + REFUSED_FOR });
+    }
+
+    /// Forgets a peer whose refusal is over.
+    pub(super) fn reopen(&mut self, source: SocketAddr, client: &Address, now: Instant) {
+        let Some(known) = self.sources.get_mut(&source) else { return };
+        if matches!(known.peers.get(client), Some(Peer::Closed { until, .. }) if *until <= now) {
+            known.peers.remove(client);
+            self.peers -= 1;
+        }
+        self.sweep(source);
+    }
+
+    /// Forgets a source with which nothing is going on.
+    fn sweep(&mut self, source: SocketAddr) {
+        if self.sources.get(&source).is_some_and(|known| known.peers.is_empty() && known.shared.is_empty()) {
+            self.sources.remove(&source);
+        }
     }
 
     /// The association of `source` through the outbound `chain` that serves many peers, unless `real` already stands for
     /// another of the client's addresses there.
     pub(super) fn shared(&self, source: SocketAddr, chain: &str, real: &Address, client: &Address) -> Option<Rc<Link>> {
         let link = self.sources.get(&source)?.shared.get(chain)?;
-        let taken = link.known.borrow().get(real).is_some_and(|(known, _)| known != client);
+        let taken = link.known.borrow().get(real).is_some_and(|known| known.client != *client);
         if taken || link.ended.get() { None } else { Some(Rc::clone(link)) }
     }
 
@@ -120,7 +156,7 @@ impl Associations {
         if self.links.len() >= MOST_LINKS {
             self.evict();
         }
-        self.links.push_back(Rc::clone(link));
+        self.links.insert(Rc::as_ptr(link), Rc::clone(link));
         if let Some(chain) = chain {
             let shared = &mut self.sources.entry(link.source).or_default().shared;
             shared.entry(chain).or_insert_with(|| Rc::clone(link));
@@ -129,31 +165,23 @@ impl Associations {
 
     /// Forgets an association and the peers that it served.
     pub(super) fn remove(&mut self, link: &Rc<Link>) {
-        self.links.retain(|other| !Rc::ptr_eq(other, link));
+        self.links.remove(&Rc::as_ptr(link));
         let Some(source) = self.sources.get_mut(&link.source) else { return };
         source.shared.retain(|_, other| !Rc::ptr_eq(other, link));
+        let before = source.peers.len();
         source.peers.retain(|_, peer| !matches!(peer, Peer::Open { link: other, .. } if Rc::ptr_eq(other, link)));
-        if source.peers.is_empty() && source.shared.is_empty() {
-            self.sources.remove(&link.source);
-        }
-    }
-
-    /// Drops refusals whose time is over, so that a sprayed table empties by itself.
-    pub(super) fn expire(&mut self, now: Instant) {
-        self.sources.retain(|_, source| {
-            source.peers.retain(|_, peer| !matches!(peer, Peer::Closed { until, .. } if *until <= now));
-            !source.peers.is_empty() || !source.shared.is_empty()
-        });
+        self.peers -= before - source.peers.len();
+        self.sweep(link.source);
     }
 
     /// Ends the associations that have been idle longest, a hundredth of all, so that the search pays.
     fn evict(&mut self) {
-        let mut ages: Vec<Instant> = self.links.iter().map(|link| link.used.get()).collect();
+        let mut ages: Vec<Instant> = self.links.values().map(|link| link.used.get()).collect();
         ages.sort_unstable();
         let Some(limit) = ages.get(ages.len() / 100).copied() else { return };
-        let old: Vec<_> = self.links.iter().filter(|link| link.used.get() <= limit).cloned().collect();
+        let old: Vec<_> = self.links.values().filter(|link| link.used.get() <= limit).cloned().collect();
         for link in old {
-            link.ended.set(true);
+            link.end();
             self.remove(&link);
         }
     }
@@ -198,6 +226,14 @@ impl Link {
         })
     }
 
+    /// Makes its task end.
+    fn end(&self) {
+        self.ended.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
     /// How long an association may be idle whose first peer has this port.
     pub(super) fn idle_for(port: u16, usual: Duration) -> Duration {
         if port == DNS_PORT { DNS_IDLE.min(usual) } else { usual }
@@ -205,7 +241,7 @@ impl Link {
 
     /// Notes that the client calls `real` by `client`. `quoted` is the first packet it sent there.
     pub(super) fn introduce(&self, real: Address, client: Address, quoted: &[u8], held: Option<Held>) {
-        self.known.borrow_mut().insert(real, (client, quoted.into()));
+        self.known.borrow_mut().insert(real, Known { client, quoted: quoted.into() });
         self.held.borrow_mut().extend(held);
     }
 
@@ -240,8 +276,8 @@ impl Link {
                 Poll::Ready(Ok(())) => self.moved(waiting.payload.len() as u64, 0),
                 Poll::Ready(Err(error)) => {
                     let known = self.known.borrow();
-                    if let Some((client, quoted)) = known.get(to) {
-                        self.send_failed(&error, client, quoted);
+                    if let Some(peer) = known.get(to) {
+                        self.send_failed(&error, &peer.client, &peer.quoted);
                     }
                 }
                 Poll::Pending => return,
@@ -283,9 +319,6 @@ impl Link {
                 error = poll_fn(|cx| self.poll_answers(cx, scratch)) => break error.to_string(),
                 () = tokio::time::sleep_until(quiet) => {}
             }
-            if self.ended.get() {
-                break "evicted: too many associations".to_owned();
-            }
             if self.used.get().elapsed() >= self.idle {
                 break "idle".to_owned();
             }
@@ -297,6 +330,9 @@ impl Link {
     }
 
     fn poll_answers(&self, cx: &mut Context<'_>, scratch: &RefCell<Box<[u8]>>) -> Poll<io::Error> {
+        if self.ended.get() {
+            return Poll::Ready(io::Error::other("evicted: too many associations"));
+        }
         self.waker.set(Some(cx.waker().clone()));
         self.poll_outbox(cx);
         let mut scratch = scratch.borrow_mut();
@@ -319,7 +355,7 @@ impl Link {
         self.moved(0, payload.len() as u64);
         let known = self.known.borrow();
         match (known.get(from), &self.name, &from.host) {
-            (Some((client, _)), ..) => self.back.deliver(client, self.source, payload),
+            (Some(peer), ..) => self.back.deliver(&peer.client, self.source, payload),
             // One name, another port of its host.
             (None, Some(name), _) => {
                 let client = Address { host: name.host.clone(), port: from.port };
@@ -333,8 +369,8 @@ impl Link {
     }
 
     fn tell(&self, to: &Address, why: Reach) {
-        if let Some((client, quoted)) = self.known.borrow().get(to) {
-            self.back.unreachable(client, self.source, quoted, why);
+        if let Some(peer) = self.known.borrow().get(to) {
+            self.back.unreachable(&peer.client, self.source, &peer.quoted, why);
         }
     }
 }

@@ -1,7 +1,15 @@
 //! Real addresses for our own dials.
 
-use super::resolver::{Failure, TOTAL};
-use super::*;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::key::Key;
+use super::resolver::{Failure, Outcome, TOTAL};
+use super::special::{self, Special};
+use super::wire::{kind, rcode};
+use super::{Dns, now};
+use crate::net::{BoxFuture, Lookup, LookupError, Name};
 
 /// How long the other family is waited for once one has answered (`ipv6-timeout` of mihomo).
 const OTHER_FAMILY: Duration = Duration::from_millis(100);

@@ -168,6 +168,11 @@ impl Message {
         addresses.into()
     }
 
+    /// Bytes that it takes.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Whether the upstream failed, so that another one should be heard.
     pub(super) fn is_failure(&self) -> bool {
         self.code != rcode::NO_ERROR && self.code != rcode::NX_DOMAIN

@@ -23,6 +23,8 @@ use crate::platform::Dialer;
 
 /// Answers kept, as many as mihomo keeps.
 const CACHE: usize = 4096;
+/// Longer answers, in bytes, are fetched each time: so the cache stays below 50 MB whatever is asked.
+const MAX_KEPT: usize = 12 << 10;
 /// Different questions under way at a time; each holds a socket per nameserver. More fail at once.
 const MAX_FLIGHTS: usize = 512;
 /// How long a question may take in all.
@@ -189,7 +191,7 @@ impl Resolver {
 
     fn keep(&self, key: &Arc<[u8]>, outcome: &Outcome) {
         let until = match outcome {
-            Ok(answered) if answered.message.lifetime == 0 => return,
+            Ok(answered) if answered.message.lifetime == 0 || answered.message.len() > MAX_KEPT => return,
             Ok(answered) => answered.at + Duration::from_secs(answered.message.lifetime.into()),
             Err(_) => super::now() + SILENCE,
         };

@@ -223,7 +223,3 @@ fn closed(error: io::Error) -> ExchangeError {
         _ => ExchangeError::Io(error),
     }
 }
-
-#[cfg(test)]
-#[path = "upstream_tests.rs"]
-mod tests;

@@ -73,8 +73,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_port_is_refused() {
-        let closed = closed_port().await;
-        let outcome = direct(&[]).connect(&session(Network::Tcp, "127.0.0.1", closed.port())).await;
+        let closed = closed_port();
+        let outcome = direct(&[]).connect(&session(Network::Tcp, "127.0.0.1", closed.address.port())).await;
         assert!(matches!(outcome.err(), Some(DialError::Refused)));
     }
 

@@ -225,9 +225,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_says_more_than_a_missing_route() {
-        let closed = closed_port().await;
+        let closed = closed_port();
         let egress = egress(&[("both.test", &["127.0.0.1", "255.255.255.255"])]);
-        let refused = egress.tcp(&address("both.test", closed.port())).await;
+        let refused = egress.tcp(&address("both.test", closed.address.port())).await;
         assert!(matches!(refused, Err(DialError::Refused)), "{refused:?}");
     }
 

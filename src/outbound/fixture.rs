@@ -29,9 +29,17 @@ impl Lookup for Names {
     }
 }
 
-/// A TCP port where nobody listens.
-pub(crate) async fn closed_port() -> SocketAddr {
-    tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+/// A TCP port that is taken, so that no other test gets it, and where nobody listens.
+pub(crate) struct ClosedPort {
+    pub(crate) address: SocketAddr,
+    _socket: socket2::Socket,
+}
+
+pub(crate) fn closed_port() -> ClosedPort {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    ClosedPort { address, _socket: socket }
 }
 
 /// A listener whose queue is full, so that the kernel ignores whoever connects.

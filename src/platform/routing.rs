@@ -253,6 +253,6 @@ pub struct SeenRoute {
     pub to: IpNet,
     /// The device it leaves by, where it has just one.
     pub device: Option<u32>,
-    /// Through a gateway (or several next hops): not on-link.
-    pub gateway: bool,
+    /// Its destinations are neighbours: no gateway, no several next hops, and it does lead somewhere.
+    pub on_link: bool,
 }

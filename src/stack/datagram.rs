@@ -19,8 +19,8 @@ pub struct Datagram<'a> {
     pub size: Option<NonZeroU16>,
     /// The client asked routers not to cut it.
     pub dont_fragment: bool,
-    /// The packet's first bytes, for an ICMP error to quote.
-    pub quoted: &'a [u8],
+    /// The whole packet.
+    pub packet: &'a [u8],
 }
 
 /// Reads the UDP header of a whole packet; None if its lengths are wrong or a port is zero.
@@ -40,7 +40,7 @@ pub(super) fn read<'a>(packet: &Packet<'a>, size: Option<NonZeroU16>) -> Option<
         payload,
         size,
         dont_fragment: packet.dont_fragment,
-        quoted: &packet.bytes[..packet.bytes.len().min(1280)],
+        packet: packet.bytes,
     })
 }
 

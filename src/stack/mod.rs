@@ -58,6 +58,8 @@ pub struct Config {
     pub ipv6: bool,
     /// Unguessable; seeds initial sequence numbers.
     pub seed: u64,
+    /// Whether [`Stack::ended`] is asked.
+    pub tell_ended: bool,
 }
 
 /// What one packet brought.
@@ -78,7 +80,7 @@ impl std::fmt::Debug for FlowStream {
 }
 
 /// What the stack counted since its start. Dropped packets are counted once each, by reason.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counters {
     /// Packets read.
     pub packets: u64,
@@ -195,6 +197,17 @@ impl Stack {
         self.table.len()
     }
 
+    /// Whether a flow of these two ends is here.
+    #[must_use]
+    pub fn knows(&self, tuple: &Tuple) -> bool {
+        self.table.knows(tuple)
+    }
+
+    /// The flows that have ended since the last call, if [`Config::tell_ended`] is set.
+    pub fn ended(&mut self) -> impl Iterator<Item = Tuple> + '_ {
+        self.table.ended()
+    }
+
     /// What was counted so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
@@ -276,6 +289,23 @@ fn refuse_v6(packet: &Packet<'_>, transmit: &mut dyn Transmit) {
 }
 
 impl Counters {
+    /// The sums of both.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            bytes: self.bytes + other.bytes,
+            bad_length: self.bad_length + other.bad_length,
+            bad_header: self.bad_header + other.bad_header,
+            bad_options: self.bad_options + other.bad_options,
+            spoofed: self.spoofed + other.spoofed,
+            fragments: self.fragments + other.fragments,
+            ignored: self.ignored + other.ignored,
+            flooded: self.flooded + other.flooded,
+            flows: self.flows + other.flows,
+        }
+    }
+
     fn drop(&mut self, why: Malformed) {
         match why {
             Malformed::Length => self.bad_length += 1,
@@ -284,6 +314,40 @@ impl Counters {
             Malformed::Martian => self.spoofed += 1,
         }
     }
+}
+
+/// What a packet needs before it is ingested, where several stacks share a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// It opens this flow, which must have one owner.
+    Flow(Tuple),
+    /// It is a piece of this packet, whose pieces must come together.
+    Piece(IpAddr, IpAddr, u32),
+}
+
+/// Says what `packet` needs before it is ingested. Nearly always nothing, which costs a few comparisons.
+#[must_use]
+pub fn claim(packet: &[u8]) -> Option<Claim> {
+    let syn = |at: usize| packet.get(at + 13).is_some_and(|flags| flags & 2 != 0);
+    let look = match packet.first()? >> 4 {
+        4 if packet.len() >= 20 => {
+            packet[6] & 0x3f != 0 || packet[7] != 0 || packet[9] == ip::TCP && syn(usize::from(packet[0] & 15) * 4)
+        }
+        6 if packet.len() >= 40 => packet[6] != ip::UDP && (packet[6] != ip::TCP || syn(40)),
+        _ => false,
+    };
+    if !look {
+        return None;
+    }
+    let packet = Packet::parse(packet).ok()?;
+    if let Some(fragment) = packet.fragment {
+        return Some(Claim::Piece(packet.source, packet.destination, fragment.id));
+    }
+    if packet.protocol != ip::TCP {
+        return None;
+    }
+    // The checksum is looked at when the packet is ingested.
+    tcp::Segment::read(&packet, true).ok().filter(tcp::Segment::opens).map(|segment| Claim::Flow(segment.tuple))
 }
 
 /// smoltcp's time, counted from `epoch`.

@@ -22,8 +22,9 @@ pub(super) fn capabilities(mtu: usize, offload: bool) -> DeviceCapabilities {
     checksum.icmpv4 = Checksum::Tx;
     checksum.icmpv6 = Checksum::Tx;
     if offload {
+        // IPv4 alone: smoltcp 0.14 makes IPv6 super-packets, and then drops them as longer than the MTU
+        // (InterfaceInner::dispatch_ip), so that nothing beyond one segment ever reached the client.
         capabilities.segmentation.tcpv4 = NonZeroUsize::new(SUPER_PACKET);
-        capabilities.segmentation.tcpv6 = NonZeroUsize::new(SUPER_PACKET);
     } else {
         checksum.tcp = Checksum::Tx;
     }

@@ -50,6 +50,8 @@ pub(super) struct Table {
     shared: Rc<Shared>,
     /// Flows being polled in this turn; kept for its capacity.
     turn: Vec<Handle>,
+    /// Flows that have ended since somebody last asked; kept only where somebody asks.
+    ended: Option<Vec<Tuple>>,
     timers: BinaryHeap<Reverse<Timer>>,
     /// By tuple, not by handle: an entry must not keep a flow's rings from their pool.
     warm: VecDeque<(Instant, Tuple)>,
@@ -81,9 +83,14 @@ impl Table {
             graveyard: Graveyard::default(),
             shared: Rc::default(),
             turn: Vec::new(),
+            ended: config.tell_ended.then(Vec::new),
             timers: BinaryHeap::new(),
             warm: VecDeque::new(),
         }
+    }
+
+    pub(super) fn knows(&self, tuple: &Tuple) -> bool {
+        self.flows.contains_key(tuple)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -418,6 +425,13 @@ impl Table {
             flow.socket().abort();
         }
         self.flows.remove(&flow.tuple);
+        if let Some(ended) = &mut self.ended {
+            ended.push(flow.tuple);
+        }
+    }
+
+    pub(super) fn ended(&mut self) -> impl Iterator<Item = Tuple> + '_ {
+        self.ended.as_mut().into_iter().flat_map(|ended| ended.drain(..))
     }
 
     fn uncount(&mut self, flow: &mut Flow) {

@@ -10,9 +10,10 @@ use super::support::peers::proxy::Door;
 use super::support::peers::tls::Identity;
 use super::support::peers::{Peers, Record};
 use super::support::program::Program;
+use super::support::sites::{V4, V6};
 use super::support::topology::{BLACK_HOLE_V4, BLACK_HOLE_V6, GATEWAY_V4, HOST_V4, HOST_V6};
 use super::support::tunproxy::{Place, Said};
-use super::support::{Capture, Dump, Netns, Topology, packet, run, third_party, world};
+use super::support::{Capture, Dump, Netns, Sites, Topology, packet, run, third_party, world};
 
 fn at(address: &str) -> SocketAddr {
     address.parse().expect("an address")
@@ -228,14 +229,33 @@ fn own_proxies_carry_curl_by_name_with_credentials() {
 }
 
 #[test]
+fn an_own_socks_server_relays_datagrams_in_both_families() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let sites = Sites::open(&lab);
+        let door = Door::default();
+        let _socks = lab.sites.socks5(at("203.0.113.3:1080"), door.clone());
+        for site in [V4, V6] {
+            let relayed = act_in(&lab.host, &format!("relay 203.0.113.3:1080 {site}:7 hello"));
+            assert_eq!(relayed, Ok("hello".to_owned()), "{site}");
+        }
+        assert_eq!(door.requests.all(), [format!("udp {V4}:7"), format!("udp {V6}:7")]);
+        assert_eq!(sites.datagrams.count(|from| from.starts_with(HOST_V4)), 0);
+    });
+}
+
+#[test]
 fn the_distributions_proxies_carry_curl() {
     run(&["curl", "danted", "microsocks", "tinyproxy"], || {
         let lab = Topology::desktop();
         let _site = lab.sites.http(at("203.0.113.10:80"));
+        let _echo = lab.sites.udp_echo(at("203.0.113.10:7"), &Record::default());
         lab.internet.ip("addr add 203.0.113.3/32 dev lo");
-        let _danted = third_party::danted(&lab.internet, at("203.0.113.3:1080"), "203.0.113.3");
+        let danted = third_party::danted(&lab.internet, at("203.0.113.3:1080"), "203.0.113.3");
         let _microsocks = third_party::microsocks(&lab.internet, at("203.0.113.3:1081"), Some(("ann", "secret")));
         let _tinyproxy = third_party::tinyproxy(&lab.internet, at("203.0.113.3:8080"), Some(("ann", "secret")));
+        let relayed = act_in(&lab.host, "relay 203.0.113.3:1080 203.0.113.10:7 hello");
+        assert_eq!(relayed, Ok("hello".to_owned()), "{}", danted.output());
         for proxy in
             ["socks5://203.0.113.3:1080", "socks5://ann:secret@203.0.113.3:1081", "http://ann:secret@203.0.113.3:8080"]
         {
@@ -315,7 +335,8 @@ fn a_capture_on_the_wrong_wire_is_found_out() {
 /// The words with which `act` panics.
 fn complaint_of(act: impl FnOnce()) -> String {
     let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).expect_err("a panic");
-    panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap()
+    let words = panic.downcast_ref::<&str>().map(ToString::to_string);
+    panic.downcast_ref::<String>().cloned().or(words).expect("words")
 }
 
 #[test]

@@ -8,10 +8,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::Socket;
 
 use super::Netns;
-use super::packet::{EXPERIMENT, Packet};
+use super::packet::{EXPERIMENT, Packet, packet_socket};
 
 /// How long a packet that was sent may take to be seen; only a broken capture takes that long.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -136,27 +136,6 @@ fn listen(socket: &Socket, stopped: &io::PipeReader, heard: &Heard) {
             heard.more.notify_all();
         }
     }
-}
-
-/// A packet socket bound to `device`; protocol 0 makes one that only sends.
-fn packet_socket(device: &CString, protocol: libc::c_int) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking(), None)?;
-    socket.set_recv_buffer_size(64 << 20)?;
-    let index = nix::net::if_::if_nametoindex(device.as_c_str())?;
-    let fill = |storage: *mut socket2::SockAddrStorage, length: *mut libc::socklen_t| {
-        // SAFETY: sockaddr_storage is large enough and aligned for every address, and came zeroed.
-        let address = unsafe { &mut *storage.cast::<libc::sockaddr_ll>() };
-        address.sll_family = libc::AF_PACKET as libc::sa_family_t;
-        address.sll_protocol = (protocol as u16).to_be();
-        address.sll_ifindex = libc::c_int::try_from(index).map_err(io::Error::other)?;
-        // SAFETY: points to a length of the caller's.
-        unsafe { *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t };
-        Ok(())
-    };
-    // SAFETY: `fill` writes a whole sockaddr_ll and its length.
-    let ((), address) = unsafe { SockAddr::try_init(fill) }?;
-    socket.bind(&address)?;
-    Ok(socket)
 }
 
 /// How many packets the kernel could not hand over since the last question.

@@ -4,7 +4,7 @@
 //! process of its own, the one that `tunproxy exec` starts ([`super::world::client_command`], [`outcome`]).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use std::{env, process, thread};
@@ -30,7 +30,10 @@ pub(crate) type Outcome = Result<String, String>;
 /// - `ask ADDR WORD`: sends WORD over TCP and reads as many bytes back;
 /// - `up ADDR N`, `down ADDR N`, `both ADDR N`: with [`tcp_exchange`](super::Peers::tcp_exchange); the digests must agree;
 /// - `churn COUNT IN_FLIGHT ADDR…`: short connections to an echo server, each one byte there and back;
-/// - `datagram ADDR WORD [SECONDS]`: sends WORD over connected UDP and reads one answer.
+/// - `datagram ADDR WORD [SECONDS]`: sends WORD over connected UDP and reads one answer;
+/// - `relay PROXY ADDR WORD`: the same through UDP ASSOCIATE of a SOCKS5 server without credentials.
+///
+/// An address may be a name with a port, which the system resolves.
 pub(crate) fn act(words: &str) -> Outcome {
     perform(&words.split_whitespace().collect::<Vec<_>>()).map_err(|error| name_of(&error))
 }
@@ -80,6 +83,7 @@ fn perform(words: &[&str]) -> io::Result<String> {
         ["churn", count, in_flight, ref to @ ..] => churn(number(count)?, number(in_flight)?, to),
         ["datagram", to, word] => datagram(to, word, PATIENCE),
         ["datagram", to, word, seconds] => datagram(to, word, Duration::from_secs(number(seconds)?)),
+        ["relay", proxy, to, word] => relay(proxy, to, word),
         _ => Err(io::Error::other(format!("no such act: {words:?}"))),
     }
 }
@@ -88,9 +92,13 @@ fn number<T: std::str::FromStr>(word: &str) -> io::Result<T> {
     word.parse().map_err(|_| io::Error::other(format!("not a number: {word}")))
 }
 
+/// `192.0.2.1:80`, `[2001:db8::1]:80`, or a name and a port: then the first address of it.
+fn resolve(to: &str) -> io::Result<SocketAddr> {
+    to.to_socket_addrs()?.next().ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
 fn dial(to: &str, patience: Duration) -> io::Result<TcpStream> {
-    let to: SocketAddr = to.parse().map_err(io::Error::other)?;
-    let stream = TcpStream::connect_timeout(&to, patience)?;
+    let stream = TcpStream::connect_timeout(&resolve(to)?, patience)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     Ok(stream)
@@ -187,7 +195,7 @@ fn churn(count: usize, in_flight: usize, to: &[&str]) -> io::Result<String> {
 }
 
 fn datagram(to: &str, word: &str, patience: Duration) -> io::Result<String> {
-    let to: SocketAddr = to.parse().map_err(io::Error::other)?;
+    let to = resolve(to)?;
     let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(patience))?;
@@ -195,6 +203,32 @@ fn datagram(to: &str, word: &str, patience: Duration) -> io::Result<String> {
     let mut answer = vec![0; 65_536];
     let length = socket.recv(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+}
+
+/// RFC 1928, sections 4, 6 and 7.
+fn relay(proxy: &str, to: &str, word: &str) -> io::Result<String> {
+    let mut control = dial(proxy, PATIENCE)?;
+    control.write_all(&[5, 1, 0])?;
+    control.read_exact(&mut [0; 2])?;
+    control.write_all(&[5, 3, 0, 1, 0, 0, 0, 0, 0, 0])?;
+    let mut reply = [0; 10];
+    control.read_exact(&mut reply)?;
+    if reply[1] != 0 || reply[3] != 1 {
+        return Err(io::Error::other(format!("UDP ASSOCIATE: {reply:?}")));
+    }
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    // The address of the relay may be unspecified: then it is the proxy's own.
+    socket.connect((control.peer_addr()?.ip(), u16::from_be_bytes([reply[8], reply[9]])))?;
+    let header = match resolve(to)? {
+        SocketAddr::V4(v4) => [&[0, 0, 0, 1][..], &v4.ip().octets(), &v4.port().to_be_bytes()].concat(),
+        SocketAddr::V6(v6) => [&[0, 0, 0, 4][..], &v6.ip().octets(), &v6.port().to_be_bytes()].concat(),
+    };
+    socket.send(&[&header, word.as_bytes()].concat())?;
+    let mut answer = vec![0; 65_536];
+    let length = socket.recv(&mut answer)?;
+    let payload = answer[..length].strip_prefix(&header[..]).ok_or_else(|| io::Error::other("from somebody else"))?;
+    Ok(String::from_utf8_lossy(payload).into_owned())
 }
 
 /// A connection that somebody works in: it must live on whatever happens to the host.

@@ -15,8 +15,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("danted", "dante-server"),
     ("microsocks", "microsocks"),
     ("tinyproxy", "tinyproxy"),
-    ("ping", "iputils-ping"),
-    ("unbound", "unbound"),
+    ("setpriv", "util-linux"),
 ];
 
 /// Finds `program` in `PATH` or where the distribution keeps what only root's `PATH` holds.

@@ -1,7 +1,13 @@
 //! As much of an Ethernet frame as a witness must understand. Anything else of it is kept as it is.
 
+use std::ffi::CString;
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::Netns;
 
 /// An EtherType free for local experiments (IEEE 802, 9.2.4): no host answers or forwards it.
 pub(crate) const EXPERIMENT: u16 = 0x88b5;
@@ -118,4 +124,38 @@ impl fmt::Display for Packet {
         }
         write!(f, ", {} bytes", self.bytes.len())
     }
+}
+
+/// Writes `frames` to `device` as they are. A device without link headers takes bare IP packets, right or wrong.
+///
+/// # Panics
+/// If there is no such device.
+pub(crate) fn inject(ns: &Netns, device: &str, frames: &[Vec<u8>]) {
+    let name = CString::new(device).expect("a device name");
+    let socket = ns.enter(move || packet_socket(&name, 0)).unwrap_or_else(|error| panic!("{device}: {error}"));
+    socket.set_nonblocking(false).expect("our own socket");
+    let sent = frames.iter().filter(|frame| socket.send(frame).is_ok()).count();
+    // The kernel refuses a few that are shorter than any header; if it refuses all, nothing was tested.
+    assert!(sent * 2 > frames.len(), "{device} took {sent} of {} frames", frames.len());
+}
+
+/// A packet socket bound to `device`; protocol 0 makes one that only sends.
+pub(crate) fn packet_socket(device: &CString, protocol: libc::c_int) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking(), None)?;
+    socket.set_recv_buffer_size(64 << 20)?;
+    let index = nix::net::if_::if_nametoindex(device.as_c_str())?;
+    let fill = |storage: *mut socket2::SockAddrStorage, length: *mut libc::socklen_t| {
+        // SAFETY: sockaddr_storage is large enough and aligned for every address, and came zeroed.
+        let address = unsafe { &mut *storage.cast::<libc::sockaddr_ll>() };
+        address.sll_family = libc::AF_PACKET as libc::sa_family_t;
+        address.sll_protocol = (protocol as u16).to_be();
+        address.sll_ifindex = libc::c_int::try_from(index).map_err(io::Error::other)?;
+        // SAFETY: points to a length of the caller's.
+        unsafe { *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t };
+        Ok(())
+    };
+    // SAFETY: `fill` writes a whole sockaddr_ll and its length.
+    let ((), address) = unsafe { SockAddr::try_init(fill) }?;
+    socket.bind(&address)?;
+    Ok(socket)
 }

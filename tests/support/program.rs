@@ -13,6 +13,9 @@ use nix::unistd::Pid;
 /// How long a program may take to say or do what is awaited. Not a measure: only a hang ever takes that long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The same for a program that has work to do before it ends.
+const LONG_PATIENCE: Duration = Duration::from_secs(120);
+
 /// A running program whose output is kept. Dropping it kills its whole process group and reaps it.
 pub(crate) struct Program {
     name: String,
@@ -178,10 +181,29 @@ pub(crate) fn finish(mut child: Child, limit: Duration) -> (Option<ExitStatus>, 
     (status, output)
 }
 
-/// Runs `command` to its end.
+/// Runs `command` to its end, and ends what it leaves behind.
 ///
 /// # Panics
-/// If it cannot be started.
+/// If it cannot be started, or has not ended after [`LONG_PATIENCE`].
 pub(crate) fn output(command: &mut Command) -> Output {
-    command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let group = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+    let (stdout, stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+    let readers = (read_all(stdout), read_all(stderr));
+    let status = wait_at_most(&mut child, LONG_PATIENCE);
+    let _ = killpg(group, Signal::SIGKILL);
+    let _ = child.wait();
+    let (stdout, stderr) = (readers.0.join().expect("a reader"), readers.1.join().expect("a reader"));
+    let said = || format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    let status = status.unwrap_or_else(|| panic!("{command:?} does not end; it said:\n{}", said()));
+    Output { status, stdout, stderr }
+}
+
+fn read_all(mut stream: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        bytes
+    })
 }

@@ -8,7 +8,11 @@ use nix::sys::signal::Signal;
 
 use super::client::{self, Outcome};
 use super::program::{self, Program};
+use super::topology::{HOST_V4, HOST_V6};
 use super::{Netns, world};
+
+/// An address of the default fake range that no test ever asks for by name.
+pub(crate) const UNKNOWN_FAKE: &str = "198.18.77.77:80";
 
 /// A running `tunproxy --profile`. Dropping it kills it, as a crash would.
 pub(crate) struct Tunproxy {
@@ -104,6 +108,16 @@ impl Place {
         client::outcome(&said.stdout).unwrap_or_else(|| panic!("no outcome of `{words}`: {said:?}"))
     }
 
+    /// Holds that `exec` puts a program where the host's own way out is not: what it reaches, it reaches through us.
+    ///
+    /// # Panics
+    /// If it sees the host's addresses.
+    pub(crate) fn assert_encloses(&self, ns: &Netns) {
+        let said = self.exec(ns, "ip", &["-o", "addr"]);
+        let encloses = said.succeeded() && !said.stdout.contains(HOST_V4) && !said.stdout.contains(HOST_V6);
+        assert!(encloses, "{said:?}");
+    }
+
     fn exec_command(&self, ns: &Netns) -> Command {
         let mut command = ns.command(binary());
         command.arg("exec").arg("--profile").arg(&self.profile).arg("--state-dir").arg(&self.state).arg("--");
@@ -129,6 +143,16 @@ impl Tunproxy {
         self.program.signal(Signal::SIGKILL);
         self.program.wait();
         self.place.clone()
+    }
+
+    /// Holds that the traffic of `ns` comes to us: only we refuse an address of the fake range that nobody was given,
+    /// everybody else has no route to it.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub(crate) fn assert_carries(&self, ns: &Netns) {
+        let outcome = client::act_in(ns, &format!("connect {UNKNOWN_FAKE}"));
+        assert_eq!(outcome, Err("ECONNREFUSED".to_owned()), "is the traffic ours?\n{}", self.output());
     }
 
     /// Sends it a signal that it survives.

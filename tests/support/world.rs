@@ -65,11 +65,25 @@ pub(crate) fn attempt<F: FnOnce()>(needs: &[&str], test: F) -> Option<Result<(),
     Some(if passed { Ok(()) } else { Err(format!("{status:?}\n{output}")) })
 }
 
-/// The command line and environment that make this test binary act as a client program: see [`client`].
+/// [`run`] for a program with a `main` of its own, a benchmark: call it first. Outside, it runs the program again with
+/// the same arguments and ends as that ends; inside, it returns after `main`.
+pub(crate) fn within<F: FnOnce()>(main: F) {
+    if env::var_os(INSIDE).is_some() {
+        client::act_if_asked();
+        settle().expect("mounts of the lab");
+        return main();
+    }
+    let mut again = Command::new(env::current_exe().expect("our own path"));
+    let ended = enter(again.args(env::args_os().skip(1))).status();
+    let status = ended.unwrap_or_else(|refused| panic!("{}", refusal(&refused)));
+    std::process::exit(status.code().unwrap_or(1));
+}
+
+/// The command line and environment that make this binary act as a client program: see [`client`].
 pub(crate) fn client_command(act: &str) -> (PathBuf, Vec<String>, [(&'static str, String); 2]) {
-    let name = TEST.get().expect("inside the lab").clone();
-    let args = [name.as_str(), "--exact", "--nocapture", "--test-threads=1"].map(str::to_owned).to_vec();
-    (env::current_exe().expect("our own path"), args, [(INSIDE, "1".to_owned()), (client::ACT, act.to_owned())])
+    let again = |test: &String| [test, "--exact", "--nocapture", "--test-threads=1"].map(str::to_owned).to_vec();
+    let environment = [(INSIDE, "1".to_owned()), (client::ACT, act.to_owned())];
+    (env::current_exe().expect("our own path"), TEST.get().map(again).unwrap_or_default(), environment)
 }
 
 /// `host::direct::refused_is_fast::{{closure}}` is the test `direct::refused_is_fast` of the binary `host`.

@@ -4,6 +4,7 @@
 //! the device, a flow, a timer or a message. Nothing here crosses a thread or takes a lock.
 
 mod back;
+mod crew;
 mod hijack;
 mod writer;
 
@@ -15,6 +16,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,8 @@ use tokio::task::{spawn_local, yield_now};
 use tokio::time::Sleep;
 
 use back::TunBack;
+pub use crew::Crew;
+use crew::Parcel;
 pub use hijack::Hijack;
 use writer::Writer;
 
@@ -30,10 +34,12 @@ use crate::dispatch::{Back, Dispatcher};
 use crate::dns::{Answer, Dns, Question, Transport};
 use crate::platform::TunQueue;
 use crate::session::{Fact, Inbound, Network, Session};
-use crate::stack::{self, Datagram, Event, Frame, Stack, VirtioHeader};
+use crate::stack::{self, Claim, Datagram, Event, Frame, Stack, Tuple, VirtioHeader};
 
 /// Packets read before flows get their turn.
 const BATCH: usize = 64;
+/// As much of a packet as an ICMP error may quote.
+const QUOTED: usize = 1280;
 /// A super-packet and its headers.
 const READ_BUFFER: usize = 65_536 + 64;
 
@@ -46,6 +52,7 @@ pub struct Tunnel {
     dispatcher: Rc<Dispatcher>,
     dns: Arc<Dns>,
     hijack: Hijack,
+    crew: RefCell<Crew>,
 }
 
 /// An answer that leaves once its fake addresses are in the log.
@@ -60,14 +67,21 @@ impl Tunnel {
     ///
     /// # Errors
     /// The descriptor cannot be watched.
-    pub fn new(queue: TunQueue, config: stack::Config, hijack: Hijack, dispatcher: Rc<Dispatcher>) -> io::Result<Self> {
+    pub fn new(
+        queue: TunQueue,
+        config: stack::Config,
+        hijack: Hijack,
+        crew: Crew,
+        dispatcher: Rc<Dispatcher>,
+    ) -> io::Result<Self> {
         // SAFETY: the queue owns its one descriptor and never exchanges it.
         let queue = Rc::new(unsafe { AsyncFd::register(queue) }?);
         let stack = Rc::new(RefCell::new(Stack::new(config, Instant::now())));
         let writer = Rc::new(RefCell::new(Writer::new(Rc::clone(&queue))));
         let back = Rc::new(TunBack::new(Rc::clone(&stack), Rc::clone(&writer)));
         let dns = Arc::clone(&dispatcher.core().dns);
-        Ok(Self { queue, stack, writer, back, dispatcher, dns, hijack })
+        let crew = RefCell::new(crew);
+        Ok(Self { queue, stack, writer, back, dispatcher, dns, hijack, crew })
     }
 
     /// Carries packets until the device is gone.
@@ -84,6 +98,7 @@ impl Tunnel {
             if more || left {
                 continue;
             }
+            self.dispatcher.core().counters.publish(self.crew.borrow().number(), self.stack.borrow().counters());
             poll_fn(|cx| self.poll_wake(cx, sleep.as_mut())).await?;
         }
     }
@@ -100,19 +115,16 @@ impl Tunnel {
         self.stack.borrow().flows()
     }
 
-    /// What the stack counted.
-    #[must_use]
-    pub fn counters(&self) -> stack::Counters {
-        self.stack.borrow().counters()
-    }
-
     /// Reads and ingests up to a batch. True: more may wait.
     fn read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> io::Result<bool> {
-        let Poll::Ready(guard) = self.queue.poll_read_ready(cx) else { return Ok(false) };
-        let mut guard = guard?;
         let mut replies = Vec::new();
-        let mut more = true;
-        for _ in 0..BATCH {
+        let mut more = self.take_parcels(cx, &mut replies);
+        let Poll::Ready(guard) = self.queue.poll_read_ready(cx) else {
+            self.answer(replies);
+            return Ok(more);
+        };
+        let mut guard = guard?;
+        for turn in 0..BATCH {
             match guard.try_io(|queue| queue.get_ref().read(buffer)) {
                 Ok(Ok((layout, length))) => {
                     let header = layout
@@ -121,26 +133,73 @@ impl Tunnel {
                         .map_or(VirtioHeader::PLAIN, VirtioHeader::parse);
                     let frame = Frame { header, packet: &buffer[layout.packet..length] };
                     self.ingest(frame, &mut replies);
+                    more |= turn + 1 == BATCH;
                 }
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Err(error),
-                Err(_would_block) => {
-                    more = false;
-                    break;
-                }
+                Err(_would_block) => break,
             }
         }
         self.answer(replies);
         Ok(more)
     }
 
+    /// Ingests what other workers handed over, up to a batch. True: more may wait.
+    fn take_parcels(&self, cx: &mut Context<'_>, replies: &mut Vec<Reply>) -> bool {
+        for _ in 0..BATCH {
+            let parcel = self.crew.borrow_mut().inbox.poll_recv(cx);
+            let Poll::Ready(Some(Parcel { header, packet })) = parcel else { return false };
+            self.digest(Frame { header, packet: &packet }, true, replies);
+        }
+        true
+    }
+
+    /// Ingests a packet of our own queue, unless another worker has to.
     fn ingest(&self, frame: Frame<'_>, replies: &mut Vec<Reply>) {
+        let crew = self.crew.borrow();
+        if crew.is_alone() {
+            drop(crew);
+            return self.digest(frame, false, replies);
+        }
+        let claim = stack::claim(frame.packet);
+        let elsewhere = match claim {
+            None => None,
+            Some(Claim::Flow(tuple)) => Some(crew.claim(tuple)).filter(|owner| !crew.is(*owner)),
+            Some(Claim::Piece(source, destination, id)) => crew.owner_of_fragments((source, destination, id)),
+        };
+        if let Some(owner) = elsewhere {
+            self.hand(&crew, owner, frame);
+            return;
+        }
+        drop(crew);
+        self.digest(frame, false, replies);
+        if let Some(Claim::Flow(tuple)) = claim
+            && !self.stack.borrow().knows(&tuple)
+        {
+            self.crew.borrow().release(&tuple);
+        }
+    }
+
+    fn hand(&self, crew: &Crew, owner: usize, frame: Frame<'_>) {
+        if !crew.hand(owner, frame.header, frame.packet) {
+            self.dispatcher.core().counters.hand_over_lost.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Gives a packet to the stack and does what it asks for. `handed`: another worker has already looked for an owner.
+    fn digest(&self, frame: Frame<'_>, handed: bool, replies: &mut Vec<Reply>) {
         let now = Instant::now();
         let mut stack = self.stack.borrow_mut();
         let mut writer = self.writer.borrow_mut();
         match stack.ingest(frame, now, &mut *writer) {
             None => {}
-            Some(Event::Stray(_)) => stack.reset(frame, now, &mut *writer),
+            Some(Event::Stray(tuple)) => {
+                let crew = self.crew.borrow();
+                match crew.owner(&tuple).filter(|_| !handed) {
+                    Some(owner) => self.hand(&crew, owner, frame),
+                    None => stack.reset(frame, now, &mut *writer),
+                }
+            }
             Some(Event::Incoming(tuple, stream)) => {
                 if self.hijack.takes(tuple.server) {
                     spawn_local(Rc::clone(&self.dispatcher).names(stream));
@@ -148,11 +207,11 @@ impl Tunnel {
                     spawn_local(Rc::clone(&self.dispatcher).flow(tuple, stream));
                 }
             }
-            Some(Event::Datagram(datagram)) => self.datagram(&datagram, now, replies),
+            Some(Event::Datagram(datagram)) => self.datagram(&datagram, frame, now, replies),
         }
     }
 
-    fn datagram(&self, datagram: &Datagram<'_>, now: Instant, replies: &mut Vec<Reply>) {
+    fn datagram(&self, datagram: &Datagram<'_>, frame: Frame<'_>, now: Instant, replies: &mut Vec<Reply>) {
         // A coalesced packet carries several datagrams of one size; an empty one is a datagram too.
         let size = datagram.size.map_or(datagram.payload.len().max(1), |size| usize::from(size.get()));
         let empty = datagram.payload.is_empty().then_some(&[][..]);
@@ -161,6 +220,14 @@ impl Tunnel {
             payloads.for_each(|query| self.query(query, datagram, now, replies));
             return;
         }
+        let crew = self.crew.borrow();
+        if let Some(owner) = crew.owner_of_source(datagram.source) {
+            // What was put together from pieces has no header of its own.
+            let whole = std::ptr::eq(datagram.packet.as_ptr(), frame.packet.as_ptr());
+            let header = if whole { frame.header } else { VirtioHeader::PLAIN };
+            return self.hand(&crew, owner, Frame { header, packet: datagram.packet });
+        }
+        let quoted = &datagram.packet[..datagram.packet.len().min(QUOTED)];
         let back: Rc<dyn Back> = self.back.clone();
         for payload in payloads {
             let session = Session {
@@ -170,7 +237,7 @@ impl Tunnel {
                 destination: datagram.destination.into(),
                 resolved: Fact::Unknown,
             };
-            self.dispatcher.packet(session, payload, datagram.dont_fragment, datagram.quoted, &back);
+            self.dispatcher.packet(session, payload, datagram.dont_fragment, quoted, &back);
         }
     }
 
@@ -202,7 +269,12 @@ impl Tunnel {
     fn emit(&self) -> bool {
         self.back.flush();
         let mut writer = self.writer.borrow_mut();
-        let left = self.stack.borrow_mut().poll(Instant::now(), &mut *writer);
+        let mut stack = self.stack.borrow_mut();
+        let left = stack.poll(Instant::now(), &mut *writer);
+        let ended: Vec<Tuple> = stack.ended().collect();
+        for tuple in ended.iter().filter(|tuple| !stack.knows(tuple)) {
+            self.crew.borrow().release(tuple);
+        }
         left && !writer.is_blocked()
     }
 
@@ -217,6 +289,9 @@ impl Tunnel {
                 return Poll::Ready(ready.map(|mut guard| guard.clear_ready()));
             }
         } else if self.stack.borrow().register(cx.waker()) {
+            return Poll::Ready(Ok(()));
+        }
+        if !self.crew.borrow().inbox.is_empty() {
             return Poll::Ready(Ok(()));
         }
         if self.back.register(cx.waker()) {

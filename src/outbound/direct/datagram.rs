@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use foldhash::{HashMap, HashMapExt};
 use tokio::io::ReadBuf;
@@ -27,6 +27,8 @@ pub(super) struct DirectDatagram {
     resolving: Option<(Name, Resolving)>,
     /// The port that is asked first, so that none starves.
     turn: usize,
+    /// Who waits for datagrams: told when a socket is opened that it does not listen to yet.
+    reader: Option<Waker>,
 }
 
 type Resolving = BoxFuture<'static, Result<Vec<std::net::IpAddr>, DialError>>;
@@ -46,7 +48,7 @@ struct Found {
 
 impl DirectDatagram {
     pub(super) fn new(egress: Arc<Egress>) -> Self {
-        Self { egress, ports: Vec::new(), names: HashMap::new(), resolving: None, turn: 0 }
+        Self { egress, ports: Vec::new(), names: HashMap::new(), resolving: None, turn: 0, reader: None }
     }
 
     /// The real address of `to`, after a look-up if need be.
@@ -125,6 +127,9 @@ impl DirectDatagram {
             None => {
                 let socket = self.egress.datagrams(real.ip()).map_err(io_error)?;
                 self.ports.push(Port { socket, ipv6: real.is_ipv6(), peers: HashMap::new() });
+                if let Some(reader) = self.reader.take() {
+                    reader.wake();
+                }
                 self.ports.len() - 1
             }
         };
@@ -184,6 +189,10 @@ impl Datagram for DirectDatagram {
                 Arrival::Failed { to, why } => Received::Failed { to: port.as_asked(to), why },
             }));
         }
+        match &mut self.reader {
+            Some(reader) => reader.clone_from(cx.waker()),
+            None => self.reader = Some(cx.waker().clone()),
+        }
         Poll::Pending
     }
 }
@@ -201,6 +210,7 @@ fn io_error(error: DialError) -> io::Error {
 mod tests {
     use std::future::poll_fn;
 
+    use socket2::SockRef;
     use tokio::net::UdpSocket;
 
     use super::*;
@@ -250,6 +260,31 @@ mod tests {
         stranger.send_to(b"hello", seen_by_one).await.unwrap();
         let from = stranger.local_addr().unwrap().into();
         assert_eq!(receive(&mut association).await, (Received::Payload(from), b"hello".to_vec()));
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_waits_hears_from_sockets_that_are_opened_later() {
+        let mut association = association(&[]);
+        for local in ["127.0.0.1:0", "[::1]:0"] {
+            let server = UdpSocket::bind(local).await.unwrap();
+            let mut space = [0; 16];
+            let mut buffer = ReadBuf::new(&mut space);
+            let mut sent = false;
+            let received = poll_fn(|cx| {
+                let received = association.poll_recv_from(cx, &mut buffer);
+                if !sent {
+                    // From elsewhere, as it were: this send wakes nobody but the reader it has been told of.
+                    let mut elsewhere = Context::from_waker(Waker::noop());
+                    let to = server.local_addr().unwrap().into();
+                    assert!(association.poll_send_to(&mut elsewhere, b"?", &to, false).is_ready());
+                    let asked = SockRef::from(&server).recv_from(&mut [std::mem::MaybeUninit::uninit(); 8]).unwrap().1;
+                    SockRef::from(&server).send_to(b"!", &asked).unwrap();
+                    sent = true;
+                }
+                received
+            });
+            assert_eq!(received.await.unwrap(), Received::Payload(server.local_addr().unwrap().into()));
+        }
     }
 
     #[tokio::test]

@@ -7,6 +7,9 @@ use crate::net::DialError;
 use crate::outbound::fixture::{Tested, build, closed_port, session, table, tls_server};
 use crate::session::Network;
 
+/// Whether an error is the one to expect.
+type Expected = fn(&DialError) -> bool;
+
 async fn proxy(more: &str) -> (TcpListener, Tested) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -67,7 +70,7 @@ async fn the_request_names_the_destination_and_carries_credentials_and_headers()
 
 #[tokio::test]
 async fn each_status_becomes_what_a_client_of_the_real_thing_would_see() {
-    let statuses: [(u16, fn(&DialError) -> bool); 7] = [
+    let statuses: [(u16, Expected); 7] = [
         (502, |error| matches!(error, DialError::Refused)),
         (503, |error| matches!(error, DialError::Refused)),
         (504, |error| matches!(error, DialError::TimedOut)),
@@ -97,10 +100,10 @@ async fn nonsense_endless_headers_and_a_hang_up_are_refusals_in_words() {
 
 #[tokio::test]
 async fn a_dead_proxy_is_told_from_a_refused_destination() {
-    let closed = closed_port().await;
-    let up = build(&format!("{{name: up, type: http, server: 127.0.0.1, port: {}}}", closed.port()));
+    let closed = closed_port();
+    let up = build(&format!("{{name: up, type: http, server: 127.0.0.1, port: {}}}", closed.address.port()));
     let error = up.connect(&session(Network::Tcp, "::1", 443)).await.err().unwrap();
-    assert_eq!(error.to_string(), format!("upstream proxy up ({closed}) refused the connection"));
+    assert_eq!(error.to_string(), format!("upstream proxy up ({}) refused the connection", closed.address));
 }
 
 #[tokio::test]

@@ -14,6 +14,9 @@ use crate::outbound::kind::Context;
 use crate::platform::Dialer;
 use crate::session::Network;
 
+/// Whether an error is the one to expect.
+type Expected = fn(&DialError) -> bool;
+
 /// The server's half of the method negotiation; returns the user and password, if it asked.
 async fn greet(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), choose: u8) -> Option<(String, String)> {
     let mut head = [0; 2];
@@ -89,7 +92,7 @@ async fn a_name_travels_to_the_proxy_as_a_name_and_bytes_flow_both_ways() {
 #[tokio::test]
 async fn each_reply_code_becomes_what_a_client_of_the_real_thing_would_see() {
     let (listener, up) = proxy("").await;
-    let codes: [(u8, fn(&DialError) -> bool); 9] = [
+    let codes: [(u8, Expected); 9] = [
         (1, |error| matches!(error, DialError::Denied(words) if words.contains("up (127.0.0.1:"))),
         (2, |error| matches!(error, DialError::Denied(words) if words.contains("does not allow [::1]:80"))),
         (3, |error| matches!(error, DialError::Unreachable(Reach::Network))),
@@ -115,9 +118,9 @@ async fn each_reply_code_becomes_what_a_client_of_the_real_thing_would_see() {
 
 #[tokio::test]
 async fn a_proxy_that_refuses_us_is_told_from_a_destination_that_does() {
-    let closed = closed_port().await;
-    let error = build(&entry(closed, "")).connect(&session(Network::Tcp, "10.0.0.1", 80)).await.err().unwrap();
-    assert_eq!(error.to_string(), format!("upstream proxy up ({closed}) refused the connection"));
+    let closed = closed_port();
+    let error = build(&entry(closed.address, "")).connect(&session(Network::Tcp, "10.0.0.1", 80)).await.err().unwrap();
+    assert_eq!(error.to_string(), format!("upstream proxy up ({}) refused the connection", closed.address));
     assert!(matches!(error, DialError::Denied(_)));
 
     for (choose, more, words) in [

@@ -1,7 +1,13 @@
 //! Linux.
 
+mod capability;
+pub(super) mod holder;
 pub(super) mod netlink;
+pub(super) mod nft;
+pub(super) mod resolv_conf;
 pub mod rootless;
 pub(super) mod socket;
+pub(super) mod survey;
+pub(super) mod sysctl;
 pub(super) mod tun;
 pub(super) mod udp;

@@ -95,7 +95,8 @@ fn prepare(
     configure(inside, &queues)?;
     hide_side_doors()?;
     write_resolv_conf(inside.nameserver)?;
-    hand_over(channel, queues)?;
+    hand_over(channel, &queues)?;
+    drop(queues);
     wait_for_go(channel)?;
     drop_capabilities()?;
     let program = command.first().cloned().unwrap_or_default();
@@ -118,13 +119,17 @@ fn invalid() -> io::Error {
 pub fn make_namespaces() -> Result<(), RootlessError> {
     let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
     let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
-    unshare(flags).map_err(|source| RootlessError::Refused { source: source.into(), advice: advice() })?;
-    let write = |file: &str, text: String| {
-        fs::write(file, text).map_err(|source| RootlessError::Refused { source, advice: advice() })
-    };
+    unshare(flags).map_err(|source| refused(source.into()))?;
+    let write = |file: &str, text: String| fs::write(file, text).map_err(refused);
     write("/proc/self/setgroups", "deny".into())?;
     write("/proc/self/uid_map", format!("{user} {user} 1"))?;
     write("/proc/self/gid_map", format!("{group} {group} 1"))
+}
+
+/// The refusal of something that only a private namespace allows, with what to do about it.
+#[must_use]
+pub fn refused(source: io::Error) -> RootlessError {
+    RootlessError::Refused { source, advice: advice() }
 }
 
 /// Which switch is off, as far as it can be seen.
@@ -237,7 +242,7 @@ fn resolved(path: &Path) -> PathBuf {
 }
 
 /// Sends the framing and the descriptors of all queues.
-fn hand_over(channel: &OwnedFd, queues: Vec<TunQueue>) -> Result<(), RootlessError> {
+fn hand_over(channel: &OwnedFd, queues: &[TunQueue]) -> Result<(), RootlessError> {
     let packet = queues.iter().any(|queue| queue.framing() == Framing::Packet);
     let plain = queues.iter().any(|queue| queue.framing() == Framing::Plain);
     let word: &[u8] = if packet {

@@ -114,23 +114,26 @@ impl DatagramSocket {
             set_dont_fragment(self.io.get_ref(), self.ipv6, dont_fragment)?;
             self.dont_fragment = dont_fragment;
         }
-        loop {
+        // The socket of a new association has room, though the reactor has not said so yet: it is asked only when the
+        // kernel has none, so that whoever sends without waiting loses no first datagram.
+        let mut sent = send(self.io.get_ref(), payload, to);
+        while sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
             let mut guard = ready!(self.io.poll_write_ready(cx))?;
-            let Ok(sent) = guard.try_io(|io| send(io.get_ref(), payload, to)) else { continue };
-            return Poll::Ready(match sent {
-                Ok(pending) => {
-                    self.errors |= pending;
-                    Ok(())
-                }
-                Err(error) => {
-                    self.errors = true;
-                    if error.raw_os_error() == Some(libc::EMSGSIZE) {
-                        self.too_big = Some(to);
-                    }
-                    Err(error)
-                }
-            });
+            if let Ok(again) = guard.try_io(|io| send(io.get_ref(), payload, to)) {
+                sent = again;
+            }
         }
+        match sent {
+            Ok(pending) => self.errors |= pending,
+            Err(error) => {
+                self.errors = true;
+                if error.raw_os_error() == Some(libc::EMSGSIZE) {
+                    self.too_big = Some(to);
+                }
+                return Poll::Ready(Err(error));
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Receives one datagram, or the error that one of ours met.
@@ -277,6 +280,16 @@ mod tests {
             assert_eq!(arrival, Arrival::Payload(peer.local_addr().unwrap()));
             assert_eq!(payload, b"answer");
         }
+    }
+
+    #[tokio::test]
+    async fn the_first_datagram_of_a_new_socket_goes_out_at_once() {
+        let peer = bound("127.0.0.1:0");
+        let mut socket = DatagramSocket::new(bound("127.0.0.1:0")).unwrap();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let to = peer.local_addr().unwrap();
+        assert!(matches!(socket.poll_send_to(&mut cx, b"first", to, false), Poll::Ready(Ok(()))));
+        assert_eq!(peer.recv_from(&mut [0; 8]).unwrap().0, 5);
     }
 
     #[tokio::test]

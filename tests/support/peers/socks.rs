@@ -1,7 +1,7 @@
 //! A SOCKS5 server: CONNECT and UDP ASSOCIATE, with user and password if wanted (RFC 1928, 1929).
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpStream, UdpSocket};
@@ -110,8 +110,8 @@ fn mapped(to: SocketAddr) -> SocketAddr {
 fn unwrap(datagram: &[u8]) -> Option<(String, u16, &[u8])> {
     let (&[0, 0, 0, kind], rest) = datagram.split_first_chunk::<4>()? else { return None };
     let (host, rest) = match kind {
-        1 => rest.split_first_chunk::<4>().map(|(ip, rest)| (IpAddr::from(*ip).to_string(), rest))?,
-        4 => rest.split_first_chunk::<16>().map(|(ip, rest)| (IpAddr::from(*ip).to_string(), rest))?,
+        1 => rest.split_first_chunk::<4>().map(|(ip, rest)| (Ipv4Addr::from(*ip).to_string(), rest))?,
+        4 => rest.split_first_chunk::<16>().map(|(ip, rest)| (format!("[{}]", Ipv6Addr::from(*ip)), rest))?,
         3 => {
             let (length, rest) = rest.split_first()?;
             let (name, rest) = rest.split_at_checked(usize::from(*length))?;
@@ -137,8 +137,8 @@ fn encode(address: SocketAddr) -> Vec<u8> {
 
 async fn read_address(stream: &mut TcpStream) -> io::Result<(String, u16)> {
     let host = match stream.read_u8().await? {
-        1 => IpAddr::from(stream.read_u32().await?.to_be_bytes()).to_string(),
-        4 => IpAddr::from(stream.read_u128().await?.to_be_bytes()).to_string(),
+        1 => Ipv4Addr::from(stream.read_u32().await?).to_string(),
+        4 => format!("[{}]", Ipv6Addr::from(stream.read_u128().await?)),
         3 => read_string(stream).await?,
         _ => return Err(io::ErrorKind::InvalidData.into()),
     };

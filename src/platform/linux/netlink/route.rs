@@ -128,16 +128,15 @@ fn seen_route(family: Family, header: &RouteHeader, attributes: &[u8]) -> Option
         return None;
     }
     let (mut table, mut address, mut device) = (u32::from(header.table), None, None);
-    let mut gateway = header.kind != RouteType::Unicast;
+    let mut on_link = header.kind == RouteType::Unicast;
     for found in NlasIterator::new(attributes).flatten() {
         let value = found.value();
         match found.kind() {
             attribute::TABLE => table = number(value).unwrap_or(table),
             attribute::DEVICE => device = number(value),
             attribute::DESTINATION => address = Some(value.to_vec()),
-            attribute::GATEWAY | attribute::MULTIPATH | attribute::VIA => gateway = true,
-            // A next-hop object may or may not hold a gateway; nothing depends on our knowing, so the careful answer.
-            attribute::NEXT_HOP => gateway = true,
+            // A next-hop object may or may not hold a gateway: the careful answer.
+            attribute::GATEWAY | attribute::MULTIPATH | attribute::VIA | attribute::NEXT_HOP => on_link = false,
             _ => {}
         }
     }
@@ -152,7 +151,7 @@ fn seen_route(family: Family, header: &RouteHeader, attributes: &[u8]) -> Option
             IpNet::V6(Ipv6Net::new(octets.into(), length).ok()?)
         }
     };
-    Some(SeenRoute { table: RouteTable(table), to, device, gateway })
+    Some(SeenRoute { table: RouteTable(table), to, device, on_link })
 }
 
 fn number(value: &[u8]) -> Option<u32> {

@@ -1,0 +1,423 @@
+//! Making a plan true, keeping the way back, and going it.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::thread::JoinHandle;
+
+use ipnet::IpNet;
+
+use super::imp::nft::{self, OwnedTable};
+use super::imp::{resolv_conf, sysctl};
+use super::journal::{Journal, JournalError};
+use super::layout::{self, CAPTURE_STAGE};
+use super::plan::{HostPlan, Sysctl};
+use super::resolver::DnsPlan;
+use super::routing::{Family, Route, RouteKind, Rule};
+use super::undo::{Undo, Undone};
+use super::{Netlink, NetlinkError};
+
+/// Why the host could not be changed, or changed back.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The kernel refused an act.
+    #[error("{source}{}", advice(source))]
+    Netlink {
+        /// The act and the errno.
+        #[from]
+        source: NetlinkError,
+    },
+    /// The journal cannot be written or read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A file cannot be written or read.
+    #[error("{act}: {source}")]
+    Io {
+        /// What was tried, in words.
+        act: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// An earlier run has not been cleaned up after.
+    #[error("an earlier run left changes behind; replay its journal first (`tunproxy cleanup`)")]
+    Leftovers,
+    /// Some changes could not be undone; the journal keeps them.
+    #[error("not undone: {}", .0.join("; "))]
+    NotUndone(Vec<String>),
+    /// Applying failed, and what had been done could not all be undone either.
+    #[error("{why}; moreover, {left}")]
+    Stuck {
+        /// What failed first.
+        why: Box<HostError>,
+        /// What is still in place.
+        left: Box<HostError>,
+    },
+}
+
+impl HostError {
+    pub(super) fn io(act: impl fmt::Display, source: io::Error) -> Self {
+        Self::Io { act: act.to_string(), source }
+    }
+}
+
+/// What a person can do about a refusal.
+fn advice(error: &NetlinkError) -> String {
+    match error.source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            let program = std::env::current_exe().map_or("tunproxy".to_owned(), |path| path.display().to_string());
+            format!(
+                ". This needs the capability CAP_NET_ADMIN: run it with sudo, or give it once with \
+                 `sudo setcap cap_net_admin,cap_net_raw,cap_net_bind_service+ep {program}`"
+            )
+        }
+        Some(libc::EEXIST) => ". Another program made the same just now; start again".to_owned(),
+        Some(libc::ENODEV) => ". The interface has gone; was it deleted?".to_owned(),
+        Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => {
+            ". The kernel lacks what this needs (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES, CONFIG_TUN)"
+                .to_owned()
+        }
+        _ => String::new(),
+    }
+}
+
+/// One change of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// The TUN's MTU and flags.
+    Link,
+    /// An address of the TUN.
+    Address(IpNet),
+    /// A route.
+    Route(Route),
+    /// A rule.
+    Rule(Rule),
+    /// The firewall table.
+    Firewall,
+    /// A kernel parameter.
+    Sysctl(Sysctl),
+    /// The host's resolver.
+    Resolver,
+}
+
+impl Step {
+    /// Whether a start without it would be no start.
+    fn is_essential(&self) -> bool {
+        !matches!(self, Self::Firewall | Self::Sysctl(_) | Self::Resolver)
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link => f.write_str("the TUN's link settings"),
+            Self::Address(address) => write!(f, "address {address}"),
+            Self::Route(route) => write!(f, "route {route}"),
+            Self::Rule(rule) => rule.fmt(f),
+            Self::Firewall => f.write_str("the firewall table"),
+            Self::Sysctl(sysctl) => write!(f, "{} = {}", sysctl.path, sysctl.value),
+            Self::Resolver => f.write_str("the host's resolver settings"),
+        }
+    }
+}
+
+/// What has been done, and cannot be told by an [`Undo`] alone.
+#[derive(Debug)]
+enum Done {
+    Change(Option<u64>, Undo),
+    Firewall(OwnedTable),
+    Resolved,
+}
+
+/// A plan that is true of the host now. Dropping it undoes everything, as [`Applied::revert`] does, but cannot say how
+/// that went.
+#[derive(Debug)]
+pub struct Applied {
+    plan: HostPlan,
+    journal: Journal,
+    netlink: Netlink,
+    done: Vec<Done>,
+    check: Option<JoinHandle<Result<(), String>>>,
+    warnings: Vec<String>,
+    reverted: bool,
+}
+
+impl HostPlan {
+    /// Makes the plan true: the TUN's own settings, routes, targets and bypasses, the firewall, then what captures
+    /// traffic, and the resolver last. Every inverse that could outlive us is on disk before the first act.
+    ///
+    /// What the host can do without (firewall, kernel parameters, resolver) costs a warning, not the start.
+    ///
+    /// # Errors
+    /// The act that failed and what to do. Everything done until then has been undone.
+    pub fn apply(self, journal: Journal) -> Result<Applied, HostError> {
+        if !journal.is_clean() {
+            return Err(HostError::Leftovers);
+        }
+        let netlink = Netlink::open()?;
+        let mut applied = Applied {
+            plan: self,
+            journal,
+            netlink,
+            done: Vec::new(),
+            check: None,
+            warnings: Vec::new(),
+            reverted: false,
+        };
+        match applied.run() {
+            Ok(()) => Ok(applied),
+            Err(why) => match applied.undo_all() {
+                Ok(()) => Err(why),
+                Err(left) => Err(HostError::Stuck { why: Box::new(why), left: Box::new(left) }),
+            },
+        }
+    }
+
+    /// All changes, in the order in which they are made.
+    fn steps(&self) -> Vec<Step> {
+        let (of_tun, of_host): (Vec<&Sysctl>, Vec<&Sysctl>) = self.sysctls.iter().partition(|sysctl| sysctl.of_tun);
+        let captures = |rule: &Rule| layout::stage(rule, &self.numbers) >= CAPTURE_STAGE;
+        let (last, first): (Vec<&Rule>, Vec<&Rule>) = self.rules.iter().partition(|rule| captures(rule));
+        let rules = |list: Vec<&Rule>| list.into_iter().cloned().map(Step::Rule).collect::<Vec<_>>();
+        let mut steps: Vec<Step> = of_tun.into_iter().cloned().map(Step::Sysctl).collect();
+        steps.extend(self.addresses.iter().copied().map(Step::Address));
+        steps.push(Step::Link);
+        steps.extend(self.routes.iter().cloned().map(Step::Route));
+        steps.extend(rules(first));
+        steps.extend(of_host.into_iter().cloned().map(Step::Sysctl));
+        if self.nft.is_some() {
+            steps.push(Step::Firewall);
+        }
+        steps.extend(rules(last));
+        if self.dns != DnsPlan::Untouched {
+            steps.push(Step::Resolver);
+        }
+        steps
+    }
+}
+
+impl Applied {
+    /// Changes that are no longer in place, because somebody else undid them.
+    ///
+    /// # Errors
+    /// The kernel did not answer.
+    pub fn missing(&mut self) -> Result<Vec<Step>, HostError> {
+        let rules: Vec<Rule> =
+            Family::BOTH.into_iter().map(|family| self.netlink.rules(family)).collect::<Result<Vec<_>, _>>()?.concat();
+        let addresses = self.netlink.addresses()?;
+        let ours = [self.plan.numbers.captured, self.plan.numbers.always];
+        let mut routes = Vec::new();
+        for family in Family::BOTH {
+            routes.extend(self.netlink.routes(family, |seen| ours.contains(&seen.table))?);
+        }
+        let in_place = |step: &Step| match step {
+            Step::Rule(rule) => rules.contains(rule),
+            Step::Address(address) => addresses.iter().any(|(_, held)| held == address),
+            Step::Route(route) => routes.iter().any(|seen| {
+                (seen.table, seen.to) == (route.table, route.to)
+                    && seen.on_link == matches!(route.kind, RouteKind::Device(_))
+            }),
+            Step::Firewall => self.done.iter().all(|done| !matches!(done, Done::Firewall(table) if !table.is_loaded())),
+            Step::Sysctl(wanted) => {
+                !self.did(step) || sysctl::read(&wanted.path).is_ok_and(|value| value == wanted.value)
+            }
+            Step::Resolver => !self.did(step) || self.resolver_in_place(),
+            Step::Link => true,
+        };
+        Ok(self.plan.steps().into_iter().filter(|step| !in_place(step)).collect())
+    }
+
+    /// What could not be done, and what that costs. Those of the plan itself are in [`HostPlan::warnings`].
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The plan that is in force.
+    #[must_use]
+    pub fn plan(&self) -> &HostPlan {
+        &self.plan
+    }
+
+    /// Undoes everything, last change first, and forgets the journal. Reset the flows of clients before: the
+    /// addresses that they use vanish here.
+    ///
+    /// # Errors
+    /// What could not be undone; the journal keeps it, and `cleanup` tries again.
+    pub fn revert(mut self) -> Result<(), HostError> {
+        self.undo_all()
+    }
+
+    fn run(&mut self) -> Result<(), HostError> {
+        // The longest single act; it runs while routes and rules are set.
+        self.check = self.plan.nft.clone().map(|nft| std::thread::spawn(move || nft::check(&nft)));
+        let steps: Vec<(Step, Vec<Undo>)> =
+            self.plan.steps().into_iter().map(|step| (step.clone(), self.undos(&step))).collect();
+        let lasting = steps.iter().flat_map(|(_, undos)| undos).filter(|undo| undo.outlives_us());
+        let mut ids = self.journal.record(lasting)?.into_iter();
+        for (step, undos) in steps {
+            let mut number = |undo: Undo| (undo.outlives_us().then(|| ids.next()).flatten(), undo);
+            let undos: Vec<(Option<u64>, Undo)> = undos.into_iter().map(&mut number).collect();
+            match self.perform(&step) {
+                Ok(done) => {
+                    self.done.extend(undos.into_iter().map(|(id, undo)| Done::Change(id, undo)));
+                    self.done.extend(done);
+                }
+                Err(error) => {
+                    // Somebody else may have made just this, so its inverse is not ours to carry out.
+                    let mut void: Vec<u64> = undos.iter().filter_map(|(id, _)| *id).collect();
+                    if step.is_essential() {
+                        void.extend(ids);
+                        self.journal.void(&void)?;
+                        return Err(error);
+                    }
+                    self.journal.void(&void)?;
+                    self.warnings.push(error.to_string());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How the step will be undone, as far as data can say; in the order of recording, undone last to first.
+    fn undos(&self, step: &Step) -> Vec<Undo> {
+        match step {
+            Step::Address(address) => vec![Undo::Address { device: self.plan.tun.clone(), address: *address }],
+            Step::Route(route) => vec![Undo::Route(route.clone())],
+            Step::Rule(rule) => vec![Undo::Rule(rule.clone())],
+            Step::Sysctl(wanted) if !wanted.of_tun => sysctl_undos(wanted),
+            Step::Resolver => match &self.plan.dns {
+                DnsPlan::Rewrite { text, .. } => {
+                    resolv_conf::undo(Path::new(resolv_conf::PATH), text).into_iter().collect()
+                }
+                DnsPlan::Untouched | DnsPlan::Resolved { .. } => Vec::new(),
+            },
+            Step::Link | Step::Firewall | Step::Sysctl(_) => Vec::new(),
+        }
+    }
+
+    /// Makes one change. What comes back is what only this process can undo.
+    fn perform(&mut self, step: &Step) -> Result<Option<Done>, HostError> {
+        let tun = self.plan.tun.as_str();
+        match step {
+            Step::Link => {
+                if self.plan.addresses.iter().any(|net| net.addr().is_ipv6()) {
+                    self.netlink.set_no_link_local(tun)?;
+                }
+                self.netlink.set_mtu(tun, self.plan.mtu)?;
+                self.netlink.link_up(tun)?;
+            }
+            Step::Address(address) => self.netlink.add_address(tun, *address)?,
+            Step::Route(route) => self.netlink.add_route(route)?,
+            Step::Rule(rule) => self.netlink.add_rule(rule)?,
+            Step::Sysctl(Sysctl { path, value, .. }) => {
+                let written = sysctl::write(path, value);
+                written.map_err(|source| HostError::io(format!("set {path} to {value}"), source))?;
+            }
+            Step::Firewall => {
+                return self.load_firewall().map_err(|source| HostError::io("load the firewall table", source));
+            }
+            Step::Resolver => return self.set_resolver(),
+        }
+        Ok(None)
+    }
+
+    fn load_firewall(&mut self) -> io::Result<Option<Done>> {
+        let checked = self.check.take().map(JoinHandle::join);
+        match checked {
+            Some(Ok(Ok(()))) => Ok(self.plan.nft.as_ref().map(OwnedTable::load).transpose()?.map(Done::Firewall)),
+            Some(Ok(Err(why))) => Err(io::Error::other(format!("nft does not take it: {why}"))),
+            Some(Err(_)) | None => Err(io::Error::other("it could not be checked")),
+        }
+    }
+
+    fn set_resolver(&self) -> Result<Option<Done>, HostError> {
+        match &self.plan.dns {
+            DnsPlan::Untouched => Ok(None),
+            DnsPlan::Resolved { servers } => {
+                let told = resolv_conf::tell_resolved(&self.plan.tun, servers);
+                told.map_err(|source| HostError::io("tell systemd-resolved about the TUN", source))?;
+                Ok(Some(Done::Resolved))
+            }
+            DnsPlan::Rewrite { text, .. } => {
+                let written = resolv_conf::replace(Path::new(resolv_conf::PATH), text);
+                written.map_err(|source| HostError::io(format!("rewrite {}", resolv_conf::PATH), source))?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether the step was done, and not passed over with a warning.
+    fn did(&self, step: &Step) -> bool {
+        self.done.iter().any(|done| match (done, step) {
+            (Done::Change(_, Undo::Sysctl { path, ours: Some(_), .. }), Step::Sysctl(wanted)) => *path == wanted.path,
+            (Done::Change(_, Undo::ResolvConf { .. }) | Done::Resolved, Step::Resolver) => true,
+            _ => false,
+        })
+    }
+
+    fn resolver_in_place(&self) -> bool {
+        match &self.plan.dns {
+            DnsPlan::Rewrite { text, .. } => {
+                resolv_conf::read(Path::new(resolv_conf::PATH)).is_some_and(|found| found == *text)
+            }
+            DnsPlan::Untouched | DnsPlan::Resolved { .. } => true,
+        }
+    }
+
+    fn undo_all(&mut self) -> Result<(), HostError> {
+        self.reverted = true;
+        let (mut failed, mut void) = (Vec::new(), Vec::new());
+        while let Some(done) = self.done.pop() {
+            match done {
+                Done::Firewall(table) => drop(table),
+                Done::Resolved => resolv_conf::forget_resolved(&self.plan.tun),
+                Done::Change(id, undo) => match undo.perform(&mut self.netlink) {
+                    Ok(Undone::LeftAlone) => {
+                        tracing::warn!("somebody changed it since, so it stays: {undo}");
+                        void.extend(id);
+                    }
+                    Ok(_) => void.extend(id),
+                    Err(error) => failed.push(format!("{undo}: {error}")),
+                },
+            }
+        }
+        if failed.is_empty() {
+            return Ok(self.journal.clear()?);
+        }
+        self.journal.void(&void)?;
+        Err(HostError::NotUndone(failed))
+    }
+}
+
+impl Drop for Applied {
+    fn drop(&mut self) {
+        if !self.reverted
+            && let Err(error) = self.undo_all()
+        {
+            tracing::error!("the host could not be put back: {error}");
+        }
+    }
+}
+
+/// A switch that drags others along: they come back after it, because undoing goes from the last to the first.
+fn sysctl_undos(wanted: &Sysctl) -> Vec<Undo> {
+    let old = |path: String, ours| Some(Undo::Sysctl { old: sysctl::read(&path).ok()?, path, ours });
+    let dragged = sysctl::dragged_along(&wanted.path).into_iter().filter_map(|path| old(path, None));
+    dragged.chain(old(wanted.path.clone(), Some(wanted.value.clone()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_for_want_of_a_capability_names_it_and_the_command_that_gives_it() {
+        let source = io::Error::from_raw_os_error(libc::EPERM);
+        let refused = NetlinkError { act: "add the rule".to_owned(), source, said: None };
+        let text = HostError::from(refused).to_string();
+        assert!(
+            text.contains("add the rule") && text.contains("CAP_NET_ADMIN") && text.contains("sudo setcap"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,354 @@
+//! The text of our nftables table: what routing rules alone cannot say.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::plan::HostOptions;
+use super::routing::MarkMatch;
+use super::survey::{NftState, Numbers, Survey};
+
+/// How long a peer's question is remembered so that the answer leaves by the address that was asked.
+const REMEMBERED: &str = "180s";
+/// At most so many questions per local address.
+const REMEMBERED_SIZE: u32 = 65536;
+
+/// A firewall table of ours, as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nft {
+    /// The name of both tables (families inet and arp).
+    pub table: String,
+    /// What nft is told. Each statement ends in a semicolon, so that line breaks do not matter.
+    pub text: String,
+}
+
+/// Writes the table, or says why there can be none.
+pub(super) fn nft(options: &HostOptions, numbers: &Numbers, survey: &Survey) -> Result<Nft, String> {
+    let taken = match &survey.nft {
+        NftState::Missing(why) => return Err(why.clone()),
+        NftState::Present { tables, .. } => tables,
+    };
+    let names = std::iter::once("tunproxy".to_owned()).chain((1..).map(|n| format!("tunproxy{n}")));
+    let table = names.into_iter().find(|name| !taken.contains(name)).unwrap_or_default();
+    let writer = Writer { options, numbers, survey };
+    let mut text = opened("inet", &table);
+    for chain in writer.chains() {
+        text.push_str(&chain);
+    }
+    text.push_str("};\n");
+    let v4 = writer.tun_addresses(false);
+    if !v4.is_empty() {
+        text.push_str(&opened("arp", &table));
+        text.push_str("  chain closed { type filter hook input priority 0; policy accept;\n");
+        for address in v4 {
+            let _ = writeln!(text, "    iifname != {} arp daddr ip {address} drop;", quoted(&options.tun));
+        }
+        text.push_str("  };\n};\n");
+    }
+    Ok(Nft { table, text })
+}
+
+/// "create" fails where a table of that name exists, but takes no chains along (nft 1.0.6 drops them without a word).
+fn opened(family: &str, table: &str) -> String {
+    format!("create table {family} {table} {{ flags owner; }};\ntable {family} {table} {{ flags owner;\n")
+}
+
+struct Writer<'a> {
+    options: &'a HostOptions,
+    numbers: &'a Numbers,
+    survey: &'a Survey,
+}
+
+impl Nft {
+    /// The names of the chains of the inet table.
+    pub(super) fn chains(&self) -> impl Iterator<Item = &str> {
+        let inet = self.text.split("table arp ").next().unwrap_or_default();
+        inet.lines().filter_map(|line| line.trim().strip_prefix("chain ")?.split(' ').next())
+    }
+}
+
+impl Writer<'_> {
+    fn chains(&self) -> Vec<String> {
+        let mut chains = vec![self.mark_of_tun(), self.closed(), self.forwarded_replies(), self.after_port_forward()];
+        chains.extend(self.answers_leave_as_asked());
+        chains.extend([self.reroute(), self.caught()]);
+        chains.extend(self.lan_dns());
+        chains
+    }
+
+    /// With a strict reverse-path filter the check of what we write looks the source up by this mark.
+    fn mark_of_tun(&self) -> String {
+        let tun = quoted(&self.options.tun);
+        let capture = self.numbers.capture.mark;
+        chain(
+            "mark_of_tun",
+            "filter hook prerouting priority raw",
+            &[format!("iifname {tun} meta mark set {capture:#x}")],
+        )
+    }
+
+    /// Linux answers for any of its addresses on any interface; the TUN's own is nobody's business outside.
+    fn closed(&self) -> String {
+        let outside = format!("iifname != {{ {}, \"lo\" }}", quoted(&self.options.tun));
+        let lines: Vec<String> = self
+            .options
+            .addresses
+            .iter()
+            .map(|net| format!("{outside} {} daddr {} drop", family(net.addr()), net.addr()))
+            .collect();
+        chain("closed", "filter hook prerouting priority raw", &lines)
+    }
+
+    /// Answers of a LAN host to the outside, and of the outside to it, leave as the flow came.
+    fn forwarded_replies(&self) -> String {
+        let tun = quoted(&self.options.tun);
+        let set = set_mark(self.numbers.own);
+        let line = format!("iifname != {tun} ct direction reply fib daddr type != local {set}");
+        chain("forwarded_replies", "filter hook prerouting priority mangle", &[line])
+    }
+
+    /// Port forwards of the administrator's own keep working; ours, to fake addresses, are captured.
+    fn after_port_forward(&self) -> String {
+        let mut lines: Vec<String> = self
+            .options
+            .fake
+            .iter()
+            .map(|net| format!("{} daddr {} return", family(net.addr()), net.trunc()))
+            .collect();
+        let tun = quoted(&self.options.tun);
+        lines.push(format!("iifname != {tun} ct status dnat {}", set_mark(self.numbers.own)));
+        chain("after_port_forward", "filter hook prerouting priority -99", &lines)
+    }
+
+    /// A UDP server on the wildcard address answers unbound. Whoever asked an address of ours is remembered, and the
+    /// answer gets that address, by which it also leaves the right way. One set and one line per local address.
+    fn answers_leave_as_asked(&self) -> Vec<String> {
+        let tun = quoted(&self.options.tun);
+        let mut sets = Vec::new();
+        // A spoofed answer from port 53 must not open a hole for our own questions.
+        let mut remember = vec![format!("iifname {{ \"lo\", {tun} }} return"), "udp sport 53 return".to_owned()];
+        let mut resource = vec![format!("oifname != {tun} return")];
+        for (number, address) in self.local_addresses().into_iter().enumerate() {
+            let (family, kind) = (family(address), if address.is_ipv4() { "ipv4_addr" } else { "ipv6_addr" });
+            sets.push(format!(
+                "  set asked{number} {{ type {kind} . inet_service . inet_service; flags dynamic,timeout; \
+                 timeout {REMEMBERED}; size {REMEMBERED_SIZE}; }};\n"
+            ));
+            remember.push(format!(
+                "meta l4proto udp ct direction original {family} daddr {address} update @asked{number} \
+                 {{ {family} saddr . udp sport . udp dport }}"
+            ));
+            resource
+                .push(format!("{family} daddr . udp dport . udp sport @asked{number} {family} saddr set {address}"));
+        }
+        sets.push(chain("remember", "filter hook input priority -1", &remember));
+        sets.push(chain("resource", "filter hook output priority -310", &resource));
+        sets
+    }
+
+    /// Replies never enter the TUN. Questions to port 53 always do, even from sockets bound elsewhere.
+    fn reroute(&self) -> String {
+        let (tun, own) = (quoted(&self.options.tun), self.numbers.own);
+        let mut lines = vec![
+            format!("oifname {tun} ct direction reply {} return", set_mark(own)),
+            format!("oifname {{ {tun}, \"lo\" }} return"),
+            format!("{} return", has_mark(own)),
+        ];
+        lines.extend(self.survey.foreign_marks().into_iter().map(|mark| format!("{} return", has_mark(mark))));
+        lines.push("ct direction reply return".to_owned());
+        if self.options.dns_hijack {
+            let capture = set_mark(self.numbers.capture);
+            lines.push(format!("meta l4proto {{ udp, tcp }} th dport 53 {capture}"));
+        }
+        chain("reroute", "route hook output priority mangle", &lines)
+    }
+
+    /// What was to be captured and cannot be moved (SO_BINDTODEVICE) stays inside. Only here is the new way known.
+    fn caught(&self) -> String {
+        let (tun, mark) = (quoted(&self.options.tun), self.numbers.capture.mark);
+        let line = format!("meta mark & {mark:#x} != 0 oifname != {tun} meta skuid >= 0 counter drop");
+        chain("caught", "filter hook postrouting priority mangle", &[line])
+    }
+
+    /// LAN clients that ask this host itself for names get ours. Never on an uplink: that would be an open resolver.
+    fn lan_dns(&self) -> Option<String> {
+        let uplinks = self.survey.uplinks();
+        let is_uplink =
+            |name: &String| self.survey.links.iter().any(|link| link.name == *name && uplinks.contains(&link.index));
+        let lan: Vec<String> =
+            self.options.lan_dns.iter().filter(|name| !is_uplink(name)).map(|name| quoted(name)).collect();
+        if lan.is_empty() || self.options.dns_servers.is_empty() {
+            return None;
+        }
+        let ask =
+            format!("iifname {{ {} }} meta l4proto {{ tcp, udp }} th dport 53 fib daddr type local", lan.join(", "));
+        let lines: Vec<String> = self
+            .options
+            .dns_servers
+            .iter()
+            .map(|server| format!("{ask} dnat {} to {server}", family(*server)))
+            .collect();
+        Some(chain("lan_dns", "nat hook prerouting priority dstnat", &lines))
+    }
+
+    fn local_addresses(&self) -> Vec<IpAddr> {
+        let tun: Vec<IpAddr> = self.options.addresses.iter().map(IpNet::addr).collect();
+        let mut found: Vec<IpAddr> = self.survey.addresses.iter().map(|(_, net)| net.addr()).collect();
+        found.retain(|ip| !ip.is_loopback() && !is_link_local(*ip) && !tun.contains(ip));
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    fn tun_addresses(&self, v6: bool) -> Vec<IpAddr> {
+        self.options.addresses.iter().map(IpNet::addr).filter(|ip| ip.is_ipv6() == v6).collect()
+    }
+}
+
+/// IPv6 only: a socket that talks to one is bound to its link and never meets our captures.
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+fn chain(name: &str, hook: &str, lines: &[String]) -> String {
+    let mut text = format!("  chain {name} {{ type {hook}; policy accept;\n");
+    for line in lines {
+        let _ = writeln!(text, "    {line};");
+    }
+    text.push_str("  };\n");
+    text
+}
+
+fn family(ip: IpAddr) -> &'static str {
+    if ip.is_ipv4() { "ip" } else { "ip6" }
+}
+
+/// Interface names were checked when the plan was made: no quote is in them.
+fn quoted(name: &str) -> String {
+    format!("\"{name}\"")
+}
+
+fn set_mark(mark: MarkMatch) -> String {
+    match mark.mask {
+        u32::MAX => format!("meta mark set {:#x}", mark.mark),
+        _ => format!("meta mark set meta mark | {:#x}", mark.mark),
+    }
+}
+
+fn has_mark(mark: MarkMatch) -> String {
+    match mark.mask {
+        u32::MAX => format!("meta mark {:#x}", mark.mark),
+        mask => format!("meta mark & {mask:#x} == {:#x}", mark.mark & mask),
+    }
+}
+
+/// Every bit of a mark that `ruleset`, as `nft list ruleset` prints it, reads or writes.
+pub(super) fn mark_bits(ruleset: &str) -> u32 {
+    ruleset.lines().filter_map(|line| line.split_once("mark ")).fold(0, |bits, (_, rest)| {
+        let rest = rest.split(" counter").next().unwrap_or_default();
+        rest.split(|it: char| !it.is_ascii_alphanumeric()).filter_map(number).fold(bits, |bits, number| {
+            // "mark & 0xffffbfff | 0x4000" touches the bits that its first number leaves out.
+            bits | if number.count_ones() > 16 { !number } else { number }
+        })
+    })
+}
+
+fn number(word: &str) -> Option<u32> {
+    match word.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).ok(),
+        None => word.parse().ok(),
+    }
+}
+
+/// The names of the tables in `ruleset`.
+pub(super) fn table_names(ruleset: &str) -> impl Iterator<Item = String> {
+    // Tables stand at the left edge: "table inet filter {".
+    ruleset.lines().filter_map(|line| line.strip_prefix("table ")?.split(' ').nth(1).map(str::to_owned))
+}
+
+/// Chains on the forward hook that drop by policy, as `family table chain`.
+pub(super) fn dropping_forward(ruleset: &str) -> Vec<String> {
+    let (mut table, mut chain, mut found) = ("", "", Vec::new());
+    for line in ruleset.lines() {
+        let words = line.trim();
+        if let Some(rest) = line.strip_prefix("table ") {
+            table = rest.split(" {").next().unwrap_or_default();
+        } else if let Some(rest) = words.strip_prefix("chain ") {
+            chain = rest.trim_end_matches(" {");
+        } else if words.starts_with("type ") && words.contains("hook forward ") && words.contains("policy drop") {
+            found.push(format!("{table} {chain}"));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::plan::tests::options;
+    use crate::platform::survey::Wishes;
+    use crate::platform::survey::tests::plain;
+
+    const RULESET: &str = "table ip filter {
+\tchain FORWARD {
+\t\ttype filter hook forward priority filter; policy drop;
+\t\tmeta mark & 0x00004000 == 0x00004000 counter packets 7 bytes 9 drop
+\t}
+\tchain MASQ {
+\t\tmeta mark set meta mark & 0xffffbfff | 0x00080000
+\t\tct mark 51820 accept
+\t}
+}
+table inet tunproxy {
+}
+";
+
+    fn written(options: &HostOptions, survey: &Survey) -> Nft {
+        nft(options, &survey.numbers(&Wishes::default()).unwrap(), survey).unwrap()
+    }
+
+    #[test]
+    fn a_ruleset_gives_up_its_tables_marks_and_dropping_chains() {
+        assert_eq!(table_names(RULESET).collect::<Vec<_>>(), ["filter", "tunproxy"]);
+        assert_eq!(mark_bits(RULESET), 0x4000 | 0x80000 | 51820);
+        assert_eq!(dropping_forward(RULESET), ["ip filter FORWARD"]);
+    }
+
+    #[test]
+    fn a_table_of_our_name_that_is_not_ours_is_left_alone() {
+        let mut survey = plain();
+        let tables = ["tunproxy".to_owned(), "tunproxy1".to_owned()].into();
+        survey.nft = NftState::Present { tables, mark_bits: 0, dropping_forward: Vec::new() };
+        let nft = written(&options(), &survey);
+        assert_eq!(nft.table, "tunproxy2");
+        assert!(nft.text.starts_with("create table inet tunproxy2 {"), "{}", nft.text);
+    }
+
+    #[test]
+    fn every_local_address_but_loopback_and_the_tun_has_its_set() {
+        let text = written(&options(), &plain()).text;
+        for address in ["192.0.2.2", "192.168.7.1", "2001:db8:1::2", "2001:db8:7::1"] {
+            assert!(text.contains(&format!("saddr set {address};")), "{address} in {text}");
+        }
+        assert!(!text.contains("saddr set 127.0.0.1"), "{text}");
+    }
+
+    #[test]
+    fn an_exact_own_mark_is_set_and_compared_whole() {
+        let wishes = Wishes { mark: Some(crate::platform::Fwmark(6666)), ..Wishes::default() };
+        let survey = plain();
+        let text = nft(&options(), &survey.numbers(&wishes).unwrap(), &survey).unwrap().text;
+        assert!(text.contains("meta mark 0x1a0a return"), "{text}");
+        assert!(!text.contains("meta mark | 0x1a0a"), "{text}");
+    }
+
+    #[test]
+    fn names_are_served_to_the_lan_but_never_to_an_uplink() {
+        let lan_dns = vec!["lan0".to_owned(), "eth0".to_owned()];
+        let text = written(&HostOptions { lan_dns, ..options() }, &plain()).text;
+        assert!(text.contains("iifname { \"lan0\" } meta l4proto { tcp, udp } th dport 53"), "{text}");
+        let only_uplink = HostOptions { lan_dns: vec!["eth0".to_owned()], ..options() };
+        assert!(!written(&only_uplink, &plain()).text.contains("lan_dns"));
+    }
+}

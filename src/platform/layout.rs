@@ -1,0 +1,386 @@
+//! The rules and routes of a run: which packets go into the TUN and which stay where they were.
+//!
+//! What is not bound to an address yet goes in; what has an address stays on its path. So accepted connections, the
+//! kernel's own replies and everything that was alive before the start live on, without connection tracking.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::plan::HostOptions;
+use super::routing::{Family, Ports, Route, RouteKind, RouteTable, Rule, RuleAction};
+use super::survey::{Numbers, Survey};
+
+/// Offsets of the rules within our block of priorities. The gaps are room for more of a kind.
+mod offset {
+    pub(super) const OWN: u32 = 0;
+    pub(super) const FOREIGN: u32 = 1;
+    pub(super) const FROM_TUN: u32 = 2;
+    pub(super) const BOUND_TO_TUN: u32 = 3;
+    pub(super) const CAPTURE: u32 = 4;
+    pub(super) const FAKE: u32 = 5;
+    pub(super) const DNS_UNBOUND: u32 = 20;
+    pub(super) const DNS_LOCAL_END: u32 = 24;
+    pub(super) const DNS: u32 = 25;
+    pub(super) const DNS_END: u32 = 30;
+    pub(super) const PRIVATE: u32 = 31;
+    pub(super) const MULTICAST: u32 = 32;
+    pub(super) const OWN_NETWORK: u32 = 33;
+    pub(super) const UNBOUND: u32 = 40;
+    pub(super) const FROM_TUN_ADDRESS: u32 = 41;
+    pub(super) const BOUND: u32 = 42;
+    pub(super) const REST: u32 = 43;
+    pub(super) const END: u32 = 90;
+}
+
+/// Ranges for which the main table is asked first, though only for routes longer than the range itself: a /1 that
+/// some DHCP server hands out covers them too (TunnelVision). RFC 1918, 3927, 6598, 4193, 4291.
+const PRIVATE: [&str; 7] =
+    ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10", "fc00::/7", "fe80::/10"];
+/// Ranges that never leave the link and need its ordinary routes.
+const MULTICAST: [&str; 3] = ["224.0.0.0/4", "255.255.255.255/32", "ff00::/8"];
+/// The unbound source: `0.0.0.0` as a /32. IPv6 look-ups without a source match no `from` at all.
+const UNBOUND: &str = "0.0.0.0/32";
+/// Two halves that together hold every IPv6 source, and that an absent source matches neither of.
+const BOUND_V6: [&str; 2] = ["::/1", "8000::/1"];
+
+const UDP: u8 = 17;
+const TCP: u8 = 6;
+const DNS_PORT: Ports = Ports { first: 53, last: 53 };
+/// Both families show this metric as they are told; left out, IPv6 would take 1024 and IPv4 0.
+const METRIC: u32 = 1024;
+
+/// The routes of both tables.
+pub(super) fn routes(options: &HostOptions, numbers: &Numbers, ipv6: bool) -> Vec<Route> {
+    let families = || Family::BOTH.into_iter().filter(move |family| ipv6 || *family == Family::V4);
+    let device = |table, to| Route { table, to, kind: RouteKind::Device(options.tun.clone()), metric: METRIC };
+    let mut routes: Vec<Route> = families().map(|family| device(numbers.always, family.everything())).collect();
+    if options.route_address.is_empty() {
+        routes.extend(families().map(|family| device(numbers.captured, family.everything())));
+    }
+    let usable = |net: &&IpNet| ipv6 || net.addr().is_ipv4();
+    routes.extend(options.route_address.iter().filter(usable).map(|net| device(numbers.captured, net.trunc())));
+    routes.extend(options.route_exclude.iter().filter(usable).map(|net| Route {
+        table: numbers.captured,
+        to: net.trunc(),
+        kind: RouteKind::Throw,
+        metric: METRIC,
+    }));
+    let mut unique: Vec<Route> = Vec::with_capacity(routes.len());
+    for route in routes {
+        // A prefix that is both wanted and excluded is excluded: the later entry, throw, takes the place.
+        unique.retain(|other| (other.table, other.to) != (route.table, route.to));
+        unique.push(route);
+    }
+    unique
+}
+
+/// The rules of both families, by priority.
+pub(super) fn rules(options: &HostOptions, numbers: &Numbers, survey: &Survey) -> Vec<Rule> {
+    let mut rules = Layout { options, numbers, survey, family: Family::V4 }.rules();
+    if survey.ipv6 {
+        rules.extend(Layout { options, numbers, survey, family: Family::V6 }.rules());
+    }
+    rules
+}
+
+/// Puts the rules into the order in which they are installed: targets and bypasses, then what nft's marks need, then
+/// captures. At no moment does a packet go astray.
+pub(super) fn in_order_of_installation(mut rules: Vec<Rule>, numbers: &Numbers) -> Vec<Rule> {
+    rules.sort_by_key(|rule| stage(rule, numbers));
+    rules
+}
+
+/// When a rule is installed; lower first.
+pub(super) fn stage(rule: &Rule, numbers: &Numbers) -> u8 {
+    match rule.action {
+        RuleAction::Nop => 0,
+        RuleAction::Lookup(table) if table == numbers.always || table == numbers.captured => {
+            // Nothing carries our capture mark, and nothing is bound to the TUN, before nftables is loaded.
+            if rule.mark.is_some() || rule.oif.is_some() { 2 } else { CAPTURE_STAGE }
+        }
+        _ => 1,
+    }
+}
+
+/// The stage of the rules that begin to take traffic.
+pub(super) const CAPTURE_STAGE: u8 = 3;
+
+struct Layout<'a> {
+    options: &'a HostOptions,
+    numbers: &'a Numbers,
+    survey: &'a Survey,
+    family: Family,
+}
+
+impl Layout<'_> {
+    fn rules(&self) -> Vec<Rule> {
+        let mut rules = self.marks_and_devices();
+        if self.options.dns_hijack {
+            rules.extend(self.dns());
+        }
+        rules.extend(self.kept_on_their_path());
+        rules.extend(self.captures());
+        rules.push(self.rule(offset::END, RuleAction::Nop));
+        rules
+    }
+
+    /// Our sockets and those of other tunnels pass; what is bound to the TUN, marked or sent to a fake address goes in.
+    fn marks_and_devices(&self) -> Vec<Rule> {
+        let tun = || Some(self.options.tun.clone());
+        let mut rules = vec![Rule { mark: Some(self.numbers.own), ..self.rule(offset::OWN, self.to_end()) }];
+        let foreign = self.survey.foreign_marks();
+        rules.extend(
+            foreign.into_iter().map(|mark| Rule { mark: Some(mark), ..self.rule(offset::FOREIGN, self.to_end()) }),
+        );
+        rules.extend([
+            Rule { iif: tun(), ..self.rule(offset::FROM_TUN, self.to_end()) },
+            Rule { oif: tun(), ..self.rule(offset::BOUND_TO_TUN, self.always()) },
+            Rule { mark: Some(self.numbers.capture), ..self.rule(offset::CAPTURE, self.always()) },
+        ]);
+        rules.extend(
+            self.ours(&self.options.fake)
+                .map(|fake| Rule { to: Some(fake.trunc()), ..self.rule(offset::FAKE, self.always()) }),
+        );
+        rules
+    }
+
+    /// Port 53, whatever the address. IPv4 takes bound sockets out, because a reverse-path check looks a reply up with
+    /// its ports swapped: a plain "dport 53" would make the kernel drop our own upstream's answers.
+    fn dns(&self) -> Vec<Rule> {
+        let to_dns = |at, protocol| Rule {
+            protocol: Some(protocol),
+            destination_ports: Some(DNS_PORT),
+            ..self.rule(at, self.always())
+        };
+        let forwarded = [UDP, TCP].map(|protocol| to_dns(offset::DNS, protocol));
+        if self.family == Family::V6 {
+            return forwarded.into();
+        }
+        let mut sources = vec![net(UNBOUND)];
+        sources.extend(self.tun_addresses().map(IpNet::from));
+        let mut rules = Vec::new();
+        for source in sources {
+            rules.extend(
+                [UDP, TCP]
+                    .map(|protocol| Rule { from: Some(source), ..self.local(to_dns(offset::DNS_UNBOUND, protocol)) }),
+            );
+        }
+        let past = RuleAction::Goto(self.numbers.first_priority + offset::DNS_END);
+        rules.push(self.local(self.rule(offset::DNS_LOCAL_END, past)));
+        rules.extend(forwarded);
+        rules.push(self.rule(offset::DNS_END, RuleAction::Nop));
+        rules
+    }
+
+    fn kept_on_their_path(&self) -> Vec<Rule> {
+        let main = RuleAction::Lookup(RouteTable::MAIN);
+        let mine = |text: &str| Some(net(text)).filter(|net| Family::of(net) == self.family);
+        let mut rules: Vec<Rule> = PRIVATE
+            .into_iter()
+            .filter_map(mine)
+            .map(|block| Rule {
+                to: Some(block),
+                suppress_prefix_length: Some(u32::from(block.prefix_len()) - 1),
+                ..self.rule(offset::PRIVATE, main)
+            })
+            .collect();
+        rules.extend(
+            MULTICAST
+                .into_iter()
+                .filter_map(mine)
+                .map(|block| Rule { to: Some(block), ..self.rule(offset::MULTICAST, self.to_end()) }),
+        );
+        let covered = |own: &IpNet| PRIVATE.into_iter().chain(MULTICAST).filter_map(mine).any(|net| net.contains(own));
+        let own = self.survey.own_networks();
+        let global = own.into_iter().filter(|own| Family::of(own) == self.family && !covered(own));
+        rules.extend(global.map(|own| Rule {
+            to: Some(own),
+            suppress_prefix_length: Some(0),
+            ..self.rule(offset::OWN_NETWORK, main)
+        }));
+        rules
+    }
+
+    fn captures(&self) -> Vec<Rule> {
+        let captured = RuleAction::Lookup(self.numbers.captured);
+        let from = |source, rule| Rule { from: Some(source), ..self.local(rule) };
+        let mut rules = Vec::new();
+        if self.family == Family::V4 {
+            rules.push(from(net(UNBOUND), self.rule(offset::UNBOUND, captured)));
+        }
+        rules.extend(
+            self.tun_addresses().map(|ip| from(IpNet::from(ip), self.rule(offset::FROM_TUN_ADDRESS, captured))),
+        );
+        match self.family {
+            Family::V4 => rules.push(self.local(self.rule(offset::BOUND, self.to_end()))),
+            Family::V6 => {
+                rules.extend(BOUND_V6.map(|half| from(net(half), self.rule(offset::BOUND, self.to_end()))));
+            }
+        }
+        rules.push(self.rule(offset::REST, captured));
+        rules
+    }
+
+    fn rule(&self, at: u32, action: RuleAction) -> Rule {
+        Rule::new(self.family, self.numbers.first_priority + at, action)
+    }
+
+    /// Narrows a rule to what this host itself sends.
+    fn local(&self, rule: Rule) -> Rule {
+        Rule { iif: Some("lo".to_owned()), ..rule }
+    }
+
+    fn to_end(&self) -> RuleAction {
+        RuleAction::Goto(self.numbers.first_priority + offset::END)
+    }
+
+    fn always(&self) -> RuleAction {
+        RuleAction::Lookup(self.numbers.always)
+    }
+
+    fn ours<'a>(&self, nets: &'a [IpNet]) -> impl Iterator<Item = &'a IpNet> + use<'a> {
+        let family = self.family;
+        nets.iter().filter(move |net| Family::of(net) == family)
+    }
+
+    fn tun_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.ours(&self.options.addresses).map(IpNet::addr)
+    }
+}
+
+/// Reads one of the constants above.
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::plan::tests::options;
+    use crate::platform::survey::Wishes;
+    use crate::platform::survey::tests::plain;
+    use crate::platform::{Link, MarkMatch, SeenRoute};
+
+    fn listed(options: &HostOptions, survey: &Survey, family: Family) -> Vec<String> {
+        let numbers = survey.numbers(&Wishes::default()).unwrap();
+        rules(options, &numbers, survey)
+            .iter()
+            .filter(|rule| rule.family == family)
+            .map(|rule| rule.to_string().split_once("priority ").unwrap().1.to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn the_ipv4_rules_are_those_of_the_design() {
+        let wanted = "\
+9000 fwmark 0x1000000/0x1000000 goto 9090
+9002 iif tun7 goto 9090
+9003 oif tun7 lookup 2023
+9004 fwmark 0x2000000/0x2000000 lookup 2023
+9005 to 198.18.0.0/15 lookup 2023
+9020 from 0.0.0.0/32 iif lo ipproto 17 dport 53-53 lookup 2023
+9020 from 0.0.0.0/32 iif lo ipproto 6 dport 53-53 lookup 2023
+9020 from 198.18.0.1/32 iif lo ipproto 17 dport 53-53 lookup 2023
+9020 from 198.18.0.1/32 iif lo ipproto 6 dport 53-53 lookup 2023
+9024 iif lo goto 9030
+9025 ipproto 17 dport 53-53 lookup 2023
+9025 ipproto 6 dport 53-53 lookup 2023
+9030 nop
+9031 to 10.0.0.0/8 lookup main suppress_prefixlength 7
+9031 to 172.16.0.0/12 lookup main suppress_prefixlength 11
+9031 to 192.168.0.0/16 lookup main suppress_prefixlength 15
+9031 to 169.254.0.0/16 lookup main suppress_prefixlength 15
+9031 to 100.64.0.0/10 lookup main suppress_prefixlength 9
+9032 to 224.0.0.0/4 goto 9090
+9032 to 255.255.255.255/32 goto 9090
+9040 from 0.0.0.0/32 iif lo lookup 2022
+9041 from 198.18.0.1/32 iif lo lookup 2022
+9042 iif lo goto 9090
+9043 lookup 2022
+9090 nop";
+        assert_eq!(listed(&options(), &plain(), Family::V4).join("\n"), wanted);
+    }
+
+    #[test]
+    fn the_ipv6_rules_are_those_of_the_design() {
+        let wanted = "\
+9000 fwmark 0x1000000/0x1000000 goto 9090
+9002 iif tun7 goto 9090
+9003 oif tun7 lookup 2023
+9004 fwmark 0x2000000/0x2000000 lookup 2023
+9005 to fdfe:dcba:9877::/64 lookup 2023
+9025 ipproto 17 dport 53-53 lookup 2023
+9025 ipproto 6 dport 53-53 lookup 2023
+9031 to fc00::/7 lookup main suppress_prefixlength 6
+9031 to fe80::/10 lookup main suppress_prefixlength 9
+9032 to ff00::/8 goto 9090
+9033 to 2001:db8:7::/64 lookup main suppress_prefixlength 0
+9041 from fdfe:dcba:9877::1/128 iif lo lookup 2022
+9042 from ::/1 iif lo goto 9090
+9042 from 8000::/1 iif lo goto 9090
+9043 lookup 2022
+9090 nop";
+        assert_eq!(listed(&options(), &plain(), Family::V6).join("\n"), wanted);
+    }
+
+    #[test]
+    fn marks_that_others_route_by_pass_in_both_families() {
+        let mut survey = plain();
+        let rule = Rule::new(Family::V4, 32764, RuleAction::Lookup(RouteTable(51820)));
+        // wg-quick's rule is "not fwmark 0xca6c": the mark is its own carrier's all the same.
+        let mark = Some(MarkMatch { mark: 0xca6c, mask: u32::MAX });
+        survey.rules.push(Rule { mark, foreign_selectors: true, ..rule });
+        for family in Family::BOTH {
+            let listed = listed(&options(), &survey, family);
+            assert_eq!(listed[1], "9001 fwmark 0xca6c/0xffffffff goto 9090");
+        }
+    }
+
+    #[test]
+    fn without_dns_hijack_port_53_is_a_port_like_others() {
+        let options = HostOptions { dns_hijack: false, ..options() };
+        for family in Family::BOTH {
+            assert!(!listed(&options, &plain(), family).iter().any(|rule| rule.contains("dport 53")));
+        }
+    }
+
+    #[test]
+    fn a_public_prefix_on_the_uplink_is_no_network_of_ours() {
+        let mut survey = plain();
+        survey.links.push(Link { index: 9, name: "eth1".to_owned() });
+        let to = "203.0.113.0/24".parse().unwrap();
+        survey.routes.push(SeenRoute { table: RouteTable::MAIN, to, device: Some(2), on_link: true });
+        assert!(!listed(&options(), &survey, Family::V4).iter().any(|rule| rule.contains("203.0.113")));
+    }
+
+    #[test]
+    fn targets_and_bypasses_are_installed_before_captures() {
+        let survey = plain();
+        let numbers = survey.numbers(&Wishes::default()).unwrap();
+        let ordered = in_order_of_installation(rules(&options(), &numbers, &survey), &numbers);
+        let takes = |rule: &Rule| matches!(rule.action, RuleAction::Lookup(RouteTable(2022 | 2023)));
+        let first_capture = ordered.iter().position(takes).unwrap();
+        assert!(ordered[first_capture..].iter().all(takes));
+        assert!(ordered[..4].iter().all(|rule| rule.action == RuleAction::Nop || !takes(rule)));
+    }
+
+    #[test]
+    fn an_excluded_prefix_is_thrown_even_where_it_is_also_wanted() {
+        let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();
+        let options = HostOptions {
+            route_address: nets(&["203.0.113.0/24", "2001:db8::/32"]),
+            route_exclude: nets(&["203.0.113.0/24", "203.0.113.16/28"]),
+            ..options()
+        };
+        let numbers = plain().numbers(&Wishes::default()).unwrap();
+        let routes: Vec<String> = routes(&options, &numbers, true).iter().map(ToString::to_string).collect();
+        let wanted = "\
+0.0.0.0/0 dev tun7 table 2023
+::/0 dev tun7 table 2023
+2001:db8::/32 dev tun7 table 2022
+throw 203.0.113.0/24 table 2022
+throw 203.0.113.16/28 table 2022";
+        assert_eq!(routes.join("\n"), wanted);
+    }
+}

@@ -1,0 +1,52 @@
+//! Capabilities for children. A program that got CAP_NET_ADMIN from its file (`setcap`) does not pass it on by itself.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+const CAP_NET_ADMIN: u32 = 12;
+/// `_LINUX_CAPABILITY_VERSION_3`: two words of 32 bits for each set.
+const VERSION: u32 = 0x2008_0522;
+
+/// `struct __user_cap_header_struct`.
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: i32,
+}
+
+/// `struct __user_cap_data_struct`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Sets {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Lets the child of `command` have CAP_NET_ADMIN if we have it.
+pub(super) fn hand_down_net_admin(command: &mut Command) {
+    // SAFETY: between fork and exec `raise_net_admin` only makes system calls, on memory of its own stack.
+    unsafe {
+        command.pre_exec(|| {
+            raise_net_admin();
+            Ok(())
+        });
+    }
+}
+
+/// Puts CAP_NET_ADMIN into the inheritable and the ambient set (capabilities(7)). Without it, the child's own words
+/// about what it may not do are better than ours, so failures are passed over.
+fn raise_net_admin() {
+    let header = Header { version: VERSION, pid: 0 };
+    let mut sets = [Sets::default(); 2];
+    // SAFETY: both structures are those of the version named in the header; 0 means the calling thread.
+    let read = unsafe { libc::syscall(libc::SYS_capget, &raw const header, sets.as_mut_ptr()) };
+    if read != 0 || sets[0].permitted & (1 << CAP_NET_ADMIN) == 0 {
+        return;
+    }
+    sets[0].inheritable |= 1 << CAP_NET_ADMIN;
+    // SAFETY: as above; the kernel only reads.
+    unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) };
+    // SAFETY: plain numbers.
+    unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, CAP_NET_ADMIN, 0, 0) };
+}

@@ -1,0 +1,254 @@
+//! /etc/resolv.conf in its many shapes, and systemd-resolved.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::platform::undo::{OldFile, Undo, Undone};
+
+/// The file that the C library reads.
+pub(in crate::platform) const PATH: &str = "/etc/resolv.conf";
+/// Far more than any resolver reads.
+const LARGEST: u64 = 64 * 1024;
+/// systemd-resolved keeps its files here while it runs.
+const RESOLVED: &str = "/run/systemd/resolve";
+
+/// The text, following links; `None` when there is nothing to read.
+pub(in crate::platform) fn read(path: &Path) -> Option<String> {
+    let size = fs::metadata(path).ok().filter(fs::Metadata::is_file)?.len();
+    if size > LARGEST {
+        return None;
+    }
+    fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// How to undo the rewriting of `path` with `ours`; `None` when it cannot even be looked at.
+pub(in crate::platform) fn undo(path: &Path, ours: &str) -> Option<Undo> {
+    let old = old_file(path).ok()?;
+    Some(Undo::ResolvConf { path: path.to_owned(), ours: ours.to_owned(), old })
+}
+
+fn old_file(path: &Path) -> io::Result<OldFile> {
+    let metadata = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(OldFile::Missing),
+        metadata => metadata?,
+    };
+    if metadata.is_symlink() {
+        let target = fs::read_link(path)?.into_os_string().into_string();
+        return target.map(OldFile::Link).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a link to no text"));
+    }
+    if !metadata.is_file() || metadata.len() > LARGEST {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a plain small file"));
+    }
+    let mode = metadata.permissions().mode() & 0o7777;
+    Ok(OldFile::File { content: fs::read(path)?, mode, uid: metadata.uid(), gid: metadata.gid() })
+}
+
+/// Writes `text` to `path` and reads it back. A link is replaced by a file, never written through.
+pub(in crate::platform) fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let old = old_file(path)?;
+    let (mode, owner) = match &old {
+        OldFile::File { mode, uid, gid, .. } => (*mode, Some((*uid, *gid))),
+        OldFile::Missing | OldFile::Link(_) => (0o644, None),
+    };
+    place(path, text.as_bytes(), mode, owner).map_err(explained)?;
+    if fs::read(path)? != text.as_bytes() {
+        return Err(io::Error::other("it was written, but reads back as something else"));
+    }
+    Ok(())
+}
+
+/// Puts `old` back, if `path` still holds what we wrote.
+pub(in crate::platform) fn restore(path: &Path, ours: &str, old: &OldFile) -> io::Result<Undone> {
+    remove_if_there(&new_name(path))?;
+    let now = old_file(path)?;
+    if now == *old {
+        return Ok(Undone::AlreadyGone);
+    }
+    // A crash may have cut short what was written in place: a beginning of it is ours too.
+    let is_ours = matches!(&now, OldFile::File { content, .. } if ours.as_bytes().starts_with(content));
+    if !is_ours {
+        return Ok(Undone::LeftAlone);
+    }
+    match old {
+        OldFile::Missing => fs::remove_file(path),
+        OldFile::Link(target) => {
+            let new = new_name(path);
+            symlink(target, &new).and_then(|()| fs::rename(&new, path))
+        }
+        OldFile::File { content, mode, uid, gid } => place(path, content, *mode, Some((*uid, *gid))),
+    }
+    .map_err(explained)?;
+    match old_file(path)? == *old {
+        true => Ok(Undone::Restored),
+        false => Err(io::Error::other("it was put back, but reads as something else")),
+    }
+}
+
+/// Whole or not at all, by renaming; in place where the file is a mount of its own, as in containers.
+fn place(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
+    let new = new_name(path);
+    remove_if_there(&new)?;
+    let renamed = write_new(&new, content, mode, owner).and_then(|()| fs::rename(&new, path));
+    match renamed {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            remove_if_there(&new)?;
+            let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
+            file.write_all(content)?;
+            file.sync_all()
+        }
+        Err(error) => {
+            // The cause is what matters, not whether its traces could be removed.
+            let _ = remove_if_there(&new);
+            Err(error)
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+fn write_new(new: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(new)?;
+    file.write_all(content)?;
+    file.set_permissions(Permissions::from_mode(mode))?;
+    if let Some((uid, gid)) = owner {
+        let made = file.metadata()?;
+        if (made.uid(), made.gid()) != (uid, gid) {
+            chown(new, Some(uid), Some(gid))?;
+        }
+    }
+    file.sync_all()
+}
+
+/// Beside the file, under a name that a later run knows, so that a crash leaves nothing for good.
+fn new_name(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".tunproxy-new");
+    name.into()
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        // Where nothing can be written nothing of ours was.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EROFS | libc::EPERM | libc::EACCES)) => {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Adds what a person can do to the refusals that one meets here.
+fn explained(error: io::Error) -> io::Error {
+    let advice = match error.raw_os_error() {
+        Some(libc::EROFS) => "the file system is read-only",
+        Some(libc::EPERM) => "it may be immutable (lsattr, chattr -i), or its directory",
+        Some(libc::EACCES) => "only root may write it",
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{error}; {advice}"))
+}
+
+/// Whether systemd-resolved runs.
+pub(in crate::platform) fn resolved_runs() -> bool {
+    Path::new(RESOLVED).is_dir()
+}
+
+/// Tells systemd-resolved that the link `tun` answers every name.
+pub(in crate::platform) fn tell_resolved(tun: &str, servers: &[IpAddr]) -> io::Result<()> {
+    let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+    let dns: Vec<&str> = ["dns", tun].into_iter().chain(servers.iter().map(String::as_str)).collect();
+    for arguments in [&dns[..], &["domain", tun, "~."], &["default-route", tun, "yes"]] {
+        resolvectl(arguments)?;
+    }
+    Ok(())
+}
+
+/// Has systemd-resolved forget the link, should it still exist when we are done.
+pub(in crate::platform) fn forget_resolved(tun: &str) {
+    if let Err(error) = resolvectl(&["revert", tun]) {
+        tracing::warn!("systemd-resolved keeps its settings for {tun} until the link is gone: {error}");
+    }
+}
+
+fn resolvectl(arguments: &[&str]) -> io::Result<()> {
+    let output = Command::new("resolvectl").args(arguments).stdin(Stdio::null()).output()?;
+    match output.status.success() {
+        true => Ok(()),
+        false => {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(io::Error::other(format!("resolvectl {}: {said}", arguments.join(" "))))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: &str = "# ours\nnameserver 198.18.0.2\n";
+
+    fn replaced(path: &Path) -> OldFile {
+        let Some(Undo::ResolvConf { old, .. }) = undo(path, OURS) else { panic!("no way back") };
+        replace(path, OURS).unwrap();
+        assert_eq!(fs::read_to_string(path).unwrap(), OURS);
+        old
+    }
+
+    #[test]
+    fn a_file_comes_back_with_its_content_and_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        fs::write(&path, b"nameserver fe80::1%eth0\n# caf\xe9\n").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        let old = replaced(&path);
+        assert_eq!(restore(&path, OURS, &old).unwrap(), Undone::Restored);
+        assert_eq!(fs::read(&path).unwrap(), b"nameserver fe80::1%eth0\n# caf\xe9\n");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(restore(&path, OURS, &old).unwrap(), Undone::AlreadyGone);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_comes_back_as_a_link_and_its_target_is_never_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, target) = (dir.path().join("resolv.conf"), dir.path().join("stub"));
+        fs::write(&target, "# empty\n").unwrap();
+        symlink("stub", &path).unwrap();
+        let old = replaced(&path);
+        assert_eq!(fs::read_to_string(&target).unwrap(), "# empty\n");
+        assert_eq!(restore(&path, OURS, &old).unwrap(), Undone::Restored);
+        assert_eq!(fs::read_link(&path).unwrap(), Path::new("stub"));
+    }
+
+    #[test]
+    fn a_file_that_was_not_there_is_gone_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        let old = replaced(&path);
+        assert_eq!(restore(&path, OURS, &old).unwrap(), Undone::Restored);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_somebody_wrote_later_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        fs::write(&path, "").unwrap();
+        let old = replaced(&path);
+        fs::write(&path, "nameserver 9.9.9.9\n").unwrap();
+        assert_eq!(restore(&path, OURS, &old).unwrap(), Undone::LeftAlone);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 9.9.9.9\n");
+    }
+
+    #[test]
+    fn a_write_that_a_crash_cut_short_is_known_as_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        fs::write(&path, "nameserver fe80::1%eth0\n").unwrap();
+        let old = replaced(&path);
+        fs::write(&path, &OURS[..9]).unwrap();
+        assert_eq!(restore(&path, OURS, &old).unwrap(), Undone::Restored);
+    }
+}

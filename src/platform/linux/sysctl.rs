@@ -1,0 +1,88 @@
+//! Kernel parameters, by the files below /proc/sys.
+
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use crate::platform::undo::Undone;
+
+const ROOT: &str = "/proc/sys";
+
+/// Reads a parameter; `path` is relative to /proc/sys.
+pub(in crate::platform) fn read(path: &str) -> io::Result<String> {
+    Ok(fs::read_to_string(file(path)?)?.trim_end().to_owned())
+}
+
+/// Writes a parameter, unless it has that value already.
+pub(in crate::platform) fn write(path: &str, value: &str) -> io::Result<()> {
+    if read(path)? == value {
+        return Ok(());
+    }
+    fs::write(file(path)?, value)
+}
+
+/// Puts a parameter back to `old`, if it still has the value `ours`; with `None` in any case.
+pub(in crate::platform) fn restore(path: &str, ours: Option<&str>, old: &str) -> io::Result<Undone> {
+    let now = match read(path) {
+        // The interface that it belonged to is gone.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Undone::AlreadyGone),
+        now => now?,
+    };
+    if now == old {
+        return Ok(Undone::AlreadyGone);
+    }
+    if ours.is_some_and(|ours| ours != now) {
+        return Ok(Undone::LeftAlone);
+    }
+    fs::write(file(path)?, old)?;
+    Ok(Undone::Restored)
+}
+
+/// Parameters that the kernel changes as well when the forwarding switch at `path` is thrown (ip-sysctl.rst).
+pub(in crate::platform) fn dragged_along(path: &str) -> Vec<String> {
+    let (family, extra) = match path {
+        "net/ipv4/ip_forward" => ("ipv4", Some("net/ipv4/conf/all/accept_redirects")),
+        "net/ipv6/conf/all/forwarding" => ("ipv6", None),
+        _ => return Vec::new(),
+    };
+    let mut paths: Vec<String> = interfaces(family)
+        .into_iter()
+        .filter(|name| name != "all")
+        .map(|name| format!("net/{family}/conf/{name}/forwarding"))
+        .collect();
+    paths.extend(extra.map(str::to_owned));
+    paths
+}
+
+/// The names below net/FAMILY/conf: every interface, and `all` and `default`.
+pub(in crate::platform) fn interfaces(family: &str) -> Vec<String> {
+    let entries = fs::read_dir(format!("{ROOT}/net/{family}/conf")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+/// The file of a parameter. A path out of a journal must not lead anywhere else.
+fn file(path: &str) -> io::Result<PathBuf> {
+    let relative = Path::new(path);
+    match relative.components().all(|part| matches!(part, Component::Normal(_))) {
+        true => Ok(Path::new(ROOT).join(relative)),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not below /proc/sys")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_cannot_leave_proc_sys() {
+        for path in ["../../etc/passwd", "/etc/passwd", "net/../../x"] {
+            assert!(read(path).is_err() && write(path, "1").is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_parameter_of_an_interface_that_is_gone_needs_no_undoing() {
+        let path = "net/ipv4/conf/no-such-device/src_valid_mark";
+        assert_eq!(restore(path, Some("1"), "0").unwrap(), Undone::AlreadyGone);
+    }
+}

@@ -1,0 +1,463 @@
+//! What is to be true of the host while we run, as plain data, built from options and a survey by pure functions.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::Fwmark;
+use super::firewall::{self, Nft};
+use super::layout;
+use super::resolver::{self, DnsPlan};
+use super::routing::{Route, Rule, RuleAction};
+use super::survey::{self, NftState, NoRoom, Numbers, Survey, Wishes};
+
+/// The longest name that an interface can have, in bytes (`IFNAMSIZ` less the final zero).
+const LONGEST_NAME: usize = 15;
+
+/// IPv6 has no smaller links (RFC 8200 section 5): the kernel takes the protocol off a device below this.
+const SMALLEST_MTU: u32 = 1280;
+
+/// What a profile wants of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostOptions {
+    /// The TUN's name.
+    pub tun: String,
+    /// The TUN's addresses with their prefixes. Give it one of IPv6 even where IPv6 is not carried: an unbound
+    /// socket then has a source, and the refusal that the TUN writes back finds it at once.
+    pub addresses: Vec<IpNet>,
+    /// The ranges that fake addresses come from: always routed into the TUN.
+    pub fake: Vec<IpNet>,
+    /// The TUN's MTU in bytes.
+    pub mtu: u32,
+    /// Routes and rules are wanted at all; without, only the TUN itself is set up.
+    pub auto_route: bool,
+    /// Everything to port 53 goes into the TUN.
+    pub dns_hijack: bool,
+    /// Addresses behind the TUN at which we answer names; for the host's resolver settings and for LAN clients.
+    pub dns_servers: Vec<IpAddr>,
+    /// LAN interfaces whose questions to this host's own addresses we answer.
+    pub lan_dns: Vec<String>,
+    /// What is captured; everything, when empty.
+    pub route_address: Vec<IpNet>,
+    /// What is not, unless it goes to port 53 or to a fake address.
+    pub route_exclude: Vec<IpNet>,
+    /// Switch the host's forwarding on.
+    pub auto_forward: bool,
+    /// Numbers to take if they are free.
+    pub wishes: Wishes,
+}
+
+/// Why there can be no plan.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PlanError {
+    /// The name is already an interface's.
+    #[error("the interface {0} exists already; choose another name (tun.device), or stop the program that made it")]
+    NameTaken(String),
+    /// The name cannot be an interface's.
+    #[error("{0:?} cannot name an interface: 1 to 15 letters, digits, '-', '_', '.' or ':'")]
+    BadName(String),
+    /// Numbers have run out.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+}
+
+/// A kernel parameter to be set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sysctl {
+    /// Its path below /proc/sys.
+    pub path: String,
+    /// The value.
+    pub value: String,
+    /// It belongs to the TUN and vanishes with it, so nothing needs to be put back.
+    pub of_tun: bool,
+}
+
+/// What is to be true of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPlan {
+    /// The TUN's name.
+    pub tun: String,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its addresses.
+    pub addresses: Vec<IpNet>,
+    /// Routes of our two tables.
+    pub routes: Vec<Route>,
+    /// Rules, in the order in which they are installed.
+    pub rules: Vec<Rule>,
+    /// The firewall table; `None` where nftables is missing or no routing is wanted.
+    pub nft: Option<Nft>,
+    /// The host's resolver.
+    pub dns: DnsPlan,
+    /// Kernel parameters, in the order in which they are set.
+    pub sysctls: Vec<Sysctl>,
+    /// The numbers chosen; [`Numbers::own`] is the mark for our own sockets.
+    pub numbers: Numbers,
+    /// What will not work as wished, and what to do about it.
+    pub warnings: Vec<String>,
+    /// What is worth knowing on a gateway.
+    pub notes: Vec<String>,
+}
+
+impl HostPlan {
+    /// Works out what has to change. The TUN need not exist yet; [`HostPlan::check_name`] tells whether it may.
+    ///
+    /// # Errors
+    /// The name cannot be, or no free numbers are left.
+    pub fn new(options: &HostOptions, survey: &Survey) -> Result<Self, PlanError> {
+        for name in std::iter::once(&options.tun).chain(&options.lan_dns) {
+            check_syntax(name)?;
+        }
+        let numbers = survey.numbers(&options.wishes)?;
+        let mut plan = Self {
+            tun: options.tun.clone(),
+            mtu: options.mtu.max(SMALLEST_MTU),
+            addresses: options.addresses.iter().copied().filter(|net| survey.ipv6 || net.addr().is_ipv4()).collect(),
+            routes: Vec::new(),
+            rules: Vec::new(),
+            nft: None,
+            dns: DnsPlan::Untouched,
+            sysctls: tun_sysctls(options, survey),
+            numbers,
+            warnings: wishes_passed_over(&options.wishes, &numbers),
+            notes: Vec::new(),
+        };
+        if options.mtu < SMALLEST_MTU {
+            let mtu = options.mtu;
+            plan.warnings.push(format!("an MTU of {mtu} is too small for IPv6; taking {SMALLEST_MTU} instead"));
+        }
+        if options.auto_route {
+            plan.route(options, survey);
+        }
+        Ok(plan)
+    }
+
+    /// Whether an interface of that name may be made.
+    ///
+    /// # Errors
+    /// [`PlanError::NameTaken`], [`PlanError::BadName`].
+    pub fn check_name(name: &str, survey: &Survey) -> Result<(), PlanError> {
+        check_syntax(name)?;
+        match survey.links.iter().any(|link| link.name == name) {
+            true => Err(PlanError::NameTaken(name.to_owned())),
+            false => Ok(()),
+        }
+    }
+
+    /// The mark that our own sockets must carry.
+    #[must_use]
+    pub fn own_mark(&self) -> Fwmark {
+        Fwmark(self.numbers.own.mark)
+    }
+
+    fn route(&mut self, options: &HostOptions, survey: &Survey) {
+        let numbers = self.numbers;
+        self.routes = layout::routes(options, &numbers, survey.ipv6);
+        self.rules = layout::in_order_of_installation(layout::rules(options, &numbers, survey), &numbers);
+        match firewall::nft(options, &numbers, survey) {
+            Ok(nft) => self.nft = Some(nft),
+            Err(why) => self.warnings.push(without_nft(&why, options)),
+        }
+        if options.dns_hijack {
+            self.dns = resolver::plan(survey.resolv_conf.as_deref(), survey.resolved, &options.dns_servers);
+        }
+        if options.auto_forward {
+            self.sysctls.extend(forwarding(survey));
+        }
+        self.sysctls.extend(strict_uplinks(options, survey));
+        self.notes.extend(gateway_notes(options, survey));
+        self.warnings.extend(rules_before_ours(self.numbers.first_priority, survey));
+    }
+}
+
+fn check_syntax(name: &str) -> Result<(), PlanError> {
+    let usable = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    let reserved = ["", ".", "..", "lo", "all", "default"].contains(&name);
+    match !reserved && name.len() <= LONGEST_NAME && name.bytes().all(usable) {
+        true => Ok(()),
+        false => Err(PlanError::BadName(name.to_owned())),
+    }
+}
+
+fn sysctl(path: String, value: &str, of_tun: bool) -> Sysctl {
+    Sysctl { path, value: value.to_owned(), of_tun }
+}
+
+/// A dot in an interface's name is a slash nowhere: below /proc/sys the names are directories of their own.
+fn of_interface(family: &str, name: &str, key: &str) -> String {
+    format!("net/{family}/conf/{name}/{key}")
+}
+
+fn tun_sysctls(options: &HostOptions, survey: &Survey) -> Vec<Sysctl> {
+    let tun = &options.tun;
+    // The reverse-path check of what we write looks routes up with the mark that nft sets on it.
+    let mut sysctls = vec![sysctl(of_interface("ipv4", tun, "src_valid_mark"), "1", true)];
+    if survey.ipv6 {
+        // Where the administrator switched IPv6 off by default, the TUN must have it all the same, or what is left of
+        // it on some interface would leave past us.
+        sysctls.push(sysctl(of_interface("ipv6", tun, "disable_ipv6"), "0", true));
+    }
+    sysctls
+}
+
+fn forwarding(survey: &Survey) -> Vec<Sysctl> {
+    let mut sysctls = Vec::new();
+    if !survey.parameters.forward_v4 {
+        sysctls.push(sysctl("net/ipv4/ip_forward".to_owned(), "1", false));
+    }
+    if survey.ipv6 && !survey.parameters.forward_v6 {
+        // A router ignores advertisements and forgets the default routes they gave it, unless told 2 beforehand.
+        let uplinks = survey.uplinks();
+        let learns = |name: &&str| survey.parameters.host_only_advertisements.contains(*name);
+        let names = uplinks.iter().filter_map(|index| survey.link_name(*index)).filter(learns);
+        sysctls.extend(names.map(|name| sysctl(of_interface("ipv6", name, "accept_ra"), "2", false)));
+        sysctls.push(sysctl("net/ipv6/conf/all/forwarding".to_owned(), "1", false));
+    }
+    sysctls
+}
+
+/// Port forwards arrive on an uplink with our mark's path as their way back; a strict check there must know the mark.
+fn strict_uplinks(options: &HostOptions, survey: &Survey) -> Vec<Sysctl> {
+    if !survey.parameters.forward_v4 && !options.auto_forward {
+        return Vec::new();
+    }
+    let uplinks = survey.uplinks();
+    let strict = |name: &&str| survey.parameters.strict_reverse_path.contains(*name);
+    let names = uplinks.iter().filter_map(|index| survey.link_name(*index)).filter(strict);
+    names.map(|name| sysctl(of_interface("ipv4", name, "src_valid_mark"), "1", false)).collect()
+}
+
+fn wishes_passed_over(wishes: &Wishes, numbers: &Numbers) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(wish) = wishes.table.filter(|wish| *wish != numbers.captured.0) {
+        warnings.push(format!("routing table {wish} is in use; taking {} instead", numbers.captured));
+    }
+    if let Some(wish) = wishes.first_priority.filter(|wish| *wish != numbers.first_priority) {
+        let first = numbers.first_priority;
+        warnings.push(format!("rule priorities from {wish} on are in use; taking those from {first} on instead"));
+    }
+    warnings
+}
+
+/// Rules of others that take everything before ours are asked: another proxy's, or a VPN's for all traffic.
+fn rules_before_ours(first_priority: u32, survey: &Survey) -> Vec<String> {
+    let has_default = |table| survey.routes.iter().any(|it| it.table == table && survey::is_default_like(&it.to));
+    let takes_all = |rule: &&Rule| match rule.action {
+        RuleAction::Lookup(table) => {
+            **rule == Rule { origin: rule.origin, ..Rule::new(rule.family, rule.priority, rule.action) }
+                && rule.priority < first_priority
+                && has_default(table)
+        }
+        _ => false,
+    };
+    let warn = |rule: &Rule| {
+        format!(
+            "another program's rule ({rule}) takes all traffic before ours can: nothing will come to us until that \
+             program stops, or leaves priorities below {first_priority}"
+        )
+    };
+    survey.rules.iter().filter(takes_all).map(warn).collect()
+}
+
+fn without_nft(why: &str, options: &HostOptions) -> String {
+    let lan = if options.lan_dns.is_empty() { "" } else { ", names for LAN clients that ask this host itself" };
+    format!(
+        "no firewall table ({why}): answers of UDP servers on the wildcard address, port forwards, inbound IPv6 to the \
+         LAN, DNS questions of sockets bound to an interface{lan} are not taken care of. Install nftables to have them"
+    )
+}
+
+fn gateway_notes(options: &HostOptions, survey: &Survey) -> Vec<String> {
+    let mut notes = Vec::new();
+    let off = |on: bool| !on && !options.auto_forward;
+    for (on, key) in [
+        (survey.parameters.forward_v4, "net.ipv4.ip_forward"),
+        (survey.parameters.forward_v6 || !survey.ipv6, "net.ipv6.conf.all.forwarding"),
+    ] {
+        if off(on) {
+            notes.push(format!(
+                "{key} is 0: other hosts cannot use this one as their gateway; set it to 1, or tun.auto-forward: true"
+            ));
+        }
+    }
+    if let NftState::Present { dropping_forward, .. } = &survey.nft {
+        let tun = &options.tun;
+        notes.extend(dropping_forward.iter().map(|chain| {
+            format!(
+                "the chain {chain} drops what is forwarded unless a rule allows it; for LAN clients: \
+                 nft insert rule {chain} iifname {tun} accept; nft insert rule {chain} oifname {tun} accept"
+            )
+        }));
+    }
+    notes
+}
+
+impl fmt::Display for HostPlan {
+    /// One change per line, in the order in which they are made.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "link {} mtu {} addrgenmode none up", self.tun, self.mtu)?;
+        for address in &self.addresses {
+            writeln!(f, "address {address} dev {} noprefixroute nodad", self.tun)?;
+        }
+        for Sysctl { path, value, .. } in self.sysctls.iter().filter(|sysctl| sysctl.of_tun) {
+            writeln!(f, "sysctl {path} = {value}")?;
+        }
+        for route in &self.routes {
+            writeln!(f, "route {route}")?;
+        }
+        for rule in &self.rules {
+            writeln!(f, "{rule}")?;
+        }
+        for Sysctl { path, value, .. } in self.sysctls.iter().filter(|sysctl| !sysctl.of_tun) {
+            writeln!(f, "sysctl {path} = {value}")?;
+        }
+        if let Some(nft) = &self.nft {
+            f.write_str(&nft.text)?;
+        }
+        match &self.dns {
+            DnsPlan::Untouched => writeln!(f, "resolver untouched"),
+            DnsPlan::Resolved { servers } => {
+                writeln!(f, "systemd-resolved: {} answers all names by {servers:?}", self.tun)
+            }
+            DnsPlan::Rewrite { reason, text } => write!(f, "/etc/resolv.conf rewritten ({reason}):\n{text}"),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::platform::survey::tests::plain;
+    use crate::platform::{Family, RouteTable, SeenRoute};
+
+    pub(in crate::platform) fn options() -> HostOptions {
+        let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();
+        HostOptions {
+            tun: "tun7".to_owned(),
+            addresses: nets(&["198.18.0.1/30", "fdfe:dcba:9877::1/126"]),
+            fake: nets(&["198.18.0.1/15", "fdfe:dcba:9877::/64"]),
+            mtu: 1500,
+            auto_route: true,
+            dns_hijack: true,
+            dns_servers: vec!["198.18.0.2".parse().unwrap(), "fdfe:dcba:9877::2".parse().unwrap()],
+            lan_dns: Vec::new(),
+            route_address: Vec::new(),
+            route_exclude: Vec::new(),
+            auto_forward: false,
+            wishes: Wishes::default(),
+        }
+    }
+
+    fn paths(plan: &HostPlan) -> Vec<&str> {
+        plan.sysctls.iter().filter(|it| !it.of_tun).map(|it| it.path.as_str()).collect()
+    }
+
+    #[test]
+    fn a_plain_desktop_keeps_its_resolver_and_its_parameters() {
+        let plan = HostPlan::new(&options(), &plain()).unwrap();
+        assert_eq!(plan.dns, DnsPlan::Untouched);
+        assert!(paths(&plan).is_empty());
+        assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
+        assert!(plan.nft.is_some());
+    }
+
+    #[test]
+    fn a_kernel_without_ipv6_gets_no_ipv6() {
+        let survey = Survey { ipv6: false, ..plain() };
+        let plan = HostPlan::new(&options(), &survey).unwrap();
+        assert!(plan.addresses.iter().all(|net| net.addr().is_ipv4()));
+        assert!(plan.rules.iter().all(|rule| rule.family == Family::V4));
+        assert!(plan.routes.iter().all(|route| route.to.addr().is_ipv4()));
+        assert!(!plan.sysctls.iter().any(|sysctl| sysctl.path.contains("ipv6")));
+    }
+
+    #[test]
+    fn forwarding_keeps_the_advertised_default_route_alive_first() {
+        let mut survey = plain();
+        survey.parameters.host_only_advertisements = ["eth0".to_owned(), "lan0".to_owned()].into();
+        let plan = HostPlan::new(&HostOptions { auto_forward: true, ..options() }, &survey).unwrap();
+        let wanted = ["net/ipv4/ip_forward", "net/ipv6/conf/eth0/accept_ra", "net/ipv6/conf/all/forwarding"];
+        assert_eq!(paths(&plan), wanted);
+        assert!(plan.notes.is_empty());
+    }
+
+    #[test]
+    fn what_is_on_already_is_not_set_again() {
+        let mut survey = plain();
+        (survey.parameters.forward_v4, survey.parameters.forward_v6) = (true, true);
+        let plan = HostPlan::new(&HostOptions { auto_forward: true, ..options() }, &survey).unwrap();
+        assert!(paths(&plan).is_empty());
+    }
+
+    #[test]
+    fn a_strict_uplink_of_a_gateway_learns_of_marks() {
+        let mut survey = plain();
+        survey.parameters.strict_reverse_path = ["eth0".to_owned(), "lan0".to_owned()].into();
+        assert!(paths(&HostPlan::new(&options(), &survey).unwrap()).is_empty());
+        survey.parameters.forward_v4 = true;
+        assert_eq!(paths(&HostPlan::new(&options(), &survey).unwrap()), ["net/ipv4/conf/eth0/src_valid_mark"]);
+    }
+
+    #[test]
+    fn forwarding_that_is_off_is_named_with_the_way_to_switch_it_on() {
+        let notes = HostPlan::new(&options(), &plain()).unwrap().notes;
+        assert!(notes[0].contains("net.ipv4.ip_forward") && notes[0].contains("tun.auto-forward"), "{notes:?}");
+    }
+
+    #[test]
+    fn a_dropping_forward_chain_is_named_with_the_rule_to_add() {
+        let mut survey = plain();
+        let dropping_forward = vec!["ip filter FORWARD".to_owned()];
+        survey.nft = NftState::Present { tables: ["filter".to_owned()].into(), mark_bits: 0, dropping_forward };
+        let notes = HostPlan::new(&options(), &survey).unwrap().notes;
+        let wanted = "nft insert rule ip filter FORWARD iifname tun7 accept";
+        assert!(notes.iter().any(|note| note.contains(wanted)), "{notes:?}");
+    }
+
+    #[test]
+    fn a_rule_of_others_that_takes_everything_before_ours_is_named() {
+        let mut survey = plain();
+        let (table, to) = (RouteTable(52), "0.0.0.0/0".parse().unwrap());
+        survey.rules.push(Rule::new(Family::V4, 5270, RuleAction::Lookup(table)));
+        // A table with a few specific routes (a mesh VPN's) takes only those.
+        assert!(HostPlan::new(&options(), &survey).unwrap().warnings.is_empty());
+        survey.routes.push(SeenRoute { table, to, device: Some(2), on_link: true });
+        let warnings = HostPlan::new(&options(), &survey).unwrap().warnings;
+        assert!(warnings[0].contains("priority 5270 lookup 52"), "{warnings:?}");
+    }
+
+    #[test]
+    fn missing_nftables_is_one_warning_that_names_what_is_lost() {
+        let survey = Survey { nft: NftState::Missing("nft: not found".to_owned()), ..plain() };
+        let plan = HostPlan::new(&options(), &survey).unwrap();
+        assert!(plan.nft.is_none());
+        assert_eq!(plan.warnings.len(), 1);
+        assert!(plan.warnings[0].contains("port forwards"), "{:?}", plan.warnings);
+        assert!(!plan.rules.is_empty());
+    }
+
+    #[test]
+    fn names_that_no_interface_can_have_are_refused() {
+        for name in ["", "lo", "a/b", "a b", "\"; flush ruleset", "sixteen-letters-", "t\u{fc}n"] {
+            let options = HostOptions { tun: name.to_owned(), ..options() };
+            assert_eq!(HostPlan::new(&options, &plain()), Err(PlanError::BadName(name.to_owned())));
+        }
+        assert_eq!(HostPlan::check_name("eth0", &plain()), Err(PlanError::NameTaken("eth0".to_owned())));
+        assert_eq!(HostPlan::check_name("tun7", &plain()), Ok(()));
+    }
+
+    #[test]
+    fn without_auto_route_only_the_tun_itself_is_set_up() {
+        let plan = HostPlan::new(&HostOptions { auto_route: false, ..options() }, &plain()).unwrap();
+        assert!(plan.routes.is_empty() && plan.rules.is_empty() && plan.nft.is_none());
+        assert_eq!(plan.addresses.len(), 2);
+    }
+
+    #[test]
+    fn a_plan_reads_as_one_change_a_line() {
+        let shown = HostPlan::new(&options(), &plain()).unwrap().to_string();
+        assert!(shown.starts_with("link tun7 mtu 1500"), "{shown}");
+        assert!(shown.ends_with("resolver untouched\n"), "{shown}");
+    }
+}

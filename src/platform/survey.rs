@@ -1,0 +1,355 @@
+//! What a host looks like before we touch it, as plain data, and the numbers that are free on it.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use super::routing::{Link, MarkMatch, RouteTable, Rule, RuleAction, SeenRoute};
+use super::{Fwmark, HostError, imp};
+
+/// Priorities that one run takes: rules stand at the first of them plus an offset below this.
+pub(super) const BLOCK: u32 = 100;
+/// Where the search for a free block of priorities begins.
+const FIRST_PRIORITY: u32 = 9000;
+/// The look-up of the main table has this priority; ours must all come before it.
+const MAIN_PRIORITY: u32 = 32766;
+/// Where the search for free tables begins: the number that Clash profiles usually wish for.
+const FIRST_TABLE: u32 = 2022;
+/// Bits in the order in which they are tried as marks: others crowd the low ones.
+const MARK_BITS: [u32; 32] = [
+    24, 25, 26, 27, 28, 29, 30, 31, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1,
+    0,
+];
+
+/// nftables as found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NftState {
+    /// It cannot be used, and why.
+    Missing(String),
+    /// It can.
+    Present {
+        /// The names of all tables, of any family.
+        tables: BTreeSet<String>,
+        /// Every bit of a mark that some rule reads or writes.
+        mark_bits: u32,
+        /// Chains on the forward hook whose policy is drop, as `family table chain`.
+        dropping_forward: Vec<String>,
+    },
+}
+
+/// The kernel parameters that the layout depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Parameters {
+    /// `net.ipv4.ip_forward` is on.
+    pub forward_v4: bool,
+    /// `net.ipv6.conf.all.forwarding` is on.
+    pub forward_v6: bool,
+    /// Interfaces whose reverse-path filter is strict (1), by name.
+    pub strict_reverse_path: BTreeSet<String>,
+    /// Interfaces that accept router advertisements only as long as they do not forward (`accept_ra` 1).
+    pub host_only_advertisements: BTreeSet<String>,
+}
+
+/// Everything of a host that the plan depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Survey {
+    /// The interfaces.
+    pub links: Vec<Link>,
+    /// The addresses, with the index of the interface that holds each.
+    pub addresses: Vec<(u32, IpNet)>,
+    /// All rules of both families.
+    pub rules: Vec<Rule>,
+    /// Default routes of any table, and the on-link routes of the main table.
+    pub routes: Vec<SeenRoute>,
+    /// Tables that hold any route.
+    pub tables: BTreeSet<RouteTable>,
+    /// nftables.
+    pub nft: NftState,
+    /// Kernel parameters.
+    pub parameters: Parameters,
+    /// The kernel knows IPv6.
+    pub ipv6: bool,
+    /// The text of /etc/resolv.conf; `None` when there is none to read.
+    pub resolv_conf: Option<String>,
+    /// systemd-resolved runs.
+    pub resolved: bool,
+}
+
+/// A wish that the host has no room for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoRoom {
+    /// No 100 neighbouring priorities before the main table's rule.
+    #[error("no {BLOCK} neighbouring rule priorities are free below {MAIN_PRIORITY} (see `ip rule` and `ip -6 rule`)")]
+    Priorities,
+    /// No two tables. There are 2^32 of them.
+    #[error("no two routing tables are free (see `ip route show table all`)")]
+    Tables,
+    /// Too few bits.
+    #[error("no two bits of the firewall mark are free (see `ip rule` and `nft list ruleset`)")]
+    Marks,
+}
+
+/// The numbers of one run, each free when the survey was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Numbers {
+    /// The first priority of our block.
+    pub first_priority: u32,
+    /// T: what is captured; `throw` routes make holes in it.
+    pub captured: RouteTable,
+    /// D: always the TUN.
+    pub always: RouteTable,
+    /// Our own sockets, and replies that must leave as they came.
+    pub own: MarkMatch,
+    /// What the firewall wants captured.
+    pub capture: MarkMatch,
+}
+
+/// Numbers that a profile asks for; taken where they are free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Wishes {
+    /// `iproute2-rule-index`.
+    pub first_priority: Option<u32>,
+    /// `iproute2-table-index`.
+    pub table: Option<u32>,
+    /// `routing-mark`: matched exactly, all 32 bits.
+    pub mark: Option<Fwmark>,
+}
+
+impl Survey {
+    /// Looks at the host. Changes nothing.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn take() -> Result<Self, HostError> {
+        imp::survey::take()
+    }
+
+    /// Picks numbers that nobody uses.
+    ///
+    /// # Errors
+    /// [`NoRoom`] names what has run out.
+    pub fn numbers(&self, wishes: &Wishes) -> Result<Numbers, NoRoom> {
+        let first_priority = self.free_priorities(wishes.first_priority)?;
+        let (captured, always) = self.free_tables(wishes.table)?;
+        let mut used = self.mark_bits();
+        let own = match wishes.mark {
+            Some(mark) => MarkMatch { mark: mark.0, mask: u32::MAX },
+            None => MarkMatch::bits(free_bit(used).ok_or(NoRoom::Marks)?),
+        };
+        used |= own.mark;
+        let capture = MarkMatch::bits(free_bit(used).ok_or(NoRoom::Marks)?);
+        Ok(Numbers { first_priority, captured, always, own, capture })
+    }
+
+    fn free_priorities(&self, wish: Option<u32>) -> Result<u32, NoRoom> {
+        let used: BTreeSet<u32> = self.rules.iter().map(|rule| rule.priority).collect();
+        let fits = |first: &u32| {
+            let end = first.saturating_add(BLOCK);
+            *first > 0 && end <= MAIN_PRIORITY && used.range(*first..end).next().is_none()
+        };
+        let blocks = (FIRST_PRIORITY..MAIN_PRIORITY).chain(1..FIRST_PRIORITY).filter(|first| first % BLOCK == 0);
+        wish.into_iter().chain(blocks).find(fits).ok_or(NoRoom::Priorities)
+    }
+
+    fn free_tables(&self, wish: Option<u32>) -> Result<(RouteTable, RouteTable), NoRoom> {
+        let named = self.rules.iter().filter_map(|rule| match rule.action {
+            RuleAction::Lookup(table) => Some(table),
+            _ => None,
+        });
+        let used: BTreeSet<RouteTable> = self.tables.iter().copied().chain(named).collect();
+        // 0 is "unspecified", 253 to 255 are default, main and local.
+        let free = |number: &u32| !matches!(number, 0 | 253..=255) && !used.contains(&RouteTable(*number));
+        let mut numbers = wish.into_iter().chain(FIRST_TABLE..u32::MAX).filter(free);
+        let captured = numbers.next().ok_or(NoRoom::Tables)?;
+        let always = numbers.find(|number| *number != captured).ok_or(NoRoom::Tables)?;
+        Ok((RouteTable(captured), RouteTable(always)))
+    }
+
+    fn mark_bits(&self) -> u32 {
+        let in_nft = match &self.nft {
+            NftState::Present { mark_bits, .. } => *mark_bits,
+            NftState::Missing(_) => 0,
+        };
+        self.rules.iter().filter_map(|rule| rule.mark).fold(in_nft, |used, MarkMatch { mark, mask }| {
+            // A full mask says only that one exact value is meant.
+            used | mark | if mask == u32::MAX { 0 } else { mask }
+        })
+    }
+
+    /// The selectors by mark in the rules of others: whoever set such a mark has chosen a path, and we keep off it.
+    #[must_use]
+    pub fn foreign_marks(&self) -> BTreeSet<MarkMatch> {
+        // "fwmark 0/mask" selects what nobody marked, which is nearly everything: not a path that anybody chose.
+        self.rules.iter().filter_map(|rule| rule.mark).filter(|found| found.mark & found.mask != 0).collect()
+    }
+
+    /// The name of an interface.
+    #[must_use]
+    pub fn link_name(&self, index: u32) -> Option<&str> {
+        self.links.iter().find(|link| link.index == index).map(|link| link.name.as_str())
+    }
+
+    /// Interfaces by which a whole internet can be reached, in whatever table the route to it stands.
+    #[must_use]
+    pub fn uplinks(&self) -> BTreeSet<u32> {
+        self.routes.iter().filter(|route| is_default_like(&route.to)).filter_map(|route| route.device).collect()
+    }
+
+    /// On-link prefixes of interfaces that are no uplinks: our own networks, even where their addresses are global.
+    ///
+    /// An uplink's do not count: whoever runs its DHCP server could name any prefix (TunnelCrack).
+    #[must_use]
+    pub fn own_networks(&self) -> BTreeSet<IpNet> {
+        let uplinks = self.uplinks();
+        let on_link = |route: &&SeenRoute| {
+            route.table == RouteTable::MAIN && route.on_link && route.device.is_some_and(|it| !uplinks.contains(&it))
+        };
+        self.routes.iter().filter(on_link).map(|route| route.to.trunc()).collect()
+    }
+}
+
+/// Whether a route is "everything", or one of the few pieces that programs cut everything into.
+pub(super) fn is_default_like(to: &IpNet) -> bool {
+    match to {
+        IpNet::V4(net) => net.prefix_len() <= 1,
+        // 2000::/3 is all of the global unicast space (RFC 4291 section 2.4).
+        IpNet::V6(net) => net.prefix_len() <= 3,
+    }
+}
+
+fn free_bit(used: u32) -> Option<Fwmark> {
+    MARK_BITS.iter().map(|bit| 1 << bit).find(|bit| used & bit == 0).map(Fwmark)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::platform::routing::Family;
+
+    /// A host with one uplink (eth0) and a LAN with global IPv6 (lan0).
+    pub(in crate::platform) fn plain() -> Survey {
+        let link = |index, name: &str| Link { index, name: name.to_owned() };
+        let route = |to: &str, device, on_link| SeenRoute {
+            table: RouteTable::MAIN,
+            to: to.parse().unwrap(),
+            device: Some(device),
+            on_link,
+        };
+        let rule = |priority, table| Rule::new(Family::V4, priority, RuleAction::Lookup(RouteTable(table)));
+        Survey {
+            links: vec![link(1, "lo"), link(2, "eth0"), link(3, "lan0")],
+            addresses: vec![
+                (1, "127.0.0.1/8".parse().unwrap()),
+                (2, "192.0.2.2/24".parse().unwrap()),
+                (2, "2001:db8:1::2/64".parse().unwrap()),
+                (3, "192.168.7.1/24".parse().unwrap()),
+                (3, "2001:db8:7::1/64".parse().unwrap()),
+            ],
+            rules: vec![rule(0, 255), rule(32766, 254), rule(32767, 253)],
+            routes: vec![
+                route("0.0.0.0/0", 2, false),
+                route("192.0.2.0/24", 2, true),
+                route("192.168.7.0/24", 3, true),
+                route("::/0", 2, false),
+                route("2001:db8:1::/64", 2, true),
+                route("2001:db8:7::/64", 3, true),
+            ],
+            tables: [RouteTable(254), RouteTable(255)].into(),
+            nft: NftState::Present { tables: BTreeSet::new(), mark_bits: 0, dropping_forward: Vec::new() },
+            parameters: Parameters::default(),
+            ipv6: true,
+            resolv_conf: Some("nameserver 192.0.2.53\n".to_owned()),
+            resolved: false,
+        }
+    }
+
+    fn marked(priority: u32, mark: u32, mask: u32) -> Rule {
+        let rule = Rule::new(Family::V6, priority, RuleAction::Lookup(RouteTable(51820)));
+        Rule { mark: Some(MarkMatch { mark, mask }), ..rule }
+    }
+
+    #[test]
+    fn an_empty_host_gives_the_numbers_of_the_design() {
+        let numbers = plain().numbers(&Wishes::default()).unwrap();
+        assert_eq!(numbers.first_priority, 9000);
+        assert_eq!((numbers.captured, numbers.always), (RouteTable(2022), RouteTable(2023)));
+        assert_eq!((numbers.own.mark, numbers.capture.mark), (0x0100_0000, 0x0200_0000));
+    }
+
+    #[test]
+    fn a_foreign_rule_anywhere_in_the_block_moves_the_whole_block() {
+        let mut survey = plain();
+        survey.rules.push(marked(9099, 1, 1));
+        assert_eq!(survey.numbers(&Wishes::default()).unwrap().first_priority, 9100);
+        survey.rules.push(marked(9100, 1, 1));
+        assert_eq!(survey.numbers(&Wishes::default()).unwrap().first_priority, 9200);
+    }
+
+    #[test]
+    fn a_wish_is_taken_when_it_is_free_and_else_passed_over() {
+        let mut survey = plain();
+        let wishes = Wishes { first_priority: Some(7000), table: Some(100), mark: Some(Fwmark(0x0200_0001)) };
+        let numbers = survey.numbers(&wishes).unwrap();
+        assert_eq!((numbers.first_priority, numbers.captured), (7000, RouteTable(100)));
+        assert_eq!(numbers.own, MarkMatch { mark: 0x0200_0001, mask: u32::MAX });
+        assert_eq!(numbers.capture.mark & numbers.own.mark, 0);
+        survey.tables.insert(RouteTable(100));
+        survey.rules.push(marked(7050, 1, 1));
+        let numbers = survey.numbers(&wishes).unwrap();
+        assert_eq!((numbers.first_priority, numbers.captured), (9000, RouteTable(2022)));
+    }
+
+    #[test]
+    fn wishes_that_cannot_be_are_passed_over() {
+        for wish in [0, 32700, u32::MAX] {
+            let wishes = Wishes { first_priority: Some(wish), table: Some(254), mark: None };
+            let numbers = plain().numbers(&wishes).unwrap();
+            assert_eq!((numbers.first_priority, numbers.captured), (9000, RouteTable(2022)));
+        }
+    }
+
+    #[test]
+    fn tables_that_only_a_rule_names_are_taken_too() {
+        let mut survey = plain();
+        survey.rules.push(Rule::new(Family::V6, 100, RuleAction::Lookup(RouteTable(2022))));
+        survey.tables.insert(RouteTable(2024));
+        let numbers = survey.numbers(&Wishes::default()).unwrap();
+        assert_eq!((numbers.captured, numbers.always), (RouteTable(2023), RouteTable(2025)));
+    }
+
+    #[test]
+    fn marks_keep_clear_of_values_and_of_masks() {
+        let mut survey = plain();
+        survey.rules.push(marked(5210, 0x0100_0000, 0x0700_0000));
+        survey.rules.push(marked(5211, 0x0800_ca6c, u32::MAX));
+        let numbers = survey.numbers(&Wishes::default()).unwrap();
+        assert_eq!((numbers.own.mark, numbers.capture.mark), (0x1000_0000, 0x2000_0000));
+        survey.nft =
+            NftState::Present { tables: BTreeSet::new(), mark_bits: 0xffff_ffff, dropping_forward: Vec::new() };
+        assert_eq!(survey.numbers(&Wishes::default()), Err(NoRoom::Marks));
+    }
+
+    #[test]
+    fn a_full_list_of_rules_is_an_error_and_not_an_endless_search() {
+        let mut survey = plain();
+        survey.rules.extend((0..32767).step_by(50).map(|priority| marked(priority, 1, 1)));
+        assert_eq!(survey.numbers(&Wishes::default()), Err(NoRoom::Priorities));
+    }
+
+    #[test]
+    fn a_selector_for_unmarked_packets_is_nobodys_choice_of_path() {
+        let mut survey = plain();
+        survey.rules.extend([marked(5210, 0x80000, 0xff0000), marked(5220, 0, 0xff0000)]);
+        assert_eq!(survey.foreign_marks(), [MarkMatch { mark: 0x80000, mask: 0xff0000 }].into());
+    }
+
+    #[test]
+    fn a_network_is_our_own_unless_its_interface_leads_to_the_internet() {
+        let own: Vec<String> = plain().own_networks().iter().map(ToString::to_string).collect();
+        assert_eq!(own, ["192.168.7.0/24", "2001:db8:7::/64"]);
+        let mut survey = plain();
+        let table = RouteTable(200);
+        survey.routes.push(SeenRoute { table, to: "8000::/1".parse().unwrap(), device: Some(3), on_link: false });
+        assert!(survey.own_networks().is_empty());
+    }
+}

@@ -1,0 +1,149 @@
+//! Names: answered from the fake range, turned back into names, and stable over restarts.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::support::peers::dns::Zone;
+use super::support::sites::{NAME, zone};
+use super::support::tunproxy::Place;
+use super::support::{Sites, Topology, run};
+
+const FAKE_IP: &str = "
+mode: rule
+ipv6: true
+log-level: info
+dns:
+  enable: true
+  enhanced-mode: fake-ip
+  fake-ip-range: 198.18.0.1/16
+  fake-ip-filter: ['real.example.test']
+  nameserver: [192.168.1.1]
+rules: ['DOMAIN,www.example.test,DIRECT', 'MATCH,REJECT']
+";
+
+/// Runs `dig` inside `exec` and returns its output.
+fn dig(lab: &Topology, place: &Place, words: &str) -> String {
+    let words: Vec<&str> = ["+tries=1", "+timeout=20"].into_iter().chain(words.split(' ')).collect();
+    let said = place.exec(&lab.host, "dig", &words);
+    assert!(said.succeeded(), "{words:?}: {said:?}");
+    said.stdout
+}
+
+#[test]
+fn curl_reaches_a_site_by_name_in_both_families() {
+    run(&["curl"], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        for family in ["-4", "-6"] {
+            let said = Place::new(FAKE_IP).exec(&lab.host, "curl", &["-sS", family, &format!("http://{NAME}/n")]);
+            assert!(said.stdout.contains(&format!("host={NAME} path=/n")), "{family}: {said:?}");
+            let logged = said.stderr.lines().any(|line| line.contains(NAME) && line.contains("DOMAIN"));
+            assert!(logged, "the rule of a name matched, so the fake address became the name: {said:?}");
+        }
+    });
+}
+
+#[test]
+fn addresses_are_fake_short_lived_and_have_a_pointer() {
+    run(&["dig"], || {
+        let lab = Topology::desktop();
+        let sites = Sites::open(&lab);
+        let place = Place::new(FAKE_IP);
+        let v4: Ipv4Addr = dig(&lab, &place, &format!("+short {NAME} A")).trim().parse().unwrap();
+        let v6: Ipv6Addr = dig(&lab, &place, &format!("+short {NAME} AAAA")).trim().parse().unwrap();
+        assert_eq!(v4.octets()[..2], [198, 18], "{v4}");
+        assert_eq!(v6.segments()[..4], [0xfdfe, 0xdcba, 0x9877, 0], "{v6}");
+        let answer = dig(&lab, &place, &format!("+noall +answer {NAME} A"));
+        assert_eq!(answer.split_whitespace().nth(1), Some("1"), "a TTL of one second: {answer}");
+        for address in [v4.to_string(), v6.to_string()] {
+            assert_eq!(dig(&lab, &place, &format!("+short -x {address}")), format!("{NAME}.\n"));
+        }
+        assert_eq!(dig(&lab, &place, &format!("+short +tcp {NAME} A")).trim(), v4.to_string(), "over TCP too");
+        assert_eq!(sites.dns.queries.all(), Vec::<String>::new(), "nobody asked the resolver for what is faked");
+    });
+}
+
+#[test]
+fn https_records_of_a_faked_name_are_empty_and_other_types_are_forwarded() {
+    run(&["dig"], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let place = Place::new(FAKE_IP);
+        let https = dig(&lab, &place, &format!("{NAME} HTTPS"));
+        assert!(https.contains("status: NOERROR") && https.contains("ANSWER: 0"), "{https}");
+        assert_eq!(dig(&lab, &place, &format!("+short {NAME} TXT")), "\"some words\"\n");
+        assert!(dig(&lab, &place, "nobody.example.test TXT").contains("status: NXDOMAIN"));
+    });
+}
+
+#[test]
+fn a_filtered_name_keeps_its_real_address() {
+    run(&["dig"], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::with(&lab, zone().address("real.example.test", "203.0.113.77"));
+        let place = Place::new(FAKE_IP);
+        assert_eq!(dig(&lab, &place, "+short real.example.test A"), "203.0.113.77\n");
+        assert!(dig(&lab, &place, &format!("+short {NAME} A")).starts_with("198.18."), "the others are faked");
+    });
+}
+
+#[test]
+fn a_name_keeps_its_address_over_restarts_whatever_is_asked_first() {
+    run(&["dig"], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let place = Place::new(FAKE_IP);
+        let ask = |name: &str| dig(&lab, &place, &format!("+short {name} A"));
+        let names = ["one.example.test", "two.example.test", "three.example.test"];
+        let first: Vec<String> = names.iter().map(|name| ask(name)).collect();
+        let mut later: Vec<String> = names.iter().rev().map(|name| ask(name)).collect();
+        later.reverse();
+        assert_eq!(first, later);
+        assert_ne!(first[0], first[1]);
+    });
+}
+
+#[test]
+fn a_fake_address_that_nobody_was_given_is_refused() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let place = Place::new(FAKE_IP);
+        for unknown in ["198.18.77.77:80", "[fdfe:dcba:9877::7777]:80"] {
+            assert_eq!(
+                place.act(&lab.host, &format!("connect {unknown}")),
+                Err("ECONNREFUSED".to_owned()),
+                "{unknown}"
+            );
+        }
+    });
+}
+
+#[test]
+fn long_answers_are_truncated_over_udp_and_whole_over_tcp() {
+    run(&["dig"], || {
+        let lab = Topology::desktop();
+        let long =
+            (0..60).fold(Zone::default(), |zone, n| zone.text("long.example.test", &format!("text number {n:03}")));
+        let _sites = Sites::with(&lab, long);
+        let place = Place::new(FAKE_IP);
+        place.assert_encloses(&lab.host);
+        let cut = dig(&lab, &place, "+noedns +ignore long.example.test TXT");
+        assert!(cut.contains("flags: qr tc"), "{cut}");
+        assert_eq!(dig(&lab, &place, "+short long.example.test TXT").lines().count(), 60, "dig asks again over TCP");
+        assert_eq!(dig(&lab, &place, "+short +tcp long.example.test TXT").lines().count(), 60);
+        assert_eq!(dig(&lab, &place, "+short +bufsize=4096 +ignore long.example.test TXT").lines().count(), 60);
+    });
+}
+
+#[test]
+fn many_clients_of_one_name_cost_one_query() {
+    run(&["curl"], || {
+        let lab = Topology::desktop();
+        let sites = Sites::open(&lab);
+        let script = format!("for n in $(seq 30); do curl -4sS http://{NAME}/$n & done; wait");
+        let said = Place::new(FAKE_IP).exec(&lab.host, "sh", &["-c", &script]);
+        assert_eq!(said.stdout.lines().filter(|line| line.contains(&format!("host={NAME}"))).count(), 30, "{said:?}");
+        let asked = sites.dns.queries.count(|query| query.ends_with(&format!("{NAME} A")));
+        assert_eq!(asked, 1, "{:?}", sites.dns.queries.all());
+    });
+}
