@@ -6,13 +6,25 @@ use smoltcp::phy::{self, Checksum, ChecksumCapabilities, DeviceCapabilities, Med
 use smoltcp::time::Instant;
 
 use super::frame::Transmit;
+use super::tcp::clamp_segment_size;
 
 /// The largest packet given to the device in one piece. The kernel cuts what exceeds a device's `gso_max_size` with
 /// its link header in software, which halves the speed of forwarded downloads; 64 000 stays below.
 const SUPER_PACKET: usize = 64_000;
 
-/// What the interface may leave to the device.
-pub(super) fn capabilities(mtu: usize, offload: bool) -> DeviceCapabilities {
+/// How IPv6 super-packets come about: smoltcp 0.14 makes them, and then drops them as longer than the MTU
+/// (`InterfaceInner::dispatch_ip`, which also forgets their segment size). So its IPv6 interface believes in an MTU as
+/// large as they are, and what would follow from that is put right here.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cut {
+    /// Payload of each segment of this flow.
+    pub(super) segment: NonZeroU16,
+    /// The largest payload that the real MTU allows, which SYN-ACKs announce.
+    pub(super) most: u16,
+}
+
+/// What the interface for one IP version may leave to the device.
+pub(super) fn capabilities(mtu: usize, offload: bool, v6: bool) -> DeviceCapabilities {
     let mut capabilities = DeviceCapabilities::default();
     capabilities.medium = Medium::Ip;
     capabilities.max_transmission_unit = mtu;
@@ -21,9 +33,10 @@ pub(super) fn capabilities(mtu: usize, offload: bool) -> DeviceCapabilities {
     checksum.ipv4 = Checksum::Tx;
     checksum.icmpv4 = Checksum::Tx;
     checksum.icmpv6 = Checksum::Tx;
-    if offload {
-        // IPv4 alone: smoltcp 0.14 makes IPv6 super-packets, and then drops them as longer than the MTU
-        // (InterfaceInner::dispatch_ip), so that nothing beyond one segment ever reached the client.
+    if offload && v6 {
+        capabilities.max_transmission_unit = SUPER_PACKET;
+        capabilities.segmentation.tcpv6 = NonZeroUsize::new(SUPER_PACKET);
+    } else if offload {
         capabilities.segmentation.tcpv4 = NonZeroUsize::new(SUPER_PACKET);
     } else {
         checksum.tcp = Checksum::Tx;
@@ -37,8 +50,21 @@ pub(super) struct Port<'a> {
     pub(super) incoming: Option<&'a [u8]>,
     pub(super) transmit: &'a mut dyn Transmit,
     pub(super) capabilities: &'a DeviceCapabilities,
-    /// Sequence and acknowledgement number of the last TCP segment sent.
-    pub(super) last: Option<(u32, u32)>,
+    /// Set where super-packets are cut by [`Cut`]'s measure.
+    pub(super) cut: Option<Cut>,
+    /// The last TCP segment sent.
+    pub(super) last: Option<Sent>,
+}
+
+/// What a segment said.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sent {
+    /// The sequence number behind it, SYN and FIN counted.
+    pub(super) end: u32,
+    pub(super) acknowledgement: u32,
+    pub(super) syn: bool,
+    /// It has an acknowledgement and is no reset, so that its numbers are the flow's own.
+    pub(super) speaks: bool,
 }
 
 impl phy::Device for Port<'_> {
@@ -53,19 +79,21 @@ impl phy::Device for Port<'_> {
 
     fn receive(&mut self, _now: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
         let incoming = Incoming(self.incoming.take()?);
-        Some((incoming, Outgoing { transmit: &mut *self.transmit, last: &mut self.last, gso: None }))
+        Some((incoming, self.outgoing()))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Self::TxToken<'_>> {
-        if self.transmit.ready() {
-            Some(Outgoing { transmit: &mut *self.transmit, last: &mut self.last, gso: None })
-        } else {
-            None
-        }
+        if self.transmit.ready() { Some(self.outgoing()) } else { None }
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         self.capabilities.clone()
+    }
+}
+
+impl Port<'_> {
+    fn outgoing(&mut self) -> Outgoing<'_> {
+        Outgoing { transmit: &mut *self.transmit, last: &mut self.last, cut: self.cut, gso: None }
     }
 }
 
@@ -81,7 +109,8 @@ impl phy::RxToken for Incoming<'_> {
 /// A packet about to be written.
 pub(super) struct Outgoing<'a> {
     transmit: &'a mut dyn Transmit,
-    last: &'a mut Option<(u32, u32)>,
+    last: &'a mut Option<Sent>,
+    cut: Option<Cut>,
     gso: Option<NonZeroU16>,
 }
 
@@ -90,14 +119,20 @@ impl phy::TxToken for Outgoing<'_> {
         let mut write = Some(write);
         let mut result = None;
         let last = self.last;
+        let cut = self.cut;
         let mut fill = |packet: &mut [u8]| {
             if let Some(write) = write.take() {
                 result = Some(write(packet));
+                if let Some(cut) = cut {
+                    clamp_segment_size(packet, cut.most);
+                }
                 *last = numbers(packet);
             }
         };
+        // Only bare acknowledgements have options, and those never reach beyond one segment.
+        let cut = cut.map(|cut| cut.segment).filter(|segment| len > 60 + usize::from(segment.get()));
         if self.transmit.ready() {
-            self.transmit.transmit(len, self.gso, &mut fill);
+            self.transmit.transmit(len, self.gso.or(cut), &mut fill);
         }
         match (result, write) {
             (Some(result), _) => result,
@@ -112,9 +147,18 @@ impl phy::TxToken for Outgoing<'_> {
     }
 }
 
-/// Sequence and acknowledgement number of a TCP segment without extension headers.
-fn numbers(packet: &[u8]) -> Option<(u32, u32)> {
-    let start = if packet.first()? >> 4 == 6 { 40 } else { usize::from(packet[0] & 15) * 4 };
+/// What the TCP segment in `packet`, which has no extension headers, says.
+fn numbers(packet: &[u8]) -> Option<Sent> {
+    let start = super::ip::header_length(packet);
     let word = |at: usize| Some(u32::from_be_bytes(packet.get(at..at + 4)?.try_into().ok()?));
-    Some((word(start + 4)?, word(start + 8)?))
+    let (sequence, acknowledgement) = (word(start + 4)?, word(start + 8)?);
+    let payload = packet.len().checked_sub(start + usize::from(packet.get(start + 12)? >> 4) * 4)?;
+    let flags = *packet.get(start + 13)?;
+    let control = u32::from(flags & 1) + u32::from(flags >> 1 & 1);
+    Some(Sent {
+        end: sequence.wrapping_add(super::flow::low_bits(payload)).wrapping_add(control),
+        acknowledgement,
+        syn: flags & 2 != 0,
+        speaks: flags & 16 != 0 && flags & 4 == 0,
+    })
 }
