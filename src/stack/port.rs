@@ -6,6 +6,7 @@ use smoltcp::phy::{self, Checksum, ChecksumCapabilities, DeviceCapabilities, Med
 use smoltcp::time::Instant;
 
 use super::frame::Transmit;
+use super::progress::is_ahead;
 use super::tcp::clamp_segment_size;
 
 /// The largest packet given to the device in one piece. The kernel cuts what exceeds a device's `gso_max_size` with
@@ -52,6 +53,8 @@ pub(super) struct Port<'a> {
     pub(super) capabilities: &'a DeviceCapabilities,
     /// Set where super-packets are cut by [`Cut`]'s measure.
     pub(super) cut: Option<Cut>,
+    /// The end of everything that this flow has sent so far.
+    pub(super) end: Option<u32>,
     /// The last TCP segment sent.
     pub(super) last: Option<Sent>,
 }
@@ -93,7 +96,9 @@ impl phy::Device for Port<'_> {
 
 impl Port<'_> {
     fn outgoing(&mut self) -> Outgoing<'_> {
-        Outgoing { transmit: &mut *self.transmit, last: &mut self.last, cut: self.cut, gso: None }
+        let sums = matches!(self.capabilities.checksum.tcp, Checksum::Tx);
+        let (cut, end) = (self.cut, self.end);
+        Outgoing { transmit: &mut *self.transmit, last: &mut self.last, cut, end, sums, gso: None }
     }
 }
 
@@ -111,6 +116,9 @@ pub(super) struct Outgoing<'a> {
     transmit: &'a mut dyn Transmit,
     last: &'a mut Option<Sent>,
     cut: Option<Cut>,
+    end: Option<u32>,
+    /// The checksum is ours to compute.
+    sums: bool,
     gso: Option<NonZeroU16>,
 }
 
@@ -119,12 +127,15 @@ impl phy::TxToken for Outgoing<'_> {
         let mut write = Some(write);
         let mut result = None;
         let last = self.last;
-        let cut = self.cut;
+        let (cut, end, sums) = (self.cut, self.end, self.sums);
         let mut fill = |packet: &mut [u8]| {
             if let Some(write) = write.take() {
                 result = Some(write(packet));
                 if let Some(cut) = cut {
                     clamp_segment_size(packet, cut.most);
+                }
+                if let Some(end) = end {
+                    advance(packet, end, sums);
                 }
                 *last = numbers(packet);
             }
@@ -144,6 +155,27 @@ impl phy::TxToken for Outgoing<'_> {
 
     fn set_meta(&mut self, meta: PacketMeta) {
         self.gso = meta.segmentation_offload_size;
+    }
+}
+
+/// Gives a bare acknowledgement the sequence number behind everything that was sent (SND.NXT, RFC 9293 section 3.10.7.4).
+/// smoltcp takes the one to which a retransmission has gone back. The client has that behind it and so must drop the
+/// acknowledgement unread; if it does the same, the two repeat themselves for ever.
+fn advance(packet: &mut [u8], end: u32, sums: bool) {
+    let start = super::ip::header_length(packet);
+    let Some(header) = packet.get(start..start + 20) else { return };
+    let length = start + usize::from(header[12] >> 4) * 4;
+    // SYN, FIN and RST have a place of their own.
+    let bare = header[13] & 0b1_0111 == 0b1_0000 && length == packet.len();
+    let sequence = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+    if !bare || sequence == end || !is_ahead(end, sequence) {
+        return;
+    }
+    packet[start + 4..start + 8].copy_from_slice(&end.to_be_bytes());
+    if sums {
+        packet[start + 16..start + 18].fill(0);
+        let sum = super::checksum::transport(packet, start, super::ip::TCP);
+        packet[start + 16..start + 18].copy_from_slice(&sum.to_be_bytes());
     }
 }
 

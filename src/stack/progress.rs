@@ -58,6 +58,11 @@ impl Progress {
         read.wrapping_add(super::flow::low_bits(queued))
     }
 
+    /// The sequence number behind everything that was sent; None before the SYN-ACK.
+    pub(super) fn end(&self) -> Option<u32> {
+        (self.sent != (0, 0)).then_some(self.sent.0)
+    }
+
     pub(super) fn note_sent(&mut self, sent: Sent) {
         if !sent.speaks {
             return;

@@ -61,8 +61,14 @@ impl Side {
         let mut settings = smoltcp::iface::Config::new(HardwareAddress::Ip);
         // The two must not run through the same numbers.
         settings.random_seed = if v6 { !config.seed } else { config.seed };
-        let mut port =
-            Port { incoming: None, transmit: &mut Nowhere, capabilities: &capabilities, cut: None, last: None };
+        let mut port = Port {
+            incoming: None,
+            transmit: &mut Nowhere,
+            capabilities: &capabilities,
+            cut: None,
+            end: None,
+            last: None,
+        };
         let mut interface = Interface::new(settings, &mut port, since(now, now));
         interface.set_any_ip(true);
         Self { interface, capabilities }
@@ -72,12 +78,12 @@ impl Side {
     fn ingest(
         &mut self,
         bytes: &[u8],
-        cut: Option<Cut>,
+        (cut, end): (Option<Cut>, Option<u32>),
         sockets: &mut SocketSet<'static>,
         time: smoltcp::time::Instant,
         transmit: &mut dyn Transmit,
     ) -> Option<Sent> {
-        let mut port = Port { incoming: Some(bytes), transmit, capabilities: &self.capabilities, cut, last: None };
+        let mut port = Port { incoming: Some(bytes), transmit, capabilities: &self.capabilities, cut, end, last: None };
         self.interface.poll_ingress_single(time, &mut port, sockets);
         port.last
     }
@@ -114,7 +120,7 @@ impl Table {
     pub(super) fn reset(&mut self, bytes: &[u8], now: Instant, transmit: &mut dyn Transmit) {
         let mut nobody = SocketSet::new(Vec::new());
         let side = &mut self.sides[usize::from(bytes.first().is_some_and(|byte| byte >> 4 == 6))];
-        side.ingest(bytes, None, &mut nobody, since(self.epoch, now), transmit);
+        side.ingest(bytes, (None, None), &mut nobody, since(self.epoch, now), transmit);
     }
 
     pub(super) fn poll(&mut self, now: Instant, transmit: &mut dyn Transmit) -> bool {
@@ -214,8 +220,14 @@ impl Table {
                 return false;
             }
             let side = &mut self.sides[usize::from(flow.tuple.server.is_ipv6())];
-            let mut port =
-                Port { incoming: None, transmit, capabilities: &side.capabilities, cut: flow.cut, last: None };
+            let mut port = Port {
+                incoming: None,
+                transmit,
+                capabilities: &side.capabilities,
+                cut: flow.cut,
+                end: flow.progress.end(),
+                last: None,
+            };
             let result = side.interface.poll_egress(time, &mut port, &mut flow.sockets);
             if let Some(sent) = port.last {
                 flow.progress.note_sent(sent);

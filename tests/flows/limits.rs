@@ -133,6 +133,7 @@ fn a_bulk_flow_does_not_starve_another_even_on_a_device_that_takes_little() {
                 world.spawn(async move {
                     flow.write_pattern(size).await.unwrap();
                     flow.shutdown();
+                    drop(flow.read(1).await);
                 });
                 let order = Rc::clone(&order);
                 world.spawn(async move {

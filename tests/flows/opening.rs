@@ -115,9 +115,11 @@ fn a_silent_refusal_swallows_the_repeated_syn_and_a_new_syn_opens_anew() {
         assert_eq!((world.waiting(), world.flows()), (0, 0));
         peer.next = 999_999;
         peer.syn();
-        world.arrival().await.accept();
+        let flow = world.arrival().await;
+        flow.accept();
         peer.finish_handshake().await;
         assert_eq!(world.flows(), 1);
+        drop(flow);
     });
 }
 
@@ -244,8 +246,11 @@ fn a_restarted_client_that_reuses_its_port_gets_through() {
         world.inject(&reset.packet());
         assert!(old.read(1).await.is_err());
         reborn.syn();
-        world.arrival().await.accept();
+        let flow = world.arrival().await;
+        flow.accept();
         reborn.finish_handshake().await;
+        reborn.data(b"again");
+        assert_eq!(flow.read(99).await.unwrap(), b"again");
     });
 }
 

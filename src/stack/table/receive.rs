@@ -24,7 +24,7 @@ use super::Table;
 enum Verdict {
     /// It is the flow's.
     Its,
-    /// A SYN in place of one that is still held.
+    /// A SYN in place of one that is still held, or of a flow that has come to its end.
     Anew,
     /// A SYN in the middle of a flow, to be answered by these sequence and acknowledgement numbers.
     Challenge(u32, u32),
@@ -118,7 +118,9 @@ impl Table {
                 // A SYN with another number while the first is still held: the client has started afresh.
                 (true, _) if !same => Verdict::Anew,
                 (true, _) => Verdict::Its,
-                (false, State::SynReceived | State::Listen) if same => Verdict::Its,
+                (false, State::SynReceived) if same => Verdict::Its,
+                // Ended in this very batch, and only not looked at since.
+                (false, State::Closed | State::Listen) => Verdict::Anew,
                 // RFC 9293 section 3.10.7.4; smoltcp says nothing at all. A client that was restarted answers with a
                 // reset, and its next SYN opens a flow.
                 _ if flow.progress.may_challenge(now) => {
@@ -234,7 +236,9 @@ impl Table {
         let mut guard = handle.borrow_mut();
         let flow = &mut *guard;
         let side = &mut self.sides[usize::from(flow.tuple.server.is_ipv6())];
-        if let Some(sent) = side.ingest(bytes, flow.cut, &mut flow.sockets, since(self.epoch, now), transmit) {
+        if let Some(sent) =
+            side.ingest(bytes, (flow.cut, flow.progress.end()), &mut flow.sockets, since(self.epoch, now), transmit)
+        {
             flow.progress.note_sent(sent);
         }
         flow.progress.heard = now;

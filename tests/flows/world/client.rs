@@ -38,8 +38,8 @@ impl Client {
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = MTU;
         if net.offload {
+            // IPv4 alone: smoltcp drops its own IPv6 super-packets.
             capabilities.segmentation.tcpv4 = NonZeroUsize::new(64_000);
-            capabilities.segmentation.tcpv6 = NonZeroUsize::new(64_000);
             capabilities.checksum.tcp = Checksum::Rx;
         }
         let mut device = Wire { capabilities, received: VecDeque::new(), sent: Vec::new() };
@@ -184,10 +184,6 @@ impl Conn {
         let Client { interface, sockets, .. } = &mut *client;
         let socket = sockets.get_mut::<tcp::Socket<'static>>(self.handle);
         socket.connect(interface.context(), there, here).expect("the socket is closed");
-    }
-
-    pub(crate) fn state(&self) -> State {
-        self.with(|socket| socket.state())
     }
 
     /// Until the handshake is over, one way or the other.

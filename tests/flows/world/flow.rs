@@ -26,6 +26,14 @@ impl Flow {
         act(self.stream.borrow_mut().as_mut().expect("the stream is still there"))
     }
 
+    /// The same for tasks that may outlive the stream.
+    fn poll<T>(&self, act: impl FnOnce(&mut FlowStream) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match self.stream.borrow_mut().as_mut() {
+            Some(stream) => act(stream),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
     pub(crate) fn accept(&self) {
         self.with(FlowStream::accept);
     }
@@ -59,7 +67,7 @@ impl Flow {
     pub(crate) async fn read(&self, most: usize) -> io::Result<Vec<u8>> {
         let mut taken = Vec::new();
         poll_fn(|cx| {
-            self.with(|stream| {
+            self.poll(|stream| {
                 stream.poll_recv_with(cx, |_, bytes| {
                     taken = bytes[..bytes.len().min(most)].to_vec();
                     Poll::Ready(Ok(taken.len()))
@@ -73,7 +81,7 @@ impl Flow {
     pub(crate) async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let put = poll_fn(|cx| {
-                self.with(|stream| {
+                self.poll(|stream| {
                     stream.poll_send_with(cx, |_, space| {
                         let put = space.len().min(bytes.len());
                         space[..put].copy_from_slice(&bytes[..put]);
@@ -91,7 +99,7 @@ impl Flow {
     /// error that it is told.
     pub(crate) async fn failed_send(&self) -> io::Error {
         let ended: io::Result<usize> =
-            poll_fn(|cx| self.with(|stream| stream.poll_send_with(cx, |_, _| Poll::Pending))).await;
+            poll_fn(|cx| self.poll(|stream| stream.poll_send_with(cx, |_, _| Poll::Pending))).await;
         ended.expect_err("nothing was written")
     }
 

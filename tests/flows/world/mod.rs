@@ -44,7 +44,7 @@ const LIMIT: Duration = Duration::from_secs(4 * 3600);
 pub(crate) struct Net {
     pub(crate) offload: bool,
     pub(crate) v6: bool,
-    /// The client is this host itself: no congestion control.
+    /// The clients are this host itself: no congestion control.
     pub(crate) own: bool,
     pub(crate) ipv6: bool,
     pub(crate) weather: Weather,
@@ -80,7 +80,7 @@ impl Net {
     }
 
     fn config(&self) -> Config {
-        let own = if self.own { vec![self.client()] } else { Vec::new() };
+        let own = if self.own { vec![self.client(), self.peer()] } else { Vec::new() };
         Config {
             mtu: MTU,
             offload: self.offload,
@@ -406,7 +406,7 @@ impl World {
             if packet::destination(&packet) == inner.net.client() {
                 inner.link.borrow_mut().enter(link::Way::ToClient, packet, VirtioHeader::PLAIN, now);
             } else {
-                inner.peers.borrow_mut().push_back(Seen::read(&packet, true, now - inner.start));
+                inner.peers.borrow_mut().push_back(Seen::read(&packet, true));
             }
         }
         let sent = inner.client.borrow_mut().poll(now);
@@ -429,7 +429,7 @@ impl World {
 
     fn note(&self, packet: &[u8], to_client: bool) {
         if let Some(seen) = self.0.seen.borrow_mut().as_mut() {
-            seen.push(Seen::read(packet, to_client, self.elapsed()));
+            seen.push(Seen::read(packet, to_client));
         }
     }
 

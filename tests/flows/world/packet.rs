@@ -1,7 +1,6 @@
 //! Packets by hand, read and written without the code under test.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 pub(crate) const FIN: u8 = 1;
 pub(crate) const SYN: u8 = 2;
@@ -145,7 +144,7 @@ impl Tcp {
         body.extend(self.acknowledgement.to_be_bytes());
         let mut options = self.options.clone();
         options.resize(options.len().next_multiple_of(4), 0);
-        body.extend([((20 + options.len()) / 4 << 4) as u8, self.flags]);
+        body.extend([(((20 + options.len()) / 4) << 4) as u8, self.flags]);
         body.extend(self.window.to_be_bytes());
         body.extend([0; 4]);
         body.extend(options);
@@ -169,7 +168,6 @@ pub(crate) fn udp(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
 /// A packet that crossed the link, read.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
-    pub(crate) at: Duration,
     pub(crate) to_client: bool,
     pub(crate) from: SocketAddr,
     pub(crate) to: SocketAddr,
@@ -177,14 +175,13 @@ pub(crate) struct Seen {
     pub(crate) flags: u8,
     pub(crate) sequence: u32,
     pub(crate) acknowledgement: u32,
-    pub(crate) window: u16,
     pub(crate) payload: Vec<u8>,
     /// The packet from its IP header on.
     pub(crate) bytes: Vec<u8>,
 }
 
 impl Seen {
-    pub(crate) fn read(bytes: &[u8], to_client: bool, at: Duration) -> Self {
+    pub(crate) fn read(bytes: &[u8], to_client: bool) -> Self {
         let start = header_length(bytes);
         let protocol = protocol(bytes);
         let body = &bytes[start..];
@@ -194,7 +191,6 @@ impl Seen {
         let tcp = protocol == TCP;
         let header = if tcp { usize::from(body[12] >> 4) * 4 } else { 8 };
         Self {
-            at,
             to_client,
             from: SocketAddr::new(source(bytes), if ports { word(0) } else { 0 }),
             to: SocketAddr::new(destination(bytes), if ports { word(2) } else { 0 }),
@@ -202,7 +198,6 @@ impl Seen {
             flags: if tcp { body[13] } else { 0 },
             sequence: if tcp { long(4) } else { 0 },
             acknowledgement: if tcp { long(8) } else { 0 },
-            window: if tcp { word(14) } else { 0 },
             payload: body.get(header..).unwrap_or_default().to_vec(),
             bytes: bytes.to_vec(),
         }
