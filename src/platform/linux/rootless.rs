@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::netlink::Netlink;
 use super::tun::{Framing, TunQueue, open_packet, open_tun};
-use crate::platform::Family;
+use crate::platform::{Family, QUEUE_LENGTH};
 
 /// Path sockets and files by which name look-ups go around a network namespace.
 const SIDE_DOORS: [&str; 3] = ["/run/systemd/resolve", "/run/nscd", "/run/avahi-daemon"];
@@ -182,6 +182,7 @@ fn configure(inside: &Inside, queues: &[TunQueue]) -> Result<(), RootlessError> 
         netlink.set_no_link_local(DEVICE).map_err(wrong)?;
     }
     netlink.set_mtu(DEVICE, inside.mtu).map_err(wrong)?;
+    netlink.set_queue_length(DEVICE, QUEUE_LENGTH).map_err(wrong)?;
     netlink.link_up(DEVICE).map_err(wrong)?;
     for address in inside.addresses.iter().filter(|address| v6 || address.addr().is_ipv4()) {
         netlink.add_address(DEVICE, *address).map_err(wrong)?;
