@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use parking_lot::Mutex;
+
 use crate::session::Session;
+use crate::stack;
 
 /// Counters over all flows since the start.
 #[derive(Debug, Default)]
@@ -29,6 +32,8 @@ pub struct Counters {
     pub hand_over_lost: AtomicU64,
     /// Datagrams dropped: a queue or a socket was full.
     pub datagrams_dropped: AtomicU64,
+    /// What each worker's stack counted when it last went to sleep.
+    stacks: Mutex<Vec<stack::Counters>>,
     listener: OnceLock<Arc<dyn Listener>>,
 }
 
@@ -64,13 +69,28 @@ impl fmt::Display for Outcome {
 }
 
 impl Counters {
+    /// Notes what the stack of `worker` has counted so far.
+    pub fn publish(&self, worker: usize, counted: stack::Counters) {
+        let mut stacks = self.stacks.lock();
+        if stacks.len() <= worker {
+            stacks.resize(worker + 1, stack::Counters::default());
+        }
+        stacks[worker] = counted;
+    }
+
+    /// What all stacks together have counted.
+    #[must_use]
+    pub fn stacks(&self) -> stack::Counters {
+        self.stacks.lock().iter().fold(stack::Counters::default(), |all, one| all.plus(one))
+    }
+
     /// Tells `listener` of every flow from now on. There is one for the life of the program; a second is refused with
     /// false.
     pub fn listen(&self, listener: Arc<dyn Listener>) -> bool {
         self.listener.set(listener).is_ok()
     }
 
-    /// One line of numbers for a person.
+    /// The flows' numbers.
     #[must_use]
     pub fn snapshot(&self) -> serde_json::Value {
         serde_json::json!({

@@ -1,8 +1,15 @@
 //! Tests on real kernels' networks, in namespaces of their own: see `support`.
 
 #[cfg(test)]
-#[expect(dead_code, reason = "benchmarks and the files that are not yet listed use the rest")]
+#[expect(dead_code, reason = "benchmarks use the rest")]
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
+mod direct;
+mod gateway;
+mod host_run;
 mod lab;
+mod names;
+mod proxies;
+mod system_proxy;
