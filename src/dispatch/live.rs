@@ -243,3 +243,81 @@ impl Drop for Account {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::session::{Fact, Inbound, Network};
+
+    /// What a listener heard, in order.
+    #[derive(Debug, Default)]
+    struct Heard(Mutex<Vec<String>>);
+
+    impl Listener for Heard {
+        fn decided(&self, flow: &Account) {
+            self.0.lock().push(format!("{} {}", flow.session().destination, flow.verdict().unwrap()));
+        }
+
+        fn ended(&self, flow: &Account, outcome: Outcome, reason: &dyn fmt::Display) {
+            self.0.lock().push(format!("{outcome} {:?} {reason}", flow.bytes()));
+        }
+    }
+
+    fn account(counters: &Arc<Counters>) -> Account {
+        let session = Session {
+            network: Network::Tcp,
+            inbound: Inbound::Tun,
+            source: "192.0.2.1:1000".parse().unwrap(),
+            destination: "198.51.100.1:80".parse::<std::net::SocketAddr>().unwrap().into(),
+            resolved: Fact::Unknown,
+        };
+        Account::new(Arc::clone(counters), session, None)
+    }
+
+    fn verdict() -> Verdict {
+        Verdict { rule: "MATCH,DIRECT (line 7)".into(), chain: "DIRECT".into() }
+    }
+
+    #[test]
+    fn a_listener_hears_the_decision_and_then_one_end() {
+        let (counters, heard) = (Arc::new(Counters::default()), Arc::new(Heard::default()));
+        assert!(counters.listen(heard.clone()));
+        let mut flow = account(&counters);
+        flow.decided(verdict());
+        flow.opened();
+        flow.moved(3, 5);
+        flow.closed(&"finished");
+        let decided = "198.51.100.1:80 DIRECT by MATCH,DIRECT (line 7)";
+        assert_eq!(*heard.0.lock(), [decided, "closed (3, 5) finished"]);
+    }
+
+    #[test]
+    fn a_flow_that_nobody_could_carry_ends_as_failed_or_rejected() {
+        let (counters, heard) = (Arc::new(Counters::default()), Arc::new(Heard::default()));
+        counters.listen(heard.clone());
+        account(&counters).failed(&"timed out", false);
+        account(&counters).failed(&"by a rule", true);
+        assert_eq!(*heard.0.lock(), ["failed (0, 0) timed out", "rejected (0, 0) by a rule"]);
+        assert_eq!((counters.failed.load(Relaxed), counters.rejected.load(Relaxed)), (1, 1));
+    }
+
+    #[test]
+    fn an_open_flow_that_is_dropped_still_ends() {
+        let (counters, heard) = (Arc::new(Counters::default()), Arc::new(Heard::default()));
+        counters.listen(heard.clone());
+        let mut flow = account(&counters);
+        flow.opened();
+        drop(flow);
+        assert_eq!(*heard.0.lock(), ["closed (0, 0) we stopped"]);
+        assert_eq!(counters.closed.load(Relaxed), 1);
+    }
+
+    #[test]
+    fn a_second_listener_is_refused() {
+        let counters = Counters::default();
+        assert!(counters.listen(Arc::new(Heard::default())));
+        assert!(!counters.listen(Arc::new(Heard::default())));
+    }
+}
