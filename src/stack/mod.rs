@@ -13,6 +13,7 @@ mod fragment;
 pub mod frame;
 mod icmp;
 pub mod ip;
+mod plane;
 mod port;
 mod ring;
 mod table;

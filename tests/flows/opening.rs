@@ -255,10 +255,10 @@ fn syns_with_options_of_all_kinds_open_flows() {
     on_every_net(|world| async move {
         let options: [&[u8]; 5] = [
             &[],
-            &[2, 4, 0, 0],                                   // MSS 0: as if absent
-            &[2, 4, 0, 1, 1, 1],                             // MSS 1: clamped
-            &[3, 3, 255, 1],                                 // a window scale beyond 14
-            &[8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 254, 4, 1, 2],  // timestamps, experimental
+            &[2, 4, 0, 0],                                  // MSS 0: as if absent
+            &[2, 4, 0, 1, 1, 1],                            // MSS 1: clamped
+            &[3, 3, 255, 1],                                // a window scale beyond 14
+            &[8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 254, 4, 1, 2], // timestamps, experimental
         ];
         for (n, option) in options.into_iter().enumerate() {
             let mut peer = Peer::new(&world, 100 + n as u16, 9);
