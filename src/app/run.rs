@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -15,7 +15,7 @@ use tokio::task::{LocalSet, spawn_local};
 
 use super::build::{self, Addresses};
 use super::control::Control;
-use super::worker::{Seed, Worker};
+use super::worker::{Drain, Seed, Worker};
 use crate::dispatch::Core;
 use crate::dns;
 use crate::inbound::{self, Access, Listener};
@@ -29,6 +29,8 @@ const DEVICE: &str = "tunproxy0";
 const MOST_WORKERS: usize = 8;
 /// The fake-IP log, below the state directory.
 const FAKE_IP_LOG: &str = "fake-ip.log";
+/// How long flows may finish at a stop.
+const DRAIN: Drain = Drain { quiet: Duration::from_millis(500), most: Duration::from_secs(3) };
 
 /// Runs `profile` until a signal or the command `stop`, with its state in `state`. When it returns, the host is as it
 /// was before; after an error too.
@@ -241,7 +243,7 @@ async fn wait(stopped: &mut mpsc::Receiver<()>, failed: &mut mpsc::UnboundedRece
 /// Lets flows finish, resets the rest, and puts the host back.
 fn stop_all(workers: &[Worker], applied: Option<Applied>) -> anyhow::Result<()> {
     for worker in workers {
-        worker.drain();
+        worker.drain(DRAIN);
     }
     let joined: Vec<io::Result<()>> = workers.iter().map(Worker::join).collect();
     let reverted = applied.map_or(Ok(()), Applied::revert);

@@ -79,6 +79,9 @@ impl Dispatcher {
         match self.find(session, &client, &back, &mut account).await {
             Ok(opened) => {
                 let Opened { link, to, fresh, held } = opened;
+                if let Some(account) = account {
+                    account.joined();
+                }
                 link.introduce(to.clone(), client.clone(), &quoted, held);
                 if let Some(key) = &fresh {
                     self.associations.borrow_mut().add(&link, key.clone());

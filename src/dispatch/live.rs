@@ -133,13 +133,24 @@ pub struct Account {
     up: u64,
     down: u64,
     open: bool,
+    told: bool,
 }
 
 impl Account {
     /// A flow that has just arrived; `fake` is the fake address that its client used.
     #[must_use]
     pub fn new(counters: Arc<Counters>, session: Session, fake: Option<IpAddr>) -> Self {
-        Self { counters, session, fake, verdict: None, started: Instant::now(), up: 0, down: 0, open: false }
+        Self {
+            counters,
+            session,
+            fake,
+            verdict: None,
+            started: Instant::now(),
+            up: 0,
+            down: 0,
+            open: false,
+            told: false,
+        }
     }
 
     /// The destination behind what the client wrote: its name, and the fake address that stood for it.
@@ -198,18 +209,22 @@ impl Account {
     pub fn failed(mut self, reason: &dyn fmt::Display, rejected: bool) {
         let counter = if rejected { &self.counters.rejected } else { &self.counters.failed };
         counter.fetch_add(1, Relaxed);
-        self.open = false;
         self.tell(if rejected { Outcome::Rejected } else { Outcome::Failed }, reason);
     }
 
     /// The flow ended after it was carried.
     pub fn closed(mut self, reason: &dyn fmt::Display) {
-        self.open = false;
         self.counters.closed.fetch_add(1, Relaxed);
         self.tell(Outcome::Closed, reason);
     }
 
-    fn tell(&self, outcome: Outcome, reason: &dyn fmt::Display) {
+    /// The flow's datagrams go into the account of an association that is open already.
+    pub fn joined(mut self) {
+        self.told = true;
+    }
+
+    fn tell(&mut self, outcome: Outcome, reason: &dyn fmt::Display) {
+        self.told = true;
         if let Some(listener) = self.counters.listener.get() {
             listener.ended(self, outcome, reason);
         }
@@ -237,9 +252,15 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        if std::mem::take(&mut self.open) {
+        if self.told {
+            return;
+        }
+        if self.open {
             self.counters.closed.fetch_add(1, Relaxed);
             self.tell(Outcome::Closed, &"we stopped");
+        } else {
+            self.counters.failed.fetch_add(1, Relaxed);
+            self.tell(Outcome::Failed, &"given up before an outbound answered");
         }
     }
 }
