@@ -50,7 +50,10 @@ pub(super) fn checksum_holds(packet: &Packet<'_>) -> bool {
     if field == [0, 0] {
         return packet.source.is_ipv4();
     }
-    super::checksum::transport(packet.bytes, packet.start, ip::UDP) == 0
+    // UDP's own length counts: what an IP packet has behind the datagram is padding.
+    let length = packet.payload().get(4..6).map_or(0, |length| usize::from(u16::from_be_bytes([length[0], length[1]])));
+    let end = if (8..=packet.payload().len()).contains(&length) { packet.start + length } else { packet.bytes.len() };
+    super::checksum::transport(&packet.bytes[..end], packet.start, ip::UDP) == 0
 }
 
 /// Writes one datagram from `from` to `to`. `mtu` is the device's: a larger IPv6 packet leaves in fragments, because

@@ -138,7 +138,7 @@ fn address_v6(bytes: &[u8]) -> Ipv6Addr {
 }
 
 /// Follows the chain of extension headers (RFC 8200 section 4) to the transport or to a fragment header.
-fn walk_extensions(bytes: &[u8]) -> Result<(u8, usize, Option<Fragment>), Malformed> {
+pub(super) fn walk_extensions(bytes: &[u8]) -> Result<(u8, usize, Option<Fragment>), Malformed> {
     let (mut next, mut at) = (bytes[6], 40);
     for _ in 0..MAX_EXTENSIONS {
         match next {
@@ -232,6 +232,24 @@ pub(super) fn write_header(packet: &mut [u8], source: IpAddr, destination: IpAdd
             packet[24..40].copy_from_slice(&mapped(destination).octets());
             40
         }
+    }
+}
+
+/// Where the transport header begins in a packet without IPv6 extension headers.
+pub(super) fn header_length(packet: &[u8]) -> usize {
+    if packet[0] >> 4 == 6 { 40 } else { usize::from(packet[0] & 15) * 4 }
+}
+
+/// Makes the length field of a packet that was cut say what is left. The transport checksum is not touched.
+pub(super) fn shorten(packet: &mut [u8]) {
+    let total = packet.len();
+    if packet[0] >> 4 == 6 {
+        packet[4..6].copy_from_slice(&length(total - 40));
+    } else {
+        packet[2..4].copy_from_slice(&length(total));
+        packet[10..12].fill(0);
+        let sum = super::checksum::of(&packet[..header_length(packet)]);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
     }
 }
 
