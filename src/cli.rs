@@ -96,6 +96,9 @@ pub enum Command {
     },
     /// Print the manual page
     Man,
+    /// The program inside `demo` that makes the requests.
+    #[command(hide = true)]
+    DemoClient,
     /// The child half of `exec`.
     #[command(hide = true)]
     Inside {

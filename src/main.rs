@@ -43,7 +43,13 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             let profile = profile(common)?;
             app::exec(&profile, &command)
         }
-        Some(Command::Demo) => app::demo(),
+        Some(Command::Demo) => {
+            if common.log_level.is_some() {
+                start_log(common, LogLevel::Silent);
+            }
+            app::demo()
+        }
+        Some(Command::DemoClient) => app::demo_client().map(|()| 0),
         Some(Command::Cleanup) => {
             start_log(common, LogLevel::Info);
             let report = app::cleanup(&state_dir(common)?)?;

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -37,7 +37,7 @@ pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
         nameserver: addresses.dns[0],
         queues: 1,
     };
-    let (channel, mut child) = start_child(&inside, command)?;
+    let (channel, mut child) = start_child(&inside, command, Stdio::inherit())?;
     let queues = match rootless::receive(&channel) {
         Ok(queues) => queues,
         Err(error) => {
@@ -77,11 +77,19 @@ pub fn inside(channel: i32, description: &str, command: Vec<OsString>) -> anyhow
     }
 }
 
-fn start_child(inside: &Inside, command: &[OsString]) -> anyhow::Result<(OwnedFd, Child)> {
+/// Starts the child half, which makes the namespace `inside` and hands its device over the channel. The process must
+/// have a single thread.
+pub(super) fn start_child(inside: &Inside, command: &[OsString], output: Stdio) -> anyhow::Result<(OwnedFd, Child)> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     let number = theirs.as_raw_fd();
     let mut child = Command::new("/proc/self/exe");
-    child.arg(INSIDE).arg(number.to_string()).arg(serde_json::to_string(inside)?).arg("--").args(command);
+    child
+        .arg(INSIDE)
+        .arg(number.to_string())
+        .arg(serde_json::to_string(inside)?)
+        .arg("--")
+        .args(command)
+        .stdout(output);
     // SAFETY: fcntl(2) is async-signal-safe, and the process has a single thread anyway.
     unsafe {
         child.pre_exec(move || {

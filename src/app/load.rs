@@ -20,7 +20,15 @@ pub struct Loaded {
 /// Reads and checks the profile at `path`, down to the options of each outbound. Touches nothing but the file.
 #[must_use]
 pub fn load(path: &Path) -> Loaded {
-    let (profile, mut report) = profile::load(path);
+    examine(profile::load(path))
+}
+
+/// The same for a profile that is no file; `name` is what messages call it.
+pub(super) fn read(name: &str, text: &[u8]) -> Loaded {
+    examine(profile::read(name, text))
+}
+
+fn examine((profile, mut report): (Option<Profile>, Report)) -> Loaded {
     if let Some(profile) = &profile {
         let egress = Egress::new(Dialer::default(), Arc::new(Nobody));
         let context = Context { egress, roots: Roots::default() };

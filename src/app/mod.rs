@@ -2,6 +2,7 @@
 
 mod build;
 mod control;
+mod demo;
 mod exec;
 mod load;
 mod nameservers;
@@ -9,6 +10,7 @@ mod run;
 mod worker;
 
 pub use control::{Command, ask};
+pub use demo::{client as demo_client, demo};
 pub use exec::{exec, inside};
 pub use load::{Loaded, load};
 pub use run::run;
@@ -19,9 +21,4 @@ pub use run::run;
 /// A run is going on there, or something could not be undone.
 pub fn cleanup(state: &std::path::Path) -> anyhow::Result<String> {
     Ok(crate::platform::cleanup(state)?.to_string())
-}
-
-/// x
-pub fn demo() -> anyhow::Result<u8> {
-    anyhow::bail!("not wired")
 }

@@ -203,6 +203,8 @@ impl Run<'_> {
                 "tun": tun,
                 "fake_addresses": core.dns.fake_names(),
                 "flows": core.counters.snapshot(),
+                "packets": core.counters.stacks(),
+                "dns": core.dns.counters().snapshot(),
             })
         }
     }

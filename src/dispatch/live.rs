@@ -1,11 +1,15 @@
 //! What happens to flows, counted, and told in one line each when they end.
 
 use std::fmt;
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use parking_lot::Mutex;
+
 use crate::session::Session;
+use crate::stack;
 
 /// Counters over all flows since the start.
 #[derive(Debug, Default)]
@@ -28,10 +32,65 @@ pub struct Counters {
     pub hand_over_lost: AtomicU64,
     /// Datagrams dropped: a queue or a socket was full.
     pub datagrams_dropped: AtomicU64,
+    /// What each worker's stack counted when it last went to sleep.
+    stacks: Mutex<Vec<stack::Counters>>,
+    listener: OnceLock<Arc<dyn Listener>>,
+}
+
+/// Hears of every flow, on the worker that carries it: it must not block. Never called per packet.
+pub trait Listener: fmt::Debug + Send + Sync {
+    /// The router has decided; nothing is dialled yet. A datagram to another peer of a client whose association is
+    /// open already is decided too, and never ends by itself.
+    fn decided(&self, flow: &Account);
+
+    /// The flow is over, or was never carried.
+    fn ended(&self, flow: &Account, outcome: Outcome, reason: &dyn fmt::Display);
+}
+
+/// How a flow ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// After an outbound carried it.
+    Closed,
+    /// No outbound could.
+    Failed,
+    /// A rule rejected it.
+    Rejected,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Closed => "closed",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
+        })
+    }
 }
 
 impl Counters {
-    /// One line of numbers for a person.
+    /// Notes what the stack of `worker` has counted so far.
+    pub fn publish(&self, worker: usize, counted: stack::Counters) {
+        let mut stacks = self.stacks.lock();
+        if stacks.len() <= worker {
+            stacks.resize(worker + 1, stack::Counters::default());
+        }
+        stacks[worker] = counted;
+    }
+
+    /// What all stacks together have counted.
+    #[must_use]
+    pub fn stacks(&self) -> stack::Counters {
+        self.stacks.lock().iter().fold(stack::Counters::default(), |all, one| all.plus(one))
+    }
+
+    /// Tells `listener` of every flow from now on. There is one for the life of the program; a second is refused with
+    /// false.
+    pub fn listen(&self, listener: Arc<dyn Listener>) -> bool {
+        self.listener.set(listener).is_ok()
+    }
+
+    /// The flows' numbers.
     #[must_use]
     pub fn snapshot(&self) -> serde_json::Value {
         serde_json::json!({
@@ -68,7 +127,7 @@ impl fmt::Display for Verdict {
 pub struct Account {
     counters: Arc<Counters>,
     session: Session,
-    fake: Option<std::net::IpAddr>,
+    fake: Option<IpAddr>,
     verdict: Option<Verdict>,
     started: Instant,
     up: u64,
@@ -80,7 +139,7 @@ pub struct Account {
 impl Account {
     /// A flow that has just arrived; `fake` is the fake address that its client used.
     #[must_use]
-    pub fn new(counters: Arc<Counters>, session: Session, fake: Option<std::net::IpAddr>) -> Self {
+    pub fn new(counters: Arc<Counters>, session: Session, fake: Option<IpAddr>) -> Self {
         Self {
             counters,
             session,
@@ -95,7 +154,7 @@ impl Account {
     }
 
     /// The destination behind what the client wrote: its name, and the fake address that stood for it.
-    pub fn found(&mut self, session: &Session, fake: Option<std::net::IpAddr>) {
+    pub fn found(&mut self, session: &Session, fake: Option<IpAddr>) {
         self.session.destination = session.destination.clone();
         self.fake = fake;
     }
@@ -103,6 +162,33 @@ impl Account {
     /// The router has decided.
     pub fn decided(&mut self, verdict: Verdict) {
         self.verdict = Some(verdict);
+        if let Some(listener) = self.counters.listener.get() {
+            listener.decided(self);
+        }
+    }
+
+    /// What is known of the flow; a name in place of the fake address that its client used.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// The fake address that its client used, if it did.
+    #[must_use]
+    pub fn fake(&self) -> Option<IpAddr> {
+        self.fake
+    }
+
+    /// Why it goes where it goes, once that is decided.
+    #[must_use]
+    pub fn verdict(&self) -> Option<&Verdict> {
+        self.verdict.as_ref()
+    }
+
+    /// Payload bytes so far, from the client and to it.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.up, self.down)
     }
 
     /// An outbound took the flow.
@@ -123,13 +209,13 @@ impl Account {
     pub fn failed(mut self, reason: &dyn fmt::Display, rejected: bool) {
         let counter = if rejected { &self.counters.rejected } else { &self.counters.failed };
         counter.fetch_add(1, Relaxed);
-        self.tell(if rejected { "rejected" } else { "failed" }, reason);
+        self.tell(if rejected { Outcome::Rejected } else { Outcome::Failed }, reason);
     }
 
     /// The flow ended after it was carried.
     pub fn closed(mut self, reason: &dyn fmt::Display) {
         self.counters.closed.fetch_add(1, Relaxed);
-        self.tell("closed", reason);
+        self.tell(Outcome::Closed, reason);
     }
 
     /// The flow's datagrams go into the account of an association that is open already.
@@ -137,8 +223,11 @@ impl Account {
         self.told = true;
     }
 
-    fn tell(&mut self, outcome: &str, reason: &dyn fmt::Display) {
+    fn tell(&mut self, outcome: Outcome, reason: &dyn fmt::Display) {
         self.told = true;
+        if let Some(listener) = self.counters.listener.get() {
+            listener.ended(self, outcome, reason);
+        }
         let (rule, chain) = match &self.verdict {
             Some(verdict) => (&*verdict.rule, &*verdict.chain),
             None => ("-", "-"),
@@ -155,8 +244,8 @@ impl Account {
             up = self.up,
             down = self.down,
             ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            outcome,
-            reason = %reason,
+            %outcome,
+            %reason,
         );
     }
 }
@@ -168,10 +257,88 @@ impl Drop for Account {
         }
         if self.open {
             self.counters.closed.fetch_add(1, Relaxed);
-            self.tell("closed", &"we stopped");
+            self.tell(Outcome::Closed, &"we stopped");
         } else {
             self.counters.failed.fetch_add(1, Relaxed);
-            self.tell("failed", &"given up before an outbound answered");
+            self.tell(Outcome::Failed, &"given up before an outbound answered");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::session::{Fact, Inbound, Network};
+
+    /// What a listener heard, in order.
+    #[derive(Debug, Default)]
+    struct Heard(Mutex<Vec<String>>);
+
+    impl Listener for Heard {
+        fn decided(&self, flow: &Account) {
+            self.0.lock().push(format!("{} {}", flow.session().destination, flow.verdict().unwrap()));
+        }
+
+        fn ended(&self, flow: &Account, outcome: Outcome, reason: &dyn fmt::Display) {
+            self.0.lock().push(format!("{outcome} {:?} {reason}", flow.bytes()));
+        }
+    }
+
+    fn account(counters: &Arc<Counters>) -> Account {
+        let session = Session {
+            network: Network::Tcp,
+            inbound: Inbound::Tun,
+            source: "192.0.2.1:1000".parse().unwrap(),
+            destination: "198.51.100.1:80".parse::<std::net::SocketAddr>().unwrap().into(),
+            resolved: Fact::Unknown,
+        };
+        Account::new(Arc::clone(counters), session, None)
+    }
+
+    fn verdict() -> Verdict {
+        Verdict { rule: "MATCH,DIRECT (line 7)".into(), chain: "DIRECT".into() }
+    }
+
+    #[test]
+    fn a_listener_hears_the_decision_and_then_one_end() {
+        let (counters, heard) = (Arc::new(Counters::default()), Arc::new(Heard::default()));
+        assert!(counters.listen(heard.clone()));
+        let mut flow = account(&counters);
+        flow.decided(verdict());
+        flow.opened();
+        flow.moved(3, 5);
+        flow.closed(&"finished");
+        let decided = "198.51.100.1:80 DIRECT by MATCH,DIRECT (line 7)";
+        assert_eq!(*heard.0.lock(), [decided, "closed (3, 5) finished"]);
+    }
+
+    #[test]
+    fn a_flow_that_nobody_could_carry_ends_as_failed_or_rejected() {
+        let (counters, heard) = (Arc::new(Counters::default()), Arc::new(Heard::default()));
+        counters.listen(heard.clone());
+        account(&counters).failed(&"timed out", false);
+        account(&counters).failed(&"by a rule", true);
+        assert_eq!(*heard.0.lock(), ["failed (0, 0) timed out", "rejected (0, 0) by a rule"]);
+        assert_eq!((counters.failed.load(Relaxed), counters.rejected.load(Relaxed)), (1, 1));
+    }
+
+    #[test]
+    fn an_open_flow_that_is_dropped_still_ends() {
+        let (counters, heard) = (Arc::new(Counters::default()), Arc::new(Heard::default()));
+        counters.listen(heard.clone());
+        let mut flow = account(&counters);
+        flow.opened();
+        drop(flow);
+        assert_eq!(*heard.0.lock(), ["closed (0, 0) we stopped"]);
+        assert_eq!(counters.closed.load(Relaxed), 1);
+    }
+
+    #[test]
+    fn a_second_listener_is_refused() {
+        let counters = Counters::default();
+        assert!(counters.listen(Arc::new(Heard::default())));
+        assert!(!counters.listen(Arc::new(Heard::default())));
     }
 }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 pub use entry::{Back, Entry};
-pub use live::{Account, Counters, Verdict};
+pub use live::{Account, Counters, Listener, Outcome, Verdict};
 pub use router::{Decision, Router, UnknownTarget};
 
 use crate::dns::{Dns, Fake, Held};

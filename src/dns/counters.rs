@@ -18,7 +18,7 @@ pub struct Counters {
 }
 
 /// The counters at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Counts {
     /// Messages from clients, whatever became of them.
     pub queries: u64,

@@ -10,6 +10,7 @@ use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{self, RecvError, State};
 
 use super::Tuple;
+use super::port::Cut;
 use super::ring::Rings;
 
 /// How a flow is turned away, as its client will see it.
@@ -30,6 +31,7 @@ pub enum Refusal {
 /// A flow's state, shared by the stack and the flow's task.
 pub(super) struct Flow {
     pub(super) tuple: Tuple,
+    pub(super) cut: Option<Cut>,
     /// Dropped before `rings`, from which its buffers are borrowed.
     pub(super) sockets: SocketSet<'static>,
     pub(super) handle: SocketHandle,

@@ -13,6 +13,7 @@ mod fragment;
 pub mod frame;
 mod icmp;
 pub mod ip;
+mod plane;
 mod port;
 mod ring;
 mod table;
@@ -80,7 +81,7 @@ impl std::fmt::Debug for FlowStream {
 }
 
 /// What the stack counted since its start. Dropped packets are counted once each, by reason.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counters {
     /// Packets read.
     pub packets: u64,
@@ -289,6 +290,23 @@ fn refuse_v6(packet: &Packet<'_>, transmit: &mut dyn Transmit) {
 }
 
 impl Counters {
+    /// The sums of both.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            bytes: self.bytes + other.bytes,
+            bad_length: self.bad_length + other.bad_length,
+            bad_header: self.bad_header + other.bad_header,
+            bad_options: self.bad_options + other.bad_options,
+            spoofed: self.spoofed + other.spoofed,
+            fragments: self.fragments + other.fragments,
+            ignored: self.ignored + other.ignored,
+            flooded: self.flooded + other.flooded,
+            flows: self.flows + other.flows,
+        }
+    }
+
     fn drop(&mut self, why: Malformed) {
         match why {
             Malformed::Length => self.bad_length += 1,

@@ -11,20 +11,22 @@ use super::frame::Transmit;
 /// its link header in software, which halves the speed of forwarded downloads; 64 000 stays below.
 const SUPER_PACKET: usize = 64_000;
 
-/// What the interface may leave to the device.
-pub(super) fn capabilities(mtu: usize, offload: bool) -> DeviceCapabilities {
+/// What the interface of one family may leave to the device.
+///
+/// smoltcp 0.14 makes super-packets of either family, but drops those of IPv6 as longer than the MTU and never says
+/// into what they are to be cut. So its IPv6 interface believes in an MTU that fits them, and [`Cut`] does the rest.
+pub(super) fn capabilities(mtu: usize, offload: bool, v6: bool) -> DeviceCapabilities {
     let mut capabilities = DeviceCapabilities::default();
     capabilities.medium = Medium::Ip;
-    capabilities.max_transmission_unit = mtu;
+    capabilities.max_transmission_unit = if offload && v6 { SUPER_PACKET } else { mtu };
     // Incoming checksums are checked before smoltcp sees a packet, and only where the kernel did not vouch for them.
     let mut checksum = ChecksumCapabilities::ignored();
     checksum.ipv4 = Checksum::Tx;
     checksum.icmpv4 = Checksum::Tx;
     checksum.icmpv6 = Checksum::Tx;
     if offload {
-        // IPv4 alone: smoltcp 0.14 makes IPv6 super-packets, and then drops them as longer than the MTU
-        // (InterfaceInner::dispatch_ip), so that nothing beyond one segment ever reached the client.
         capabilities.segmentation.tcpv4 = NonZeroUsize::new(SUPER_PACKET);
+        capabilities.segmentation.tcpv6 = NonZeroUsize::new(SUPER_PACKET);
     } else {
         checksum.tcp = Checksum::Tx;
     }
@@ -32,13 +34,29 @@ pub(super) fn capabilities(mtu: usize, offload: bool) -> DeviceCapabilities {
     capabilities
 }
 
+/// How the segments of an IPv6 flow are cut on a device with offloads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cut {
+    /// Payload bytes of each: what the client takes, and the MTU allows.
+    pub(super) segment: NonZeroU16,
+    /// The MSS to announce in the SYN-ACK.
+    pub(super) announced: u16,
+}
+
 /// One visit of smoltcp to the device.
 pub(super) struct Port<'a> {
     pub(super) incoming: Option<&'a [u8]>,
     pub(super) transmit: &'a mut dyn Transmit,
     pub(super) capabilities: &'a DeviceCapabilities,
+    pub(super) cut: Option<Cut>,
     /// Sequence and acknowledgement number of the last TCP segment sent.
     pub(super) last: Option<(u32, u32)>,
+}
+
+impl Port<'_> {
+    fn outgoing(&mut self) -> Outgoing<'_> {
+        Outgoing { transmit: &mut *self.transmit, last: &mut self.last, cut: self.cut, gso: None }
+    }
 }
 
 impl phy::Device for Port<'_> {
@@ -53,15 +71,11 @@ impl phy::Device for Port<'_> {
 
     fn receive(&mut self, _now: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
         let incoming = Incoming(self.incoming.take()?);
-        Some((incoming, Outgoing { transmit: &mut *self.transmit, last: &mut self.last, gso: None }))
+        Some((incoming, self.outgoing()))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Self::TxToken<'_>> {
-        if self.transmit.ready() {
-            Some(Outgoing { transmit: &mut *self.transmit, last: &mut self.last, gso: None })
-        } else {
-            None
-        }
+        if self.transmit.ready() { Some(self.outgoing()) } else { None }
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -82,6 +96,7 @@ impl phy::RxToken for Incoming<'_> {
 pub(super) struct Outgoing<'a> {
     transmit: &'a mut dyn Transmit,
     last: &'a mut Option<(u32, u32)>,
+    cut: Option<Cut>,
     gso: Option<NonZeroU16>,
 }
 
@@ -89,15 +104,21 @@ impl phy::TxToken for Outgoing<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, write: F) -> R {
         let mut write = Some(write);
         let mut result = None;
-        let last = self.last;
+        let (last, cut) = (self.last, self.cut);
+        // A TCP header of ours has no options behind the handshake.
+        let long = cut.filter(|cut| len > HEADERS_V6 + usize::from(cut.segment.get()));
+        let gso = self.gso.or(long.map(|cut| cut.segment));
         let mut fill = |packet: &mut [u8]| {
             if let Some(write) = write.take() {
                 result = Some(write(packet));
                 *last = numbers(packet);
+                if let Some(cut) = cut {
+                    announce(packet, cut.announced);
+                }
             }
         };
         if self.transmit.ready() {
-            self.transmit.transmit(len, self.gso, &mut fill);
+            self.transmit.transmit(len, gso, &mut fill);
         }
         match (result, write) {
             (Some(result), _) => result,
@@ -109,6 +130,20 @@ impl phy::TxToken for Outgoing<'_> {
 
     fn set_meta(&mut self, meta: PacketMeta) {
         self.gso = meta.segmentation_offload_size;
+    }
+}
+
+/// An IPv6 header and a TCP header without options.
+const HEADERS_V6: usize = 40 + 20;
+
+/// Puts the real MSS into an IPv6 SYN-ACK, whose checksum the device completes.
+fn announce(packet: &mut [u8], mss: u16) {
+    const SYN: u8 = 2;
+    if packet.len() <= HEADERS_V6 || packet[40 + 13] & SYN == 0 {
+        return;
+    }
+    if let Some(at) = super::tcp::mss_option(&packet[HEADERS_V6..]) {
+        packet[HEADERS_V6 + at..HEADERS_V6 + at + 2].copy_from_slice(&mss.to_be_bytes());
     }
 }
 

@@ -17,9 +17,9 @@ const STEPS: [usize; 2] = [32, 512];
 /// One mapping serves so many pairs of rings.
 const PAIRS_PER_MAPPING: usize = 8;
 /// So many free pairs of a class keep their first pages, so that short connections find them warm.
-const WARM_PAIRS: usize = 64;
+const WARM_PAIRS: usize = 256;
 /// What a warm ring may keep, in bytes.
-const WARM_BYTES: usize = 16 << 10;
+const WARM_BYTES: usize = 8 << 10;
 
 /// Free rings by class.
 #[derive(Default)]

@@ -6,19 +6,19 @@ use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use smoltcp::iface::{Interface, PollResult, SocketSet};
-use smoltcp::phy::DeviceCapabilities;
+use smoltcp::iface::{PollResult, SocketSet};
 use smoltcp::socket::tcp::{self, CongestionControl, State};
-use smoltcp::wire::HardwareAddress;
 
 use super::flow::{Flow, FlowStream, Progress, Refusal, Shared};
 use super::frame::Transmit;
 use super::ip::Packet;
-use super::port::{Port, capabilities};
+use super::plane::Plane;
+use super::port::{Cut, Port};
 use super::ring::Pool;
 use super::tcp::{Segment, acknowledge};
 use super::tombstone::{Graveyard, Tombstone};
@@ -37,8 +37,8 @@ const LINGER: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(60);
 const COLD: Duration = Duration::from_secs(5);
 
 pub(super) struct Table {
-    interface: Interface,
-    capabilities: DeviceCapabilities,
+    planes: [Plane; 2],
+    mtu: usize,
     offload: bool,
     own: Vec<IpAddr>,
     epoch: Instant,
@@ -64,15 +64,9 @@ struct Timer {
 
 impl Table {
     pub(super) fn new(config: &Config, now: Instant) -> Self {
-        let capabilities = capabilities(config.mtu, config.offload);
-        let mut settings = smoltcp::iface::Config::new(HardwareAddress::Ip);
-        settings.random_seed = config.seed;
-        let mut port = Port { incoming: None, transmit: &mut Nowhere, capabilities: &capabilities, last: None };
-        let mut interface = Interface::new(settings, &mut port, since(now, now));
-        interface.set_any_ip(true);
         Self {
-            interface,
-            capabilities,
+            planes: [Plane::new(config, false, now), Plane::new(config, true, now)],
+            mtu: config.mtu,
             offload: config.offload,
             own: config.own.clone(),
             epoch: now,
@@ -178,6 +172,7 @@ impl Table {
         let after_syn = segment.sequence.wrapping_add(1);
         let flow = Rc::new(RefCell::new(Flow {
             tuple: segment.tuple,
+            cut: self.cut(segment),
             sockets,
             handle,
             rings,
@@ -204,11 +199,25 @@ impl Table {
         Some(flow)
     }
 
+    /// How the flow's segments are cut where smoltcp does not say so: IPv6 on a device with offloads.
+    fn cut(&self, segment: &Segment) -> Option<Cut> {
+        if !self.offload || segment.tuple.client.is_ipv4() {
+            return None;
+        }
+        // An IPv6 device has an MTU of at least 1280, and no MTU exceeds 65 535.
+        let announced = u16::try_from(self.mtu.saturating_sub(60)).unwrap_or(u16::MAX);
+        // smoltcp clamps in the same way, against clients that ask for ten segments a byte.
+        let segment = NonZeroU16::new(segment.mss().max(48).min(announced))?;
+        Some(Cut { segment, announced })
+    }
+
     fn feed(&mut self, handle: &Handle, bytes: &[u8], segment: &Segment, now: Instant, transmit: &mut dyn Transmit) {
         let mut guard = handle.borrow_mut();
         let flow = &mut *guard;
-        let mut port = Port { incoming: Some(bytes), transmit, capabilities: &self.capabilities, last: None };
-        self.interface.poll_ingress_single(since(self.epoch, now), &mut port, &mut flow.sockets);
+        let plane = &mut self.planes[usize::from(flow.tuple.client.is_ipv6())];
+        let mut port =
+            Port { incoming: Some(bytes), transmit, capabilities: &plane.capabilities, cut: flow.cut, last: None };
+        plane.interface.poll_ingress_single(since(self.epoch, now), &mut port, &mut flow.sockets);
         flow.progress.sent = port.last.unwrap_or(flow.progress.sent);
         flow.progress.heard = now;
         // The comparison of RFC 1982: what is ahead by less than half the space is newer.
@@ -233,8 +242,10 @@ impl Table {
 
     pub(super) fn reset(&mut self, bytes: &[u8], now: Instant, transmit: &mut dyn Transmit) {
         let mut nobody = SocketSet::new(Vec::new());
-        let mut port = Port { incoming: Some(bytes), transmit, capabilities: &self.capabilities, last: None };
-        self.interface.poll_ingress_single(since(self.epoch, now), &mut port, &mut nobody);
+        let plane = &mut self.planes[usize::from(bytes.first().is_some_and(|byte| byte >> 4 == 6))];
+        let mut port =
+            Port { incoming: Some(bytes), transmit, capabilities: &plane.capabilities, cut: None, last: None };
+        plane.interface.poll_ingress_single(since(self.epoch, now), &mut port, &mut nobody);
     }
 
     pub(super) fn poll(&mut self, now: Instant, transmit: &mut dyn Transmit) -> bool {
@@ -325,8 +336,10 @@ impl Table {
             if !transmit.ready() {
                 return false;
             }
-            let mut port = Port { incoming: None, transmit, capabilities: &self.capabilities, last: None };
-            let result = self.interface.poll_egress(time, &mut port, &mut flow.sockets);
+            let plane = &mut self.planes[usize::from(flow.tuple.client.is_ipv6())];
+            let mut port =
+                Port { incoming: None, transmit, capabilities: &plane.capabilities, cut: flow.cut, last: None };
+            let result = plane.interface.poll_egress(time, &mut port, &mut flow.sockets);
             if let Some(sent) = port.last {
                 flow.progress.sent = sent;
                 if flow.socket().send_queue() > 0 {
@@ -348,7 +361,8 @@ impl Table {
         if flow.socket().send_queue() > 0 && now.saturating_duration_since(flow.progress.heard) > DEAF {
             flow.socket().abort();
         }
-        let Some(at) = self.interface.poll_at(since(self.epoch, now), &flow.sockets) else { return };
+        let plane = &mut self.planes[usize::from(flow.tuple.client.is_ipv6())];
+        let Some(at) = plane.interface.poll_at(since(self.epoch, now), &flow.sockets) else { return };
         let micros = u64::try_from(at.total_micros()).unwrap_or(0);
         // Whatever is due now was just served; a millisecond keeps a mistake from spinning.
         let due = (self.epoch + Duration::from_micros(micros)).max(now + Duration::from_millis(1));
@@ -457,17 +471,6 @@ fn strip_extensions(packet: &Packet<'_>) -> Vec<u8> {
     bytes[4..6].copy_from_slice(&length.to_be_bytes());
     bytes[6] = packet.protocol;
     bytes
-}
-
-/// A device for the moment before there is one.
-struct Nowhere;
-
-impl Transmit for Nowhere {
-    fn ready(&mut self) -> bool {
-        false
-    }
-
-    fn transmit(&mut self, _: usize, _: Option<std::num::NonZeroU16>, _: &mut dyn FnMut(&mut [u8])) {}
 }
 
 impl PartialEq for Timer {

@@ -19,6 +19,8 @@ pub(super) struct Segment {
     /// Bytes of payload.
     pub(super) payload: usize,
     flags: u8,
+    /// The MSS option's value.
+    mss: Option<u16>,
 }
 
 impl Segment {
@@ -52,12 +54,19 @@ impl Segment {
             sequence: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
             payload: bytes.len() - length,
             flags,
+            mss: if flags & SYN == 0 { None } else { read_mss(&bytes[20..length]) },
         })
     }
 
     /// Whether it opens a connection.
     pub(super) fn opens(&self) -> bool {
         self.flags & (SYN | ACK | RST | FIN) == SYN
+    }
+
+    /// The largest segment that its sender takes (RFC 9293 section 3.7.1: a default where it does not say).
+    pub(super) fn mss(&self) -> u16 {
+        let default = if self.tuple.client.is_ipv6() { 1220 } else { 536 };
+        self.mss.filter(|mss| *mss > 0).unwrap_or(default)
     }
 
     pub(super) fn is_reset(&self) -> bool {
@@ -67,6 +76,24 @@ impl Segment {
     /// The sequence number behind its payload.
     pub(super) fn end(&self) -> u32 {
         self.sequence.wrapping_add(super::flow::low_bits(self.payload))
+    }
+}
+
+fn read_mss(options: &[u8]) -> Option<u16> {
+    let at = mss_option(options)?;
+    Some(u16::from_be_bytes([options[at], options[at + 1]]))
+}
+
+/// Where the value of the MSS option stands among TCP options.
+pub(super) fn mss_option(options: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        match options.get(at)? {
+            0 => return None,
+            1 => at += 1,
+            2 if options.get(at + 1) == Some(&4) && options.len() >= at + 4 => return Some(at + 2),
+            _ => at += usize::from(*options.get(at + 1)?).max(2),
+        }
     }
 }
 

@@ -55,6 +55,11 @@ impl Crew {
         self.others.len() == 1
     }
 
+    /// This worker's number.
+    pub(super) fn number(&self) -> usize {
+        self.me
+    }
+
     /// Whether `worker` is this one.
     pub(super) fn is(&self, worker: usize) -> bool {
         worker == self.me

@@ -98,6 +98,7 @@ impl Tunnel {
             if more || left {
                 continue;
             }
+            self.dispatcher.core().counters.publish(self.crew.borrow().number(), self.stack.borrow().counters());
             poll_fn(|cx| self.poll_wake(cx, sleep.as_mut())).await?;
         }
     }
@@ -112,12 +113,6 @@ impl Tunnel {
     #[must_use]
     pub fn flows(&self) -> usize {
         self.stack.borrow().flows()
-    }
-
-    /// What the stack counted.
-    #[must_use]
-    pub fn counters(&self) -> stack::Counters {
-        self.stack.borrow().counters()
     }
 
     /// Reads and ingests up to a batch. True: more may wait.

@@ -1,0 +1,12 @@
+//! The stack in memory: real TCP clients, raw segments and garbage against `tunproxy::stack`, over a link that may lose,
+//! repeat and reorder, under a clock that the test owns. No privileges, no sockets, no waiting.
+
+#[cfg(test)]
+mod world;
+
+#[cfg(test)]
+mod opening;
+#[cfg(test)]
+mod closing;
+#[cfg(test)]
+mod windows;

@@ -1,0 +1,148 @@
+//! Windows and sequence numbers: shut, nearly full, wrapping.
+
+use std::time::Duration;
+
+use crate::world::packet::{ACK, FIN};
+use crate::world::{Net, Peer, World, on, on_every_net, pattern};
+
+const MEGABYTE: usize = 1 << 20;
+
+#[test]
+fn a_task_that_stops_reading_for_half_a_minute_loses_nothing() {
+    on_every_net(|world| async move {
+        let conn = world.connect(80);
+        let flow = world.arrival().await;
+        flow.accept();
+        conn.established().await.unwrap();
+        let sender = conn.clone();
+        world.spawn(async move {
+            sender.write_pattern(3 * MEGABYTE).await.unwrap();
+            sender.shutdown();
+        });
+        world.sleep(Duration::from_secs(30)).await;
+        assert_eq!(flow.read_pattern().await.unwrap(), 3 * MEGABYTE);
+        assert!(world.elapsed() < Duration::from_secs(32), "the open window was announced: {:?}", world.elapsed());
+    });
+}
+
+#[test]
+fn a_client_that_stops_reading_for_half_a_minute_loses_nothing() {
+    on_every_net(|world| async move {
+        let conn = world.connect(80);
+        let flow = world.arrival().await;
+        flow.accept();
+        conn.established().await.unwrap();
+        world.spawn(async move {
+            flow.write_pattern(3 * MEGABYTE).await.unwrap();
+            flow.shutdown();
+            flow.flushed().await;
+        });
+        world.sleep(Duration::from_secs(30)).await;
+        assert_eq!(conn.read_pattern().await, Ok(3 * MEGABYTE));
+        assert!(world.elapsed() < Duration::from_secs(40), "{:?}", world.elapsed());
+    });
+}
+
+/// Fills the receive ring to its last byte, in pieces that leave the announced window between two of its steps.
+#[test]
+fn a_fin_at_the_very_edge_of_the_window_ends_the_stream_only_behind_its_last_byte() {
+    on_every_net(|world| async move {
+        let mut peer = Peer::new(&world, 3000, 500);
+        let flow = peer.open().await;
+        let body = pattern(0, MEGABYTE);
+        // Ten bytes, acknowledged: the ring's rest is no multiple of the window's unit any more.
+        let initial = peer.next;
+        peer.data(&body[..10]);
+        peer.replies().await;
+        for part in body[10..MEGABYTE - 500].chunks(1000) {
+            peer.data(part);
+        }
+        peer.replies().await;
+        let tail = &body[(peer.next - initial) as usize..];
+        peer.send(FIN | ACK, tail);
+        peer.replies().await;
+        let server = flow.clone();
+        let (world, total) = (world.clone(), std::rc::Rc::new(std::cell::Cell::new(None)));
+        let result = std::rc::Rc::clone(&total);
+        world.spawn(async move {
+            result.set(Some(server.read_pattern().await.unwrap()));
+        });
+        // What was not acknowledged is repeated, as any TCP does.
+        for _ in 0..3 {
+            let replies = peer.replies().await;
+            if let Some(last) = replies.last() {
+                let done = last.acknowledgement.wrapping_sub(initial) as usize;
+                if done < body.len() {
+                    peer.next = last.acknowledgement;
+                    peer.send(FIN | ACK, &body[done..]);
+                }
+            }
+            world.sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(total.get(), Some(MEGABYTE));
+    });
+}
+
+/// Opens connections until one side's initial number lies less than a megabyte before the wrap.
+async fn near_the_wrap(world: &World, of_client: bool) -> (crate::world::Conn, crate::world::Flow) {
+    world.watch();
+    let conn = world.connect_from(10_000, 80);
+    for attempt in 1..30_000u16 {
+        let flow = world.arrival().await;
+        flow.accept();
+        conn.established().await.unwrap();
+        world.settle().await;
+        let seen = world.seen();
+        let opening = seen.iter().find(|seen| seen.to_client != of_client).unwrap();
+        if opening.sequence > u32::MAX - MEGABYTE as u32 {
+            return (conn, flow);
+        }
+        flow.abort();
+        conn.closed().await;
+        conn.open(10_000 + attempt, 80);
+    }
+    panic!("no initial number near the wrap in 30 000 attempts");
+}
+
+#[test]
+fn sequence_numbers_of_either_side_wrap_in_mid_stream() {
+    for (net, of_client) in [(Net::new(false, false), true), (Net::new(true, true), false)] {
+        on(net, move |world| async move {
+            let (conn, flow) = near_the_wrap(&world, of_client).await;
+            let server = flow.clone();
+            world.spawn(async move {
+                server.write_pattern(3 * MEGABYTE).await.unwrap();
+                server.shutdown();
+            });
+            let client = conn.clone();
+            world.spawn(async move {
+                client.write_pattern(3 * MEGABYTE).await.unwrap();
+                client.shutdown();
+            });
+            let reader = conn.clone();
+            world.spawn(async move { assert_eq!(reader.read_pattern().await, Ok(3 * MEGABYTE)) });
+            assert_eq!(flow.read_pattern().await.unwrap(), 3 * MEGABYTE);
+            conn.closed().await;
+        });
+    }
+}
+
+#[test]
+fn pieces_in_the_wrong_order_are_put_together() {
+    on_every_net(|world| async move {
+        let mut peer = Peer::new(&world, 3000, u32::MAX - 5000);
+        let flow = peer.open().await;
+        let initial = peer.next;
+        let body = pattern(0, 20_000);
+        let mut parts: Vec<usize> = (0..20).collect();
+        parts.reverse();
+        parts.swap(3, 9);
+        for part in parts {
+            peer.next = initial.wrapping_add(part as u32 * 1000);
+            peer.send(ACK, &body[part * 1000..(part + 1) * 1000]);
+        }
+        peer.next = initial.wrapping_add(20_000);
+        peer.send(FIN | ACK, &[]);
+        assert_eq!(flow.read_pattern().await.unwrap(), 20_000);
+    });
+}
