@@ -11,6 +11,7 @@ use smoltcp::socket::tcp::{self, RecvError, State};
 
 use super::Tuple;
 use super::port::Cut;
+use super::progress::Progress;
 use super::ring::Rings;
 
 /// How a flow is turned away, as its client will see it.
@@ -31,11 +32,12 @@ pub enum Refusal {
 /// A flow's state, shared by the stack and the flow's task.
 pub(super) struct Flow {
     pub(super) tuple: Tuple,
-    pub(super) cut: Option<Cut>,
     /// Dropped before `rings`, from which its buffers are borrowed.
     pub(super) sockets: SocketSet<'static>,
     pub(super) handle: SocketHandle,
     pub(super) rings: Rings,
+    /// How super-packets to this client are cut, where that is not smoltcp's affair.
+    pub(super) cut: Option<Cut>,
     /// The first bytes of the SYN, for an ICMP error to quote; present while the SYN-ACK is held.
     pub(super) held: Option<Box<[u8]>>,
     /// Counted among the flows whose SYN-ACK is held.
@@ -47,27 +49,11 @@ pub(super) struct Flow {
     /// Its task is gone; the stack removes it once TCP has come to an end.
     pub(super) orphan: bool,
     pub(super) refusal: Option<Refusal>,
+    /// FIN is to follow as soon as the handshake is over: smoltcp would send it in place of the SYN-ACK.
+    pub(super) finishing: bool,
     /// The time for which the stack's timer queue holds an entry.
     pub(super) armed: Option<Instant>,
     pub(super) progress: Progress,
-}
-
-/// What is known of a flow's data, to tell when its rings hold nothing.
-pub(super) struct Progress {
-    /// The client's initial sequence number.
-    pub(super) initial: u32,
-    /// Bytes read out of the receive ring, modulo 2^32.
-    pub(super) consumed: u32,
-    /// The highest end of data that a segment of the client reached.
-    pub(super) highest: u32,
-    /// Sequence and acknowledgement number last sent.
-    pub(super) sent: (u32, u32),
-    /// When the client's last segment came.
-    pub(super) heard: Instant,
-    /// When data last moved.
-    pub(super) moved: Instant,
-    /// In the queue of flows whose rings may hold touched pages.
-    pub(super) warm: bool,
 }
 
 /// What flows tell the stack between its turns.
@@ -97,8 +83,29 @@ impl Flow {
     /// Whether the receive ring holds neither data to read nor data beyond a gap.
     fn receive_ring_is_empty(&mut self) -> bool {
         let queued = self.socket().recv_queue();
-        let next = self.progress.initial.wrapping_add(1).wrapping_add(self.progress.consumed);
-        queued == 0 && self.progress.highest == next
+        queued == 0 && self.progress.highest == self.progress.next(0)
+    }
+
+    /// The sequence number that the client is to send next, and how many bytes from there on the receive ring takes.
+    pub(super) fn expects(&mut self) -> (u32, usize) {
+        let socket = self.socket();
+        let (queued, capacity) = (socket.recv_queue(), socket.recv_capacity());
+        (self.progress.next(queued), capacity - queued)
+    }
+
+    /// FIN, now or behind the handshake.
+    pub(super) fn finish(&mut self) {
+        self.finishing = self.socket().state() == State::SynReceived;
+        if !self.finishing {
+            self.socket().close();
+        }
+    }
+
+    /// Whether both directions have come to their ends, so that nobody needs a task any more.
+    fn is_over(&mut self) -> bool {
+        let socket = self.socket();
+        let ended = matches!(socket.state(), State::Closing | State::LastAck | State::TimeWait | State::Closed);
+        ended && socket.recv_queue() == 0
     }
 
     /// Gives the rings' pages back if they hold nothing.
@@ -215,7 +222,13 @@ impl FlowStream {
                 self.shared.mark(&self.flow, flow);
                 Poll::Ready(Ok(put))
             }
-            Ok(other) => other,
+            Ok(other) => {
+                // Behind the client's FIN nobody reads any more, so this way must learn of a reset.
+                if !socket.may_recv() {
+                    socket.register_send_waker(cx.waker());
+                }
+                other
+            }
             Err(_) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
         }
     }
@@ -223,12 +236,13 @@ impl FlowStream {
     /// Ready once the client has acknowledged everything, a FIN of ours included, or is gone.
     pub fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut flow = self.flow.borrow_mut();
+        let finishing = flow.finishing;
         let socket = flow.socket();
-        let waiting = matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck);
+        let waiting = finishing || matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck);
         if !waiting && socket.send_queue() == 0 {
             return Poll::Ready(());
         }
-        if socket.state() == State::Closed {
+        if matches!(socket.state(), State::Closed | State::Listen) {
             return Poll::Ready(());
         }
         socket.register_send_waker(cx.waker());
@@ -238,7 +252,7 @@ impl FlowStream {
     /// Sends FIN behind what was written; reading goes on.
     pub fn shutdown(&mut self) {
         let mut flow = self.flow.borrow_mut();
-        flow.socket().close();
+        flow.finish();
         self.shared.mark(&self.flow, &mut flow);
     }
 
@@ -257,13 +271,8 @@ impl Drop for FlowStream {
         if flow.held.is_some() {
             // Not accepted: the stack answers as `refusal` says, by a reset if nobody chose.
             flow.refusal.get_or_insert(Refusal::Reset);
-        } else {
-            let socket = flow.socket();
-            let fin_sent = !socket.may_send();
-            let fin_received = !socket.may_recv();
-            if !(fin_sent && fin_received) {
-                socket.abort();
-            }
+        } else if !flow.is_over() {
+            flow.socket().abort();
         }
         self.shared.mark(&self.flow, &mut flow);
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::ip::{self, Fragment, Packet};
+use super::ip::{self, Fragment, Malformed, Packet};
 
 /// RFC 8200: 60 s after the first fragment the rest is given up; RFC 1122 allows 60 to 120 s.
 const LIFETIME: Duration = Duration::from_secs(60);
@@ -40,7 +40,15 @@ pub(super) struct Reassembly {
 
 impl Reassembly {
     /// Adds a piece; returns the whole packet when it was the last one missing.
-    pub(super) fn add(&mut self, packet: &Packet<'_>, fragment: Fragment, now: Instant) -> Option<Vec<u8>> {
+    ///
+    /// # Errors
+    /// The piece is dropped: its length or place cannot be, or it overlaps another.
+    pub(super) fn add(
+        &mut self,
+        packet: &Packet<'_>,
+        fragment: Fragment,
+        now: Instant,
+    ) -> Result<Option<Vec<u8>>, Malformed> {
         self.expire(now);
         let payload = packet.payload();
         // All but the last piece are multiples of eight bytes, and none reaches beyond what a length field can say.
@@ -48,18 +56,17 @@ impl Reassembly {
             || (fragment.more && !payload.len().is_multiple_of(8))
             || fragment.offset + payload.len() > 65_535 - fragment.unfragmentable
         {
-            return None;
+            return Err(Malformed::Length);
         }
         let (source, destination) = (packet.source, packet.destination);
         let key = Key { source, destination, protocol: packet.protocol, id: fragment.id };
         let partial = self.entry(key, now);
-        partial.insert(packet, fragment, payload);
+        partial.insert(packet, fragment, payload)?;
         if !partial.is_complete() {
-            return None;
+            return Ok(None);
         }
-        let whole = self.partial.remove(&key)?;
         self.order.retain(|other| *other != key);
-        Some(whole.assemble(packet.protocol))
+        self.partial.remove(&key).map(|whole| whole.assemble(packet.protocol)).transpose()
     }
 
     fn entry(&mut self, key: Key, now: Instant) -> &mut Partial {
@@ -92,10 +99,10 @@ impl Reassembly {
 }
 
 impl Partial {
-    fn insert(&mut self, packet: &Packet<'_>, fragment: Fragment, payload: &[u8]) {
+    fn insert(&mut self, packet: &Packet<'_>, fragment: Fragment, payload: &[u8]) -> Result<(), Malformed> {
         let (start, end) = (fragment.offset, fragment.offset + payload.len());
         if self.pieces.get(&start).is_some_and(|known| known == payload) {
-            return; // A plain duplicate, as networks make them.
+            return Ok(()); // A plain duplicate, as networks make them.
         }
         let before = self.pieces.range(..=start).next_back().map_or(0, |(at, piece)| at + piece.len());
         let after = self.pieces.range(start..).next().map_or(usize::MAX, |(at, _)| *at);
@@ -106,7 +113,7 @@ impl Partial {
             self.pieces.clear();
         }
         if self.spoilt {
-            return;
+            return Err(Malformed::Options);
         }
         if start == 0 {
             self.header = packet.bytes[..fragment.unfragmentable].to_vec();
@@ -115,6 +122,7 @@ impl Partial {
             self.total = Some(end);
         }
         self.pieces.insert(start, payload.to_vec());
+        Ok(())
     }
 
     fn is_complete(&self) -> bool {
@@ -125,7 +133,10 @@ impl Partial {
     /// The packet as it was before it was cut, and fit to be cut again: IPv4 loses "don't fragment", and a datagram of
     /// IPv6 keeps a fragment header that says "all of it" (RFC 6946), as it can say so in no other way. IPv6 extension
     /// headers of the unfragmentable part are left out.
-    fn assemble(self, protocol: u8) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// The first piece had options that the last one did not leave room for.
+    fn assemble(self, protocol: u8) -> Result<Vec<u8>, Malformed> {
         let v6 = self.header[0] >> 4 == 6;
         let header = if v6 { 40 } else { self.header.len() };
         let mut whole = self.header[..header].to_vec();
@@ -138,6 +149,9 @@ impl Partial {
             whole.extend_from_slice(&piece);
         }
         let total = whole.len();
+        if total > 65_535 + if v6 { 40 } else { 0 } {
+            return Err(Malformed::Length);
+        }
         if v6 {
             whole[4..6].copy_from_slice(&((total - 40) as u16).to_be_bytes());
             whole[6] = if atomic { ip::FRAGMENT } else { protocol };
@@ -148,7 +162,7 @@ impl Partial {
             let sum = super::checksum::of(&whole[..header]);
             whole[10..12].copy_from_slice(&sum.to_be_bytes());
         }
-        whole
+        Ok(whole)
     }
 }
 
@@ -185,7 +199,7 @@ mod tests {
 
     fn add(reassembly: &mut Reassembly, bytes: &[u8], now: Instant) -> Option<Vec<u8>> {
         let packet = Packet::parse(bytes).unwrap();
-        reassembly.add(&packet, packet.fragment.unwrap(), now)
+        reassembly.add(&packet, packet.fragment.unwrap(), now).unwrap_or_default()
     }
 
     proptest! {

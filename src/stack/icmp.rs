@@ -39,11 +39,12 @@ impl Unreachable {
 }
 
 /// Tells the sender of `quoted` (an IP packet, or its first bytes) that it cannot reach its destination. The error
-/// claims to come from that destination. Nothing is said about packets that must not be answered (RFC 1122 3.2.2).
-pub(super) fn unreachable(quoted: &[u8], why: Unreachable, transmit: &mut dyn Transmit) {
-    let Some((source, destination)) = addresses(quoted) else { return };
-    if ip::is_not_unicast(destination) || ip::is_not_unicast(source) || is_icmp_error(quoted) {
-        return;
+/// claims to come from that destination. Nothing is said about packets that must not be answered (RFC 1122 3.2.2,
+/// RFC 4443 2.4 e): errors, fragments beyond the first, and what names no single host. False: it was one of these.
+pub(super) fn unreachable(quoted: &[u8], why: Unreachable, transmit: &mut dyn Transmit) -> bool {
+    let Some((source, destination)) = addresses(quoted) else { return false };
+    if ip::is_not_unicast(destination) || ip::is_not_unicast(source) || !may_be_answered(quoted) {
+        return false;
     }
     let v6 = source.is_ipv6();
     // IPv4: as much as fits into 576 bytes (RFC 1812 4.3.2.3); IPv6: into the minimum MTU (RFC 4443 2.4 c).
@@ -56,6 +57,7 @@ pub(super) fn unreachable(quoted: &[u8], why: Unreachable, transmit: &mut dyn Tr
         body[4..8].copy_from_slice(&word.to_be_bytes());
         body[8..].copy_from_slice(quoted);
     });
+    true
 }
 
 /// Answers an echo request.
@@ -76,6 +78,15 @@ pub(super) fn is_echo_request(packet: &Packet<'_>) -> bool {
         _ => return false,
     };
     packet.payload().len() >= 8 && packet.payload()[0] == request
+}
+
+/// Whether the message's checksum is right.
+pub(super) fn checksum_holds(packet: &Packet<'_>) -> bool {
+    if packet.source.is_ipv6() {
+        super::checksum::transport(packet.bytes, packet.start, ip::ICMPV6) == 0
+    } else {
+        super::checksum::of(packet.payload()) == 0
+    }
 }
 
 fn emit(
@@ -118,11 +129,16 @@ fn addresses(quoted: &[u8]) -> Option<(IpAddr, IpAddr)> {
     }
 }
 
-fn is_icmp_error(quoted: &[u8]) -> bool {
+/// Whether an error may speak of a packet that begins with `quoted`: neither an ICMP error, nor a fragment other than
+/// the first, nor a chain of extension headers that ends nowhere.
+fn may_be_answered(quoted: &[u8]) -> bool {
     let kind = |at: usize| quoted.get(at).copied().unwrap_or(0);
     if quoted[0] >> 4 == 6 {
-        quoted[6] == ip::ICMPV6 && kind(40) < 128
-    } else {
-        quoted[9] == ip::ICMP && !matches!(kind(usize::from(quoted[0] & 15) * 4), 0 | 8)
+        let Ok(ip::Walk { protocol, start, fragment, .. }) = ip::walk_extensions(quoted) else { return false };
+        let first = fragment.is_none_or(|fragment| fragment.offset == 0);
+        return first && (protocol != ip::ICMPV6 || kind(start) >= 128);
     }
+    let first = kind(6) & 0x1f == 0 && kind(7) == 0;
+    let request = matches!(kind(usize::from(quoted[0] & 15) * 4), 0 | 8);
+    first && (quoted[9] != ip::ICMP || request)
 }

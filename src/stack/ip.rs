@@ -141,16 +141,16 @@ fn address_v6(bytes: &[u8]) -> Ipv6Addr {
 }
 
 /// What the extension headers led to.
-struct Walk {
-    protocol: u8,
-    start: usize,
-    fragment: Option<Fragment>,
+pub(super) struct Walk {
+    pub(super) protocol: u8,
+    pub(super) start: usize,
+    pub(super) fragment: Option<Fragment>,
     /// A fragment header said that nothing is missing.
-    atomic: bool,
+    pub(super) atomic: bool,
 }
 
 /// Follows the chain of extension headers (RFC 8200 section 4) to the transport or to a fragment header.
-fn walk_extensions(bytes: &[u8]) -> Result<Walk, Malformed> {
+pub(super) fn walk_extensions(bytes: &[u8]) -> Result<Walk, Malformed> {
     let (mut next, mut at, mut atomic) = (bytes[6], 40, false);
     for _ in 0..MAX_EXTENSIONS {
         match next {
@@ -245,6 +245,24 @@ pub(super) fn write_header(packet: &mut [u8], source: IpAddr, destination: IpAdd
             packet[24..40].copy_from_slice(&mapped(destination).octets());
             40
         }
+    }
+}
+
+/// Where the transport header begins in a packet without IPv6 extension headers.
+pub(super) fn header_length(packet: &[u8]) -> usize {
+    if packet[0] >> 4 == 6 { 40 } else { usize::from(packet[0] & 15) * 4 }
+}
+
+/// Makes the length field of a packet that was cut say what is left. The transport checksum is not touched.
+pub(super) fn shorten(packet: &mut [u8]) {
+    let total = packet.len();
+    if packet[0] >> 4 == 6 {
+        packet[4..6].copy_from_slice(&length(total - 40));
+    } else {
+        packet[2..4].copy_from_slice(&length(total));
+        packet[10..12].fill(0);
+        let sum = super::checksum::of(&packet[..header_length(packet)]);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
     }
 }
 

@@ -11,16 +11,19 @@ mod datagram;
 mod flow;
 mod fragment;
 pub mod frame;
+mod held;
 mod icmp;
 pub mod ip;
-mod plane;
 mod port;
+mod progress;
 mod ring;
 mod table;
 mod tcp;
+mod timers;
 mod tombstone;
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::Instant;
@@ -148,9 +151,25 @@ impl Stack {
         }
         if let Some(fragment) = packet.fragment {
             self.counters.fragments += 1;
-            self.assembled = self.reassembly.add(&packet, fragment, now)?;
+            self.assembled = match self.reassembly.add(&packet, fragment, now) {
+                Ok(whole) => whole?,
+                Err(why) => {
+                    self.counters.drop(why);
+                    return None;
+                }
+            };
             let Self { config, table, assembled, counters, .. } = self;
-            let packet = Packet::parse(assembled).ok()?;
+            let whole = Packet::parse(assembled).and_then(|packet| match packet.fragment {
+                None => Ok(packet),
+                Some(_) => Err(Malformed::Options), // Fragments of a fragment.
+            });
+            let packet = match whole {
+                Ok(packet) => packet,
+                Err(why) => {
+                    counters.drop(why);
+                    return None;
+                }
+            };
             return deliver(config, table, counters, packet, VirtioHeader::PLAIN, now, transmit);
         }
         let Self { config, table, counters, .. } = self;
@@ -185,6 +204,32 @@ impl Stack {
         self.next_id = self.next_id.wrapping_add(1);
         let link = datagram::Link { mtu: self.config.mtu, offload: self.config.offload };
         datagram::write(from, to, payload, link, self.next_id, transmit)
+    }
+
+    /// Writes datagrams that stand one behind the other in `train` to a client, each `size` bytes long but for the last,
+    /// in as few packets as the device cuts for us. False: some were dropped.
+    pub fn send_train(
+        &mut self,
+        from: SocketAddr,
+        to: SocketAddr,
+        train: &[u8],
+        size: NonZeroU16,
+        transmit: &mut dyn Transmit,
+    ) -> bool {
+        let link = datagram::Link { mtu: self.config.mtu, offload: self.config.offload };
+        let longest = datagram::longest_train(to, size, link, transmit);
+        let mut all = true;
+        for part in train.chunks(longest) {
+            if part.len() <= usize::from(size.get()) {
+                all &= self.send(from, to, part, transmit);
+                continue;
+            }
+            // The kernel counts on from here, one number for each datagram.
+            let id = self.next_id.wrapping_add(1);
+            self.next_id = self.next_id.wrapping_add(datagram::MOST_SEGMENTS);
+            all &= datagram::write_train(from, to, part, size, id, transmit);
+        }
+        all
     }
 
     /// Tells a client that its packet, which began with `quoted`, did not arrive.
@@ -245,7 +290,7 @@ fn deliver<'a>(
     transmit: &mut dyn Transmit,
 ) -> Option<Event<'a>> {
     if packet.source.is_ipv6() && !config.ipv6 {
-        refuse_v6(&packet, transmit);
+        counters.ignored += u64::from(!refuse_v6(&packet, transmit));
         return None;
     }
     match packet.protocol {
@@ -269,10 +314,14 @@ fn deliver<'a>(
             datagram.map(Event::Datagram)
         }
         _ if icmp::is_echo_request(&packet) => {
+            if !header.checksum_trusted() && !icmp::checksum_holds(&packet) {
+                counters.bad_header += 1;
+                return None;
+            }
             if config.echo.contains(&packet.destination) {
                 icmp::echo_reply(&packet, transmit);
             } else {
-                icmp::unreachable(packet.bytes, Unreachable::Host, transmit);
+                counters.ignored += u64::from(!icmp::unreachable(packet.bytes, Unreachable::Host, transmit));
             }
             None
         }
@@ -284,9 +333,10 @@ fn deliver<'a>(
 }
 
 /// `ipv6: false`: codes that programs take as "no IPv6 here" at once, TCP as ENETUNREACH, UDP as ECONNREFUSED.
-fn refuse_v6(packet: &Packet<'_>, transmit: &mut dyn Transmit) {
+/// False: the packet is one that must not be answered.
+fn refuse_v6(packet: &Packet<'_>, transmit: &mut dyn Transmit) -> bool {
     let why = if packet.protocol == ip::UDP { Unreachable::Port } else { Unreachable::Network };
-    icmp::unreachable(packet.bytes, why, transmit);
+    icmp::unreachable(packet.bytes, why, transmit)
 }
 
 impl Counters {

@@ -6,27 +6,38 @@ use smoltcp::phy::{self, Checksum, ChecksumCapabilities, DeviceCapabilities, Med
 use smoltcp::time::Instant;
 
 use super::frame::Transmit;
+use super::tcp::clamp_segment_size;
 
 /// The largest packet given to the device in one piece. The kernel cuts what exceeds a device's `gso_max_size` with
 /// its link header in software, which halves the speed of forwarded downloads; 64 000 stays below.
 const SUPER_PACKET: usize = 64_000;
 
-/// What the interface of one family may leave to the device.
-///
-/// smoltcp 0.14 makes super-packets of either family, but drops those of IPv6 as longer than the MTU and never says
-/// into what they are to be cut. So its IPv6 interface believes in an MTU that fits them, and [`Cut`] does the rest.
+/// How IPv6 super-packets come about: smoltcp 0.14 makes them, and then drops them as longer than the MTU
+/// (`InterfaceInner::dispatch_ip`, which also forgets their segment size). So its IPv6 interface believes in an MTU as
+/// large as they are, and what would follow from that is put right here.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cut {
+    /// Payload of each segment of this flow.
+    pub(super) segment: NonZeroU16,
+    /// The largest payload that the real MTU allows, which SYN-ACKs announce.
+    pub(super) most: u16,
+}
+
+/// What the interface for one IP version may leave to the device.
 pub(super) fn capabilities(mtu: usize, offload: bool, v6: bool) -> DeviceCapabilities {
     let mut capabilities = DeviceCapabilities::default();
     capabilities.medium = Medium::Ip;
-    capabilities.max_transmission_unit = if offload && v6 { SUPER_PACKET } else { mtu };
+    capabilities.max_transmission_unit = mtu;
     // Incoming checksums are checked before smoltcp sees a packet, and only where the kernel did not vouch for them.
     let mut checksum = ChecksumCapabilities::ignored();
     checksum.ipv4 = Checksum::Tx;
     checksum.icmpv4 = Checksum::Tx;
     checksum.icmpv6 = Checksum::Tx;
-    if offload {
-        capabilities.segmentation.tcpv4 = NonZeroUsize::new(SUPER_PACKET);
+    if offload && v6 {
+        capabilities.max_transmission_unit = SUPER_PACKET;
         capabilities.segmentation.tcpv6 = NonZeroUsize::new(SUPER_PACKET);
+    } else if offload {
+        capabilities.segmentation.tcpv4 = NonZeroUsize::new(SUPER_PACKET);
     } else {
         checksum.tcp = Checksum::Tx;
     }
@@ -34,29 +45,26 @@ pub(super) fn capabilities(mtu: usize, offload: bool, v6: bool) -> DeviceCapabil
     capabilities
 }
 
-/// How the segments of an IPv6 flow are cut on a device with offloads.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Cut {
-    /// Payload bytes of each: what the client takes, and the MTU allows.
-    pub(super) segment: NonZeroU16,
-    /// The MSS to announce in the SYN-ACK.
-    pub(super) announced: u16,
-}
-
 /// One visit of smoltcp to the device.
 pub(super) struct Port<'a> {
     pub(super) incoming: Option<&'a [u8]>,
     pub(super) transmit: &'a mut dyn Transmit,
     pub(super) capabilities: &'a DeviceCapabilities,
+    /// Set where super-packets are cut by [`Cut`]'s measure.
     pub(super) cut: Option<Cut>,
-    /// Sequence and acknowledgement number of the last TCP segment sent.
-    pub(super) last: Option<(u32, u32)>,
+    /// The last TCP segment sent.
+    pub(super) last: Option<Sent>,
 }
 
-impl Port<'_> {
-    fn outgoing(&mut self) -> Outgoing<'_> {
-        Outgoing { transmit: &mut *self.transmit, last: &mut self.last, cut: self.cut, gso: None }
-    }
+/// What a segment said.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sent {
+    /// The sequence number behind it, SYN and FIN counted.
+    pub(super) end: u32,
+    pub(super) acknowledgement: u32,
+    pub(super) syn: bool,
+    /// It has an acknowledgement and is no reset, so that its numbers are the flow's own.
+    pub(super) speaks: bool,
 }
 
 impl phy::Device for Port<'_> {
@@ -83,6 +91,12 @@ impl phy::Device for Port<'_> {
     }
 }
 
+impl Port<'_> {
+    fn outgoing(&mut self) -> Outgoing<'_> {
+        Outgoing { transmit: &mut *self.transmit, last: &mut self.last, cut: self.cut, gso: None }
+    }
+}
+
 /// The packet being read.
 pub(super) struct Incoming<'a>(&'a [u8]);
 
@@ -95,7 +109,7 @@ impl phy::RxToken for Incoming<'_> {
 /// A packet about to be written.
 pub(super) struct Outgoing<'a> {
     transmit: &'a mut dyn Transmit,
-    last: &'a mut Option<(u32, u32)>,
+    last: &'a mut Option<Sent>,
     cut: Option<Cut>,
     gso: Option<NonZeroU16>,
 }
@@ -104,21 +118,21 @@ impl phy::TxToken for Outgoing<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, write: F) -> R {
         let mut write = Some(write);
         let mut result = None;
-        let (last, cut) = (self.last, self.cut);
-        // A TCP header of ours has no options behind the handshake.
-        let long = cut.filter(|cut| len > HEADERS_V6 + usize::from(cut.segment.get()));
-        let gso = self.gso.or(long.map(|cut| cut.segment));
+        let last = self.last;
+        let cut = self.cut;
         let mut fill = |packet: &mut [u8]| {
             if let Some(write) = write.take() {
                 result = Some(write(packet));
-                *last = numbers(packet);
                 if let Some(cut) = cut {
-                    announce(packet, cut.announced);
+                    clamp_segment_size(packet, cut.most);
                 }
+                *last = numbers(packet);
             }
         };
+        // Only bare acknowledgements have options, and those never reach beyond one segment.
+        let cut = cut.map(|cut| cut.segment).filter(|segment| len > 60 + usize::from(segment.get()));
         if self.transmit.ready() {
-            self.transmit.transmit(len, gso, &mut fill);
+            self.transmit.transmit(len, self.gso.or(cut), &mut fill);
         }
         match (result, write) {
             (Some(result), _) => result,
@@ -133,23 +147,18 @@ impl phy::TxToken for Outgoing<'_> {
     }
 }
 
-/// An IPv6 header and a TCP header without options.
-const HEADERS_V6: usize = 40 + 20;
-
-/// Puts the real MSS into an IPv6 SYN-ACK, whose checksum the device completes.
-fn announce(packet: &mut [u8], mss: u16) {
-    const SYN: u8 = 2;
-    if packet.len() <= HEADERS_V6 || packet[40 + 13] & SYN == 0 {
-        return;
-    }
-    if let Some(at) = super::tcp::mss_option(&packet[HEADERS_V6..]) {
-        packet[HEADERS_V6 + at..HEADERS_V6 + at + 2].copy_from_slice(&mss.to_be_bytes());
-    }
-}
-
-/// Sequence and acknowledgement number of a TCP segment without extension headers.
-fn numbers(packet: &[u8]) -> Option<(u32, u32)> {
-    let start = if packet.first()? >> 4 == 6 { 40 } else { usize::from(packet[0] & 15) * 4 };
+/// What the TCP segment in `packet`, which has no extension headers, says.
+fn numbers(packet: &[u8]) -> Option<Sent> {
+    let start = super::ip::header_length(packet);
     let word = |at: usize| Some(u32::from_be_bytes(packet.get(at..at + 4)?.try_into().ok()?));
-    Some((word(start + 4)?, word(start + 8)?))
+    let (sequence, acknowledgement) = (word(start + 4)?, word(start + 8)?);
+    let payload = packet.len().checked_sub(start + usize::from(packet.get(start + 12)? >> 4) * 4)?;
+    let flags = *packet.get(start + 13)?;
+    let control = u32::from(flags & 1) + u32::from(flags >> 1 & 1);
+    Some(Sent {
+        end: sequence.wrapping_add(super::flow::low_bits(payload)).wrapping_add(control),
+        acknowledgement,
+        syn: flags & 2 != 0,
+        speaks: flags & 16 != 0 && flags & 4 == 0,
+    })
 }

@@ -18,9 +18,9 @@ pub(super) struct Segment {
     pub(super) sequence: u32,
     /// Bytes of payload.
     pub(super) payload: usize,
+    /// The maximum segment size that it announces.
+    pub(super) segment_size: Option<u16>,
     flags: u8,
-    /// The MSS option's value.
-    mss: Option<u16>,
 }
 
 impl Segment {
@@ -38,7 +38,7 @@ impl Segment {
         if !trusted && super::checksum::transport(packet.bytes, packet.start, ip::TCP) != 0 {
             return Err(Malformed::Header);
         }
-        let word = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+        let word = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
         let flags = header[13];
         let nonsense = flags & (FIN | SYN | RST | ACK) == 0
             || flags & SYN != 0 && flags & (FIN | RST) != 0
@@ -46,6 +46,7 @@ impl Segment {
         if word(0) == 0 || word(2) == 0 || nonsense {
             return Err(Malformed::Options);
         }
+        let segment_size = read_options(&bytes[20..length])?.map(|at| word(20 + at + 2));
         Ok(Self {
             tuple: Tuple {
                 client: SocketAddr::new(packet.source, word(0)),
@@ -53,8 +54,8 @@ impl Segment {
             },
             sequence: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
             payload: bytes.len() - length,
+            segment_size,
             flags,
-            mss: if flags & SYN == 0 { None } else { read_mss(&bytes[20..length]) },
         })
     }
 
@@ -63,14 +64,17 @@ impl Segment {
         self.flags & (SYN | ACK | RST | FIN) == SYN
     }
 
-    /// The largest segment that its sender takes (RFC 9293 section 3.7.1: a default where it does not say).
-    pub(super) fn mss(&self) -> u16 {
-        let default = if self.tuple.client.is_ipv6() { 1220 } else { 536 };
-        self.mss.filter(|mss| *mss > 0).unwrap_or(default)
-    }
-
     pub(super) fn is_reset(&self) -> bool {
         self.flags & RST != 0
+    }
+
+    pub(super) fn is_last(&self) -> bool {
+        self.flags & FIN != 0
+    }
+
+    /// The same with the last `excess` bytes of its payload left out.
+    pub(super) fn shortened(&self, excess: usize) -> Self {
+        Self { payload: self.payload - excess, ..*self }
     }
 
     /// The sequence number behind its payload.
@@ -79,22 +83,71 @@ impl Segment {
     }
 }
 
-fn read_mss(options: &[u8]) -> Option<u16> {
-    let at = mss_option(options)?;
-    Some(u16::from_be_bytes([options[at], options[at + 1]]))
+/// Walks TCP options (RFC 9293 section 3.1) and says where the maximum segment size stands among them.
+///
+/// # Errors
+/// One that smoltcp could not read. It drops a segment for that, so such a one must neither open a flow nor go uncounted.
+fn read_options(options: &[u8]) -> Result<Option<usize>, Malformed> {
+    let (mut at, mut found) = (0, None);
+    while let Some(kind) = options.get(at) {
+        let left = options.len() - at;
+        let length = match kind {
+            0 => break,
+            1 => 1,
+            _ => options.get(at + 1).map_or(0, |length| usize::from(*length)),
+        };
+        let fits = match kind {
+            1 => true,
+            2 => length == 4,
+            3 => length == 3,
+            4 => length == 2,
+            5 => length >= 10 && (length - 2).is_multiple_of(8),
+            _ => length >= 2,
+        };
+        if !fits || length > left {
+            return Err(Malformed::Options);
+        }
+        if *kind == 2 {
+            found = Some(at);
+        }
+        at += length;
+    }
+    Ok(found)
 }
 
-/// Where the value of the MSS option stands among TCP options.
-pub(super) fn mss_option(options: &[u8]) -> Option<usize> {
-    let mut at = 0;
-    loop {
-        match options.get(at)? {
-            0 => return None,
-            1 => at += 1,
-            2 if options.get(at + 1) == Some(&4) && options.len() >= at + 4 => return Some(at + 2),
-            _ => at += usize::from(*options.get(at + 1)?).max(2),
-        }
+/// Lowers the maximum segment size that a SYN without IPv6 extension headers announces to `most`. Its checksum is left
+/// as it was.
+pub(super) fn clamp_segment_size(packet: &mut [u8], most: u16) {
+    let start = ip::header_length(packet);
+    let Some(header) = packet.get(start..start + 20) else { return };
+    if header[13] & SYN == 0 {
+        return;
     }
+    let end = start + usize::from(header[12] >> 4) * 4;
+    let Some(Ok(Some(at))) = packet.get(start + 20..end).map(read_options) else { return };
+    let field = &mut packet[start + 20 + at + 2..start + 20 + at + 4];
+    let announced = u16::from_be_bytes([field[0], field[1]]);
+    field.copy_from_slice(&announced.min(most).to_be_bytes());
+}
+
+/// The part of `packet`, a whole one without IPv6 extension headers, that holds the first `payload` bytes of its data,
+/// without FIN.
+pub(super) fn without_fin(packet: &[u8], payload: usize) -> Vec<u8> {
+    let start = ip::header_length(packet);
+    let header = start + usize::from(packet[start + 12] >> 4) * 4;
+    let mut bytes = packet[..header + payload].to_vec();
+    bytes[start + 13] &= !FIN;
+    ip::shorten(&mut bytes);
+    bytes
+}
+
+/// The FIN of `packet` alone, in the place where it stands.
+pub(super) fn fin_alone(packet: &[u8], end: u32) -> Vec<u8> {
+    let mut bytes = without_fin(packet, 0);
+    let start = ip::header_length(&bytes);
+    bytes[start + 13] |= FIN;
+    bytes[start + 4..start + 8].copy_from_slice(&end.to_be_bytes());
+    bytes
 }
 
 /// Sends a bare acknowledgement from the server's end of `tuple`.

@@ -21,10 +21,12 @@ pub(super) enum Tombstone {
     Silence { initial: u32 },
 }
 
+type Stones = HashMap<Tuple, (Tombstone, Instant), foldhash::fast::RandomState>;
+
 /// Tombstones by flow, bounded in number and in time.
 #[derive(Default)]
 pub(super) struct Graveyard {
-    stones: HashMap<Tuple, (Tombstone, Instant), foldhash::fast::RandomState>,
+    stones: Stones,
     ends: [VecDeque<(Instant, Tuple)>; 2],
 }
 
@@ -35,10 +37,11 @@ impl Graveyard {
             Tombstone::TimeWait { .. } => (0, TIME_WAIT),
             Tombstone::Silence { .. } => (1, SILENCE),
         };
-        if self.stones.len() >= MOST
-            && let Some((_, oldest)) = self.ends[0].pop_front().or_else(|| self.ends[1].pop_front())
+        // The queues are what is bounded: a tuple that is buried again and again has many entries there.
+        if self.ends.iter().map(VecDeque::len).sum::<usize>() >= MOST
+            && let Some((end, oldest)) = self.ends[0].pop_front().or_else(|| self.ends[1].pop_front())
         {
-            self.stones.remove(&oldest);
+            forget(&mut self.stones, &oldest, end);
         }
         self.stones.insert(tuple, (stone, now + lifetime));
         self.ends[queue].push_back((now + lifetime, tuple));
@@ -56,12 +59,16 @@ impl Graveyard {
         for queue in &mut self.ends {
             while let Some((end, tuple)) = queue.front().copied().filter(|(end, _)| *end <= now) {
                 queue.pop_front();
-                // The tuple may have been buried anew since.
-                if self.stones.get(&tuple).is_some_and(|(_, known)| *known == end) {
-                    self.stones.remove(&tuple);
-                }
+                forget(&mut self.stones, &tuple, end);
             }
         }
+    }
+}
+
+/// Removes the tombstone that ends at `end`; the tuple may have been buried anew since.
+fn forget(stones: &mut Stones, tuple: &Tuple, end: Instant) {
+    if stones.get(tuple).is_some_and(|(_, known)| *known == end) {
+        stones.remove(tuple);
     }
 }
 
@@ -101,5 +108,9 @@ mod tests {
             yard.bury(tuple(port), Tombstone::Silence { initial: 0 }, start);
         }
         assert!(yard.stones.len() <= MOST);
+        for _ in 0..2 * MOST {
+            yard.bury(tuple(9), Tombstone::Silence { initial: 0 }, start);
+        }
+        assert!(yard.ends[1].len() <= MOST);
     }
 }

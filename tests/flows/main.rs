@@ -10,3 +10,15 @@ mod opening;
 mod closing;
 #[cfg(test)]
 mod windows;
+#[cfg(test)]
+mod weather;
+#[cfg(test)]
+mod limits;
+#[cfg(test)]
+mod idleness;
+#[cfg(test)]
+mod datagrams;
+#[cfg(test)]
+mod messages;
+#[cfg(test)]
+mod hostile;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::world::packet::{ACK, FIN};
-use crate::world::{Net, Peer, World, on, on_every_net, pattern};
+use crate::world::packet::{ACK, FIN, SYN};
+use crate::world::{MTU, Net, Peer, World, on, on_every_net, pattern};
 
 const MEGABYTE: usize = 1 << 20;
 
@@ -145,4 +145,43 @@ fn pieces_in_the_wrong_order_are_put_together() {
         peer.send(FIN | ACK, &[]);
         assert_eq!(flow.read_pattern().await.unwrap(), 20_000);
     });
+}
+
+#[test]
+fn segments_of_ipv6_leave_as_super_packets_of_the_right_size() {
+    for v6 in [false, true] {
+        on(Net::new(true, v6), |world| async move {
+            let headers = if world.net().v6 { 60 } else { 40 };
+            // What the client says it takes, and what it then gets: never more than the MTU carries.
+            for (port, (says, gets)) in
+                [(1400u16, 1400), (536, 536), (9000, MTU - headers), (0, 536), (1, 48)].into_iter().enumerate()
+            {
+                let mut peer = Peer::new(&world, 3000 + port as u16, 9);
+                let mut syn = peer.segment(SYN, &[]);
+                syn.options = [&[2, 4][..], &says.to_be_bytes(), &[3, 3, 7, 1]].concat();
+                world.inject(&syn.packet());
+                let flow = world.arrival().await;
+                flow.accept();
+                world.settle().await;
+                let answer = world.inbox().expect("a SYN-ACK came");
+                let announced = &answer.bytes[headers..headers + 4];
+                assert_eq!(announced, [&[2, 4][..], &((MTU - headers) as u16).to_be_bytes()].concat());
+                peer.next += 1;
+                peer.expected = answer.sequence.wrapping_add(1);
+                peer.send(ACK, &[]);
+                world.settle().await;
+                let before = world.super_packets();
+                flow.write_pattern(20_000).await.unwrap();
+                let segments = peer.replies().await;
+                assert_eq!(world.super_packets() - before, 1, "all in one");
+                let sizes: Vec<_> = segments.iter().map(|seen| seen.payload.len()).collect();
+                let (last, full) = sizes.split_last().unwrap();
+                assert!(full.iter().all(|size| *size == gets) && *last <= gets, "{says}: {sizes:?}");
+                let all: Vec<_> = segments.iter().flat_map(|seen| seen.payload.clone()).collect();
+                assert!(all == pattern(0, 20_000));
+                flow.abort();
+                peer.replies().await;
+            }
+        });
+    }
 }

@@ -1,12 +1,16 @@
 //! A datagram socket for many peers that hears of ICMP errors and can set DF (udp(7), ip(7), ipv6(7)).
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::num::NonZeroU16;
 use std::os::fd::AsRawFd;
+use std::sync::LazyLock;
 use std::task::{Context, Poll, ready};
 
 use nix::libc::{self, c_int};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
+};
 use nix::{cmsg_space, setsockopt_impl, sockopt_impl};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, ReadBuf};
@@ -15,6 +19,17 @@ use crate::net::Reach;
 
 /// `SO_SELECT_ERR_QUEUE` of asm-generic/socket.h: a filled error queue raises POLLPRI, which epoll reports as readable.
 const SO_SELECT_ERR_QUEUE: c_int = 45;
+
+/// Datagrams of one train: `UDP_MAX_SEGMENTS` of linux/udp.h, which newer kernels have raised.
+const MOST_SEGMENTS: usize = 64;
+/// Bytes of one train: what an IP packet holds, with room for headers of any length.
+const LONGEST_TRAIN: usize = 64_000;
+
+/// Whether this kernel sends trains as they should be.
+static SENDS_TRAINS: LazyLock<bool> = LazyLock::new(|| {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    !has_segmentation_bug(&release)
+});
 
 sockopt_impl!(
     /// Wakes readers for the error queue too.
@@ -46,6 +61,13 @@ sockopt_impl!(
 pub enum Arrival {
     /// A payload from this peer, now in the caller's buffer.
     Payload(SocketAddr),
+    /// Several payloads of one peer, now one behind the other in the caller's buffer.
+    Train {
+        /// The peer.
+        from: SocketAddr,
+        /// The bytes of each; the last may be shorter.
+        size: NonZeroU16,
+    },
     /// An earlier datagram to `to` met an ICMP error, or did not fit the path.
     Failed {
         /// Where the datagram was sent.
@@ -67,6 +89,10 @@ pub struct DatagramSocket {
     errors: bool,
     /// The last destination whose path was too small: the kernel tells its port only for connected sockets.
     too_big: Option<SocketAddr>,
+    /// Datagrams beyond this size are not sent in trains: the kernel has refused one. 0: none are.
+    train_limit: usize,
+    /// Where the size of a received train is told; None when trains are not asked for.
+    control: Option<Vec<u8>>,
 }
 
 impl DatagramSocket {
@@ -87,7 +113,17 @@ impl DatagramSocket {
         // SAFETY: the descriptor belongs to `socket`, which moves into the AsyncFd and never leaves it, so it stays
         // open and the same for as long as it is registered.
         let io = unsafe { AsyncFd::register_with_interest(socket, interest) }?;
-        Ok(Self { io, ipv6, dont_fragment: false, errors: false, too_big: None })
+        let train_limit = if *SENDS_TRAINS { LONGEST_TRAIN } else { 0 };
+        Ok(Self { io, ipv6, dont_fragment: false, errors: false, too_big: None, train_limit, control: None })
+    }
+
+    /// From now on datagrams of one peer and one size may arrive as one [`Arrival::Train`] (`UDP_GRO`, udp(7)), for which
+    /// the receiving buffer has to have 64 KiB: what does not fit is lost. False: the kernel knows no trains, and every
+    /// datagram comes by itself.
+    pub fn receive_trains(&mut self) -> bool {
+        let accepted = setsockopt(self.io.get_ref(), sockopt::UdpGroSegment, &true).is_ok();
+        self.control = accepted.then(|| cmsg_space!(c_int));
+        accepted
     }
 
     /// The socket's own address.
@@ -110,20 +146,8 @@ impl DatagramSocket {
         to: SocketAddr,
         dont_fragment: bool,
     ) -> Poll<io::Result<()>> {
-        if self.dont_fragment != dont_fragment {
-            set_dont_fragment(self.io.get_ref(), self.ipv6, dont_fragment)?;
-            self.dont_fragment = dont_fragment;
-        }
-        // The socket of a new association has room, though the reactor has not said so yet: it is asked only when the
-        // kernel has none, so that whoever sends without waiting loses no first datagram.
-        let mut sent = send(self.io.get_ref(), payload, to);
-        while sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
-            let mut guard = ready!(self.io.poll_write_ready(cx))?;
-            if let Ok(again) = guard.try_io(|io| send(io.get_ref(), payload, to)) {
-                sent = again;
-            }
-        }
-        match sent {
+        self.set_dont_fragment(dont_fragment)?;
+        match ready!(self.poll_whole(cx, |socket| send(socket, payload, to))) {
             Ok(pending) => self.errors |= pending,
             Err(error) => {
                 self.errors = true;
@@ -136,7 +160,62 @@ impl DatagramSocket {
         Poll::Ready(Ok(()))
     }
 
-    /// Receives one datagram, or the error that one of ours met.
+    /// Sends the first datagrams of `train` in one call (`UDP_SEGMENT`, udp(7)), each as
+    /// [`poll_send_to`](Self::poll_send_to) would. All but the last have `size` bytes. Returns the bytes that are done
+    /// with, those of one datagram at least.
+    ///
+    /// # Errors
+    /// Those of `poll_send_to` for the first datagram; what follows it is still to be sent.
+    pub fn poll_send_train(
+        &mut self,
+        cx: &mut Context<'_>,
+        train: &[u8],
+        size: NonZeroU16,
+        to: SocketAddr,
+        dont_fragment: bool,
+    ) -> Poll<io::Result<usize>> {
+        let each = usize::from(size.get());
+        let segments = (LONGEST_TRAIN / each).min(MOST_SEGMENTS);
+        let cut = &train[..train.len().min(segments * each)];
+        if cut.len() > each && each <= self.train_limit {
+            self.set_dont_fragment(dont_fragment)?;
+            match ready!(self.poll_whole(cx, |socket| send_train(socket, cut, size, to))) {
+                Ok(()) => return Poll::Ready(Ok(cut.len())),
+                // Nothing was sent. The error may be an earlier datagram's, or that of any of these: sent by themselves
+                // they tell.
+                Err(error) => {
+                    self.errors = true;
+                    self.train_limit = limit_after(&error, each, self.train_limit);
+                }
+            }
+        }
+        let first = &train[..train.len().min(each)];
+        self.poll_send_to(cx, first, to, dont_fragment).map_ok(|()| first.len())
+    }
+
+    /// Does `send` until the kernel has room for it.
+    fn poll_whole<T>(&self, cx: &mut Context<'_>, send: impl Fn(&UdpSocket) -> io::Result<T>) -> Poll<io::Result<T>> {
+        // The socket of a new association has room, though the reactor has not said so yet: it is asked only when the
+        // kernel has none, so that whoever sends without waiting loses no first datagram.
+        let mut sent = send(self.io.get_ref());
+        while sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            let mut guard = ready!(self.io.poll_write_ready(cx))?;
+            if let Ok(again) = guard.try_io(|io| send(io.get_ref())) {
+                sent = again;
+            }
+        }
+        Poll::Ready(sent)
+    }
+
+    fn set_dont_fragment(&mut self, on: bool) -> io::Result<()> {
+        if self.dont_fragment != on {
+            set_dont_fragment(self.io.get_ref(), self.ipv6, on)?;
+            self.dont_fragment = on;
+        }
+        Ok(())
+    }
+
+    /// Receives one datagram or one train of them, or the error that one of ours met.
     ///
     /// # Errors
     /// The reactor is gone; errors of single peers are an [`Arrival`].
@@ -157,10 +236,11 @@ impl DatagramSocket {
             let mut guard = ready!(self.io.poll_read_ready(cx))?;
             // The kernel fills the buffer: handing it over initialised costs once, as ReadBuf remembers.
             let space = buffer.initialize_unfilled();
-            match guard.try_io(|io| io.get_ref().recv_from(space)) {
-                Ok(Ok((length, from))) => {
+            let control = self.control.as_mut();
+            match guard.try_io(|io| receive(io.get_ref(), space, control)) {
+                Ok(Ok((length, arrival))) => {
                     buffer.advance(length);
-                    return Poll::Ready(Ok(Arrival::Payload(from)));
+                    return Poll::Ready(Ok(arrival));
                 }
                 // A socket error is the echo of an entry in the error queue. Asking the queue ends this: every look
                 // takes an entry out, and the socket error is cleared by being reported.
@@ -180,6 +260,53 @@ fn send(socket: &UdpSocket, payload: &[u8], to: SocketAddr) -> io::Result<bool> 
             Err(error)
         }
         Err(_) => socket.send_to(payload, to).map(|_| true),
+    }
+}
+
+/// Sends all of `train` or nothing.
+fn send_train(socket: &UdpSocket, train: &[u8], size: NonZeroU16, to: SocketAddr) -> io::Result<()> {
+    let (parts, size) = ([IoSlice::new(train)], size.get());
+    let control = [ControlMessage::UdpGsoSegments(&size)];
+    sendmsg(socket.as_raw_fd(), &parts, &control, MsgFlags::empty(), Some(&SockaddrStorage::from(to)))?;
+    Ok(())
+}
+
+/// Receives into `space`. With `control`, a train too.
+fn receive(socket: &UdpSocket, space: &mut [u8], control: Option<&mut Vec<u8>>) -> io::Result<(usize, Arrival)> {
+    let Some(control) = control else {
+        return socket.recv_from(space).map(|(length, from)| (length, Arrival::Payload(from)));
+    };
+    let mut parts = [IoSliceMut::new(space)];
+    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(control), MsgFlags::empty())?;
+    let from = message.address.as_ref().and_then(socket_addr).ok_or(io::ErrorKind::InvalidData)?;
+    let size = message.cmsgs()?.find_map(|control| match control {
+        ControlMessageOwned::UdpGroSegments(size) => u16::try_from(size).ok().and_then(NonZeroU16::new),
+        _ => None,
+    });
+    // A train of one datagram is none.
+    let size = size.filter(|size| message.bytes > usize::from(size.get()));
+    Ok((message.bytes, size.map_or(Arrival::Payload(from), |size| Arrival::Train { from, size })))
+}
+
+/// The new limit of [`DatagramSocket::train_limit`] after a train of datagrams of `size` bytes met `error`.
+fn limit_after(error: &io::Error, size: usize, limit: usize) -> usize {
+    match error.raw_os_error() {
+        // Larger than the path or the device takes: the kernel does not fragment the parts of a train.
+        Some(libc::EINVAL | libc::EMSGSIZE) => size - 1,
+        // No trains at all, or not through this device.
+        Some(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT) => 0,
+        _ => limit,
+    }
+}
+
+/// Linux 7.0 to 7.1.4 spoil what UDP_SEGMENT sends.
+fn has_segmentation_bug(release: &str) -> bool {
+    let mut numbers = release.trim().split(|letter: char| !letter.is_ascii_digit()).map(str::parse::<u32>);
+    let mut next = || numbers.next().and_then(Result::ok);
+    match (next(), next(), next()) {
+        (Some(7), Some(0), _) => true,
+        (Some(7), Some(1), patch) => patch.is_none_or(|patch| patch <= 4),
+        _ => false,
     }
 }
 
@@ -302,5 +429,121 @@ mod tests {
         assert!(matches!(arrival, Arrival::Failed { to: told, why: Reach::TooBig(mtu) } if told == to && mtu > 0));
         send_to(&mut socket, b"small", to, true).await.unwrap();
         assert_eq!(receive(&mut socket).await, (Arrival::Payload(to), b"small".to_vec()));
+    }
+
+    sockopt_impl!(NoCheck, SetOnly, libc::SOL_SOCKET, libc::SO_NO_CHECK, bool);
+
+    fn pattern(length: usize) -> Vec<u8> {
+        (0..length).map(|at| (at % 251) as u8).collect()
+    }
+
+    async fn send_all(socket: &mut DatagramSocket, train: &[u8], size: u16, to: SocketAddr) -> Vec<usize> {
+        let size = NonZeroU16::new(size).unwrap();
+        let (mut done, mut steps) = (0, Vec::new());
+        while done < train.len() {
+            let step = poll_fn(|cx| socket.poll_send_train(cx, &train[done..], size, to, false)).await.unwrap();
+            done += step;
+            steps.push(step);
+        }
+        steps
+    }
+
+    fn heard(peer: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
+        peer.set_nonblocking(false).unwrap();
+        let mut space = [0; 2048];
+        (0..count).map(|_| peer.recv(&mut space).map(|length| space[..length].to_vec()).unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_train_arrives_as_the_datagrams_that_it_is_made_of() {
+        for local in ["127.0.0.1:0", "[::1]:0"] {
+            let peer = bound(local);
+            let mut socket = DatagramSocket::new(bound(local)).unwrap();
+            for (size, length) in [(1200, 5 * 1200 + 17), (300, 64 * 300), (1000, 900), (10, 100 * 10 + 1)] {
+                let train = pattern(length);
+                let steps = send_all(&mut socket, &train, size, peer.local_addr().unwrap()).await;
+                assert!(steps.iter().all(|step| step.div_ceil(usize::from(size)) <= MOST_SEGMENTS));
+                let expected: Vec<_> = train.chunks(usize::from(size)).collect();
+                assert_eq!(heard(&peer, expected.len()), expected);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn where_the_kernel_refuses_trains_each_datagram_goes_by_itself() {
+        let peer = bound("127.0.0.1:0");
+        let plain = bound("127.0.0.1:0");
+        // The kernel does not cut what it may not give a checksum.
+        setsockopt(&plain, NoCheck, &true).unwrap();
+        let mut socket = DatagramSocket::new(plain).unwrap();
+        let train = pattern(3 * 500 + 1);
+        assert_eq!(send_all(&mut socket, &train, 500, peer.local_addr().unwrap()).await, [500, 500, 500, 1]);
+        assert_eq!(heard(&peer, 4), train.chunks(500).collect::<Vec<_>>());
+        assert!(socket.train_limit < 500);
+    }
+
+    #[tokio::test]
+    async fn the_error_of_an_earlier_datagram_costs_a_train_nothing() {
+        let closed = bound("127.0.0.1:0").local_addr().unwrap();
+        let peer = bound("127.0.0.1:0");
+        let mut socket = DatagramSocket::new(bound("127.0.0.1:0")).unwrap();
+        send_to(&mut socket, b"?", closed, false).await.unwrap();
+        let train = pattern(10 * 1000);
+        send_all(&mut socket, &train, 1000, peer.local_addr().unwrap()).await;
+        assert_eq!(heard(&peer, 10), train.chunks(1000).collect::<Vec<_>>());
+        assert_eq!(receive(&mut socket).await.0, Arrival::Failed { to: closed, why: Reach::Port });
+        assert_eq!(socket.train_limit, if *SENDS_TRAINS { LONGEST_TRAIN } else { 0 });
+    }
+
+    #[tokio::test]
+    async fn a_datagram_in_a_train_that_does_not_fit_is_refused_by_itself() {
+        let mut socket = DatagramSocket::new(bound("127.0.0.1:0")).unwrap();
+        let to = socket.local_addr().unwrap();
+        let train = vec![0; 65_508 + 1];
+        let size = NonZeroU16::new(65_508).unwrap();
+        let error = poll_fn(|cx| socket.poll_send_train(cx, &train, size, to, true)).await.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+        assert_eq!(send_all(&mut socket, &train[65_508..], 65_508, to).await, [1]);
+    }
+
+    #[tokio::test]
+    async fn a_train_is_received_as_one_with_its_size() {
+        for local in ["127.0.0.1:0", "[::1]:0"] {
+            let mut sender = DatagramSocket::new(bound(local)).unwrap();
+            let mut socket = DatagramSocket::new(bound(local)).unwrap();
+            if !socket.receive_trains() || !*SENDS_TRAINS {
+                continue;
+            }
+            let (from, to) = (sender.local_addr().unwrap(), socket.local_addr().unwrap());
+            let train = pattern(4 * 1200 + 5);
+            send_all(&mut sender, &train, 1200, to).await;
+            let mut space = vec![0; 65_536];
+            let mut buffer = ReadBuf::new(&mut space);
+            let arrival = poll_fn(|cx| socket.poll_recv_from(cx, &mut buffer)).await.unwrap();
+            assert_eq!(arrival, Arrival::Train { from, size: NonZeroU16::new(1200).unwrap() });
+            assert_eq!(buffer.filled(), train);
+
+            send_to(&mut sender, b"one", to, false).await.unwrap();
+            assert_eq!(receive(&mut socket).await, (Arrival::Payload(from), b"one".to_vec()));
+            send_to(&mut sender, b"", to, false).await.unwrap();
+            assert_eq!(receive(&mut socket).await, (Arrival::Payload(from), Vec::new()));
+        }
+    }
+
+    #[test]
+    fn the_kernels_that_spoil_trains_are_known_by_their_release() {
+        for (release, bad) in [
+            ("6.18.44-arch1\n", false),
+            ("7.0.0-rc3", true),
+            ("7.0.12", true),
+            ("7.1", true),
+            ("7.1.4-generic", true),
+            ("7.1.5", false),
+            ("7.10.1", false),
+            ("17.0.1", false),
+            ("", false),
+        ] {
+            assert_eq!(has_segmentation_bug(release), bad, "{release}");
+        }
     }
 }

@@ -62,6 +62,11 @@ impl Executor {
         ran
     }
 
+    /// Whether a task waits to be polled.
+    pub(super) fn is_awake(&self) -> bool {
+        !self.spawned.borrow().is_empty() || self.tasks.borrow().iter().any(|task| task.woken.0.load(SeqCst))
+    }
+
     /// Drops all tasks, and with them what they hold of the world.
     pub(super) fn clear(&self) {
         let tasks = std::mem::take(&mut *self.tasks.borrow_mut());

@@ -13,11 +13,13 @@ pub(super) struct Device {
     /// Packets that it still takes in this turn.
     pub(super) room: usize,
     written: Vec<Vec<u8>>,
+    /// Packets that it was asked to cut.
+    pub(super) super_packets: usize,
 }
 
 impl Device {
     pub(super) fn new(offload: bool) -> Self {
-        Self { offload, room: usize::MAX, written: Vec::new() }
+        Self { offload, room: usize::MAX, written: Vec::new(), super_packets: 0 }
     }
 
     pub(super) fn written(&self) -> usize {
@@ -38,6 +40,7 @@ impl Transmit for Device {
     fn transmit(&mut self, len: usize, gso: Option<NonZeroU16>, fill: &mut dyn FnMut(&mut [u8])) {
         assert!(self.room > 0, "written to a device that takes nothing");
         self.room -= 1;
+        self.super_packets += usize::from(gso.is_some());
         // What lies in the buffer from before must not shine through.
         let mut bytes = vec![0xa5; len];
         fill(&mut bytes);

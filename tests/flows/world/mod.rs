@@ -89,6 +89,7 @@ impl Net {
             reserved: vec!["198.18.0.0/15".parse().unwrap(), "fdfe:dcba:9876::/48".parse().unwrap()],
             ipv6: self.ipv6,
             seed: self.seed,
+            tell_ended: false,
         }
     }
 }
@@ -154,7 +155,8 @@ pub(crate) struct Datagram {
     pub(crate) payload: Vec<u8>,
     pub(crate) size: Option<u16>,
     pub(crate) dont_fragment: bool,
-    pub(crate) quoted: Vec<u8>,
+    /// The packet that brought it.
+    pub(crate) packet: Vec<u8>,
 }
 
 /// Counts how often the stack was woken.
@@ -208,6 +210,16 @@ impl World {
 
     pub(crate) fn stack(&self) -> std::cell::RefMut<'_, Stack> {
         self.0.stack.borrow_mut()
+    }
+
+    /// Flows that the stack has.
+    pub(crate) fn flows(&self) -> usize {
+        self.stack().flows()
+    }
+
+    /// When the stack wants its next turn.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.stack().deadline()
     }
 
     /// Turns of the loop in which there was something to do.
@@ -331,7 +343,7 @@ impl World {
                 payload: datagram.payload.to_vec(),
                 size: datagram.size.map(Into::into),
                 dont_fragment: datagram.dont_fragment,
-                quoted: datagram.quoted.to_vec(),
+                packet: datagram.packet.to_vec(),
             }),
         }
         brought
@@ -352,6 +364,11 @@ impl World {
         self.0.device.borrow().written()
     }
 
+    /// Packets that the device was asked to cut.
+    pub(crate) fn super_packets(&self) -> usize {
+        self.0.device.borrow().super_packets
+    }
+
     /// Drives everything until `test` is done.
     pub(crate) fn run(&self, test: impl Future<Output = ()> + 'static) {
         let inner = &*self.0;
@@ -365,7 +382,7 @@ impl World {
             }
             let moved = self.carry();
             let worked = self.turn(&mut left);
-            if ran || moved || worked || left {
+            if ran || moved || worked || left || inner.executor.is_awake() {
                 inner.turns.set(inner.turns.get() + 1);
                 continue;
             }

@@ -218,3 +218,14 @@ impl Seen {
         matches!(self.protocol, 1 | 58).then(|| (self.bytes[start], self.bytes[start + 1]))
     }
 }
+
+/// An echo request.
+pub(crate) fn echo(from: IpAddr, to: IpAddr, sequence: u16, payload: &[u8]) -> Vec<u8> {
+    let (kind, protocol) = if from.is_ipv6() { (128, 58) } else { (8, 1) };
+    let mut body = vec![kind, 0, 0, 0, 0xbe, 0xef];
+    body.extend(sequence.to_be_bytes());
+    body.extend_from_slice(payload);
+    let mut packet = ip(from, to, protocol, &body);
+    seal(&mut packet);
+    packet
+}

@@ -1,0 +1,111 @@
+//! What is known of a flow's numbers beside its socket: where its data stands, what its client was told, and for how
+//! long it owes an answer.
+
+use std::time::{Duration, Instant};
+
+use smoltcp::socket::tcp::State;
+
+use super::port::Sent;
+
+/// A client that has not acknowledged anything for so long is gone (Linux gives up after 13 to 30 minutes).
+const DEAF: Duration = Duration::from_secs(600);
+/// The same for a handshake that was never completed, and for a flow without a task (Linux: about a minute for both).
+const LINGER: Duration = Duration::from_secs(60);
+/// At most one challenge acknowledgement per flow in so long (RFC 5961 section 7).
+const CHALLENGE: Duration = Duration::from_secs(1);
+
+pub(super) struct Progress {
+    /// The client's initial sequence number.
+    pub(super) initial: u32,
+    /// Bytes read out of the receive ring, modulo 2^32.
+    pub(super) consumed: u32,
+    /// The highest end of data that a segment of the client reached.
+    pub(super) highest: u32,
+    /// The end of what was sent, FIN included, and the last acknowledgement.
+    pub(super) sent: (u32, u32),
+    /// Something was sent after the SYN-ACK.
+    pub(super) past_syn: bool,
+    /// When the client's last segment came.
+    pub(super) heard: Instant,
+    /// When data last moved.
+    pub(super) moved: Instant,
+    /// When this flow's entry in the queue of warm flows is due; None if it has none.
+    pub(super) warm: Option<Instant>,
+    /// Since when the client owes an acknowledgement, and how many bytes at the last look.
+    owes: Option<(Instant, usize)>,
+    challenged: Option<Instant>,
+}
+
+impl Progress {
+    pub(super) fn new(initial: u32, now: Instant) -> Self {
+        Self {
+            initial,
+            consumed: 0,
+            highest: initial.wrapping_add(1),
+            sent: (0, 0),
+            past_syn: false,
+            heard: now,
+            moved: now,
+            warm: None,
+            owes: None,
+            challenged: None,
+        }
+    }
+
+    /// The sequence number behind what the receive ring has in order, `queued` bytes of which wait to be read.
+    pub(super) fn next(&self, queued: usize) -> u32 {
+        let read = self.initial.wrapping_add(1).wrapping_add(self.consumed);
+        read.wrapping_add(super::flow::low_bits(queued))
+    }
+
+    pub(super) fn note_sent(&mut self, sent: Sent) {
+        if !sent.speaks {
+            return;
+        }
+        let first = self.sent == (0, 0);
+        self.past_syn |= !sent.syn;
+        // A repeated segment says nothing new about the end.
+        if first || is_ahead(sent.end, self.sent.0) {
+            self.sent.0 = sent.end;
+        }
+        self.sent.1 = sent.acknowledgement;
+    }
+
+    /// When the client is to be given up if it stays silent; None while it owes nothing.
+    ///
+    /// A probe of a shut window that is answered counts as a sign of life, except for an orphan: nobody but we would
+    /// keep that, and the client could pin it for ever.
+    pub(super) fn patience(&mut self, state: State, unsent: usize, orphan: bool, now: Instant) -> Option<Instant> {
+        let control = matches!(state, State::SynReceived | State::FinWait1 | State::Closing | State::LastAck);
+        if !control && unsent == 0 {
+            self.owes = None;
+            return None;
+        }
+        let (since, _) = *self.owes.get_or_insert((now, unsent));
+        let since = match self.owes {
+            Some((_, before)) if orphan && unsent < before => now,
+            _ => since,
+        };
+        self.owes = Some((since, unsent));
+        let silent = since.max(self.heard);
+        Some(match (state, orphan) {
+            (State::SynReceived, _) => since + LINGER,
+            (_, true) => (silent + LINGER).min(since + DEAF),
+            (_, false) => silent + DEAF,
+        })
+    }
+
+    /// Whether a challenge acknowledgement may be sent now.
+    pub(super) fn may_challenge(&mut self, now: Instant) -> bool {
+        let due = self.challenged.is_none_or(|last| now.saturating_duration_since(last) >= CHALLENGE);
+        if due {
+            self.challenged = Some(now);
+        }
+        due
+    }
+}
+
+/// Whether sequence number `a` is `b` or lies ahead of it: the comparison of RFC 1982, modulo 2^32.
+pub(super) fn is_ahead(a: u32, b: u32) -> bool {
+    a.wrapping_sub(b) < 1 << 31
+}

@@ -1,0 +1,268 @@
+//! What a segment does: it opens a flow, goes to the one it belongs to, or is answered in place of one that is gone.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::num::NonZeroU16;
+use std::rc::Rc;
+use std::time::Instant;
+
+use smoltcp::iface::SocketSet;
+use smoltcp::socket::tcp::{self, CongestionControl, State};
+
+use super::super::flow::{Flow, FlowStream, low_bits};
+use super::super::frame::Transmit;
+use super::super::ip::Packet;
+use super::super::port::Cut;
+use super::super::progress::{Progress, is_ahead};
+use super::super::ring::Pool;
+use super::super::tcp::{Segment, acknowledge, clamp_segment_size, fin_alone, without_fin};
+use super::super::tombstone::Tombstone;
+use super::super::{Counters, Event, Handle, since};
+use super::Table;
+
+/// What is to be done with a segment that has a flow's tuple.
+enum Verdict {
+    /// It is the flow's.
+    Its,
+    /// A SYN in place of one that is still held.
+    Anew,
+    /// A SYN in the middle of a flow, to be answered by these sequence and acknowledgement numbers.
+    Challenge(u32, u32),
+    /// One more of those.
+    Surplus,
+    /// Data that no window ever offered.
+    Beyond,
+}
+
+impl Table {
+    /// Gives a segment to its flow, or opens one.
+    pub(in super::super) fn segment<'a>(
+        &mut self,
+        packet: &Packet<'a>,
+        segment: &Segment,
+        counters: &mut Counters,
+        now: Instant,
+        transmit: &mut dyn Transmit,
+    ) -> Option<Event<'a>> {
+        let bytes: Cow<'_, [u8]> = if packet.source.is_ipv6() && packet.start > 40 {
+            strip_extensions(packet).into()
+        } else {
+            packet.bytes.into()
+        };
+        if let Some(flow) = self.flows.get(&segment.tuple).map(Rc::clone) {
+            match self.judge(&flow, segment, now) {
+                Verdict::Its => self.take(&flow, &bytes, segment, now, transmit),
+                Verdict::Beyond => counters.ignored += 1,
+                Verdict::Challenge(sequence, acknowledgement) => {
+                    acknowledge(segment.tuple, sequence, acknowledgement, self.offload, transmit);
+                }
+                Verdict::Surplus => counters.ignored += 1,
+                Verdict::Anew => {
+                    self.forget(&flow);
+                    return self.begin(packet, &bytes, segment, counters, now, transmit);
+                }
+            }
+            return None;
+        }
+        if !segment.opens() {
+            return self.late(segment, counters, now, transmit);
+        }
+        if self.graveyard.find(&segment.tuple, now) == Some(Tombstone::Silence { initial: segment.sequence }) {
+            counters.ignored += 1;
+            return None;
+        }
+        self.begin(packet, &bytes, segment, counters, now, transmit)
+    }
+
+    /// Opens a flow for a SYN.
+    fn begin<'a>(
+        &mut self,
+        packet: &Packet<'a>,
+        bytes: &[u8],
+        segment: &Segment,
+        counters: &mut Counters,
+        now: Instant,
+        transmit: &mut dyn Transmit,
+    ) -> Option<Event<'a>> {
+        let Some(flow) = self.open(packet, segment, now) else {
+            counters.flooded += 1;
+            return None;
+        };
+        self.graveyard.remove(&segment.tuple);
+        let cut = flow.borrow().cut;
+        if let Some(cut) = cut.filter(|cut| segment.segment_size.is_some_and(|size| size > cut.most)) {
+            // smoltcp, which believes in a larger MTU, would send segments of this size.
+            let mut bytes = bytes.to_vec();
+            clamp_segment_size(&mut bytes, cut.most);
+            self.feed(&flow, &bytes, segment, now, transmit);
+        } else {
+            self.feed(&flow, bytes, segment, now, transmit);
+        }
+        if flow.borrow_mut().socket().state() != State::SynReceived {
+            // smoltcp would not have this SYN, for a reason that our own reading does not know.
+            counters.bad_options += 1;
+            self.forget(&flow);
+            return None;
+        }
+        counters.flows += 1;
+        Some(Event::Incoming(segment.tuple, FlowStream { flow, shared: Rc::clone(&self.shared) }))
+    }
+
+    /// What a segment is to a flow that has its tuple.
+    fn judge(&self, flow: &Handle, segment: &Segment, now: Instant) -> Verdict {
+        let mut flow = flow.borrow_mut();
+        let flow = &mut *flow;
+        if segment.opens() {
+            let same = segment.sequence == flow.progress.initial;
+            return match (flow.held.is_some(), flow.socket().state()) {
+                // A SYN with another number while the first is still held: the client has started afresh.
+                (true, _) if !same => Verdict::Anew,
+                (true, _) => Verdict::Its,
+                (false, State::SynReceived | State::Listen) if same => Verdict::Its,
+                // RFC 9293 section 3.10.7.4; smoltcp says nothing at all. A client that was restarted answers with a
+                // reset, and its next SYN opens a flow.
+                _ if flow.progress.may_challenge(now) => {
+                    let (sequence, acknowledgement) = flow.progress.sent;
+                    Verdict::Challenge(sequence, acknowledgement)
+                }
+                _ => Verdict::Surplus,
+            };
+        }
+        // After the SYN-ACK smoltcp takes the announced window, which is not scaled there, for one that is, and would
+        // put data behind the end of its ring: a panic that any client could bring about.
+        let (next, room) = flow.expects();
+        let behind = segment.end().wrapping_sub(next) as usize;
+        let beyond = segment.payload > 0 && is_ahead(segment.sequence, next) && behind > room;
+        if beyond && !flow.progress.past_syn { Verdict::Beyond } else { Verdict::Its }
+    }
+
+    /// A segment of no flow: one that has just ended, one of another worker, or none at all.
+    fn late<'a>(
+        &self,
+        segment: &Segment,
+        counters: &mut Counters,
+        now: Instant,
+        transmit: &mut dyn Transmit,
+    ) -> Option<Event<'a>> {
+        match self.graveyard.find(&segment.tuple, now) {
+            Some(Tombstone::TimeWait { sequence, acknowledgement }) => {
+                if segment.is_reset() || segment.end() == acknowledgement && !segment.is_last() {
+                    counters.ignored += 1;
+                } else {
+                    acknowledge(segment.tuple, sequence, acknowledgement, self.offload, transmit);
+                }
+                None
+            }
+            Some(Tombstone::Silence { .. }) => {
+                counters.ignored += 1;
+                None
+            }
+            None => Some(Event::Stray(segment.tuple)),
+        }
+    }
+
+    fn open(&mut self, packet: &Packet<'_>, segment: &Segment, now: Instant) -> Option<Handle> {
+        let source = segment.tuple.client.ip();
+        if !self.held.has_room(source) {
+            return None;
+        }
+        let mut rings = Pool::take(&self.pool, self.flows.len())?;
+        // SAFETY: the slices live in the socket, which `Flow` drops before the rings.
+        let (receive, send) = unsafe { rings.split() };
+        let mut socket = tcp::Socket::new(tcp::SocketBuffer::new(receive), tcp::SocketBuffer::new(send));
+        socket.set_ack_delay(None);
+        socket.set_nagle_enabled(false);
+        socket.pause_synack(true);
+        // No packet is lost between this host's programs and us; a LAN or Wi-Fi client is another matter.
+        let lossless = self.own.contains(&source);
+        socket.set_congestion_control(if lossless { CongestionControl::None } else { CongestionControl::Cubic });
+        socket.listen((segment.tuple.server.ip(), segment.tuple.server.port())).ok()?;
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        let flow = Rc::new(RefCell::new(Flow {
+            tuple: segment.tuple,
+            sockets,
+            handle,
+            rings,
+            cut: self.cut(segment),
+            held: Some(packet.bytes[..packet.bytes.len().min(128)].into()),
+            counted: true,
+            dead: false,
+            dirty: false,
+            orphan: false,
+            refusal: None,
+            finishing: false,
+            armed: None,
+            progress: Progress::new(segment.sequence, now),
+        }));
+        self.held.enter(source);
+        self.flows.insert(segment.tuple, Rc::clone(&flow));
+        Some(flow)
+    }
+
+    /// Gives a segment to its flow in such pieces as smoltcp handles right: it would cut data that exceeds the window
+    /// and take the FIN behind it all the same, so that the stream ends early and its rest is lost. The window's edge
+    /// moves back by up to its unit whenever less than that is read, so that honest clients meet it.
+    fn take(&mut self, handle: &Handle, bytes: &[u8], segment: &Segment, now: Instant, transmit: &mut dyn Transmit) {
+        let (next, room) = handle.borrow_mut().expects();
+        let end = segment.end();
+        let news = segment.payload > 0 && end != next && is_ahead(end, next);
+        let beyond = news && is_ahead(next, segment.sequence) && end.wrapping_sub(next) as usize > room;
+        if !(news && segment.is_last() || beyond) {
+            return self.feed(handle, bytes, segment, now, transmit);
+        }
+        let excess = if beyond { end.wrapping_sub(next) as usize - room } else { 0 };
+        let data = without_fin(bytes, segment.payload - excess);
+        self.feed(handle, &data, &segment.shortened(excess), now, transmit);
+        if segment.is_last() && handle.borrow_mut().expects().0 == end {
+            self.feed(handle, &fin_alone(bytes, end), &segment.shortened(segment.payload), now, transmit);
+        }
+    }
+
+    /// The measure by which super-packets to a new client are cut, if smoltcp does not see to that.
+    fn cut(&self, syn: &Segment) -> Option<Cut> {
+        if !self.offload || !syn.tuple.server.is_ipv6() {
+            return None;
+        }
+        let most = u16::try_from(self.mtu.saturating_sub(60)).unwrap_or(u16::MAX);
+        // As smoltcp reads it: 536 where nothing is said, and at least 48.
+        let size = syn.segment_size.filter(|size| *size > 0).unwrap_or(536).max(48).min(most);
+        NonZeroU16::new(size).map(|segment| Cut { segment, most })
+    }
+
+    fn feed(&mut self, handle: &Handle, bytes: &[u8], segment: &Segment, now: Instant, transmit: &mut dyn Transmit) {
+        let mut guard = handle.borrow_mut();
+        let flow = &mut *guard;
+        let side = &mut self.sides[usize::from(flow.tuple.server.is_ipv6())];
+        if let Some(sent) = side.ingest(bytes, flow.cut, &mut flow.sockets, since(self.epoch, now), transmit) {
+            flow.progress.note_sent(sent);
+        }
+        flow.progress.heard = now;
+        if flow.finishing && flow.socket().state() != State::SynReceived {
+            flow.finish();
+        }
+        let (next, room) = flow.expects();
+        // What lies beyond the ring was not taken.
+        if segment.payload > 0 && segment.end().wrapping_sub(next.wrapping_add(low_bits(room))) as i32 <= 0 {
+            if is_ahead(segment.end(), flow.progress.highest) {
+                flow.progress.highest = segment.end();
+            }
+            flow.rings.touch(segment.payload);
+            self.warm_up(flow, now);
+        }
+        if !flow.dirty {
+            flow.dirty = true;
+            self.shared.dirty.borrow_mut().push(Rc::clone(handle));
+        }
+    }
+}
+
+/// The packet without its IPv6 extension headers, which have done their work.
+fn strip_extensions(packet: &Packet<'_>) -> Vec<u8> {
+    let mut bytes = packet.bytes[..40].to_vec();
+    bytes.extend_from_slice(packet.payload());
+    let length = (bytes.len() - 40) as u16;
+    bytes[4..6].copy_from_slice(&length.to_be_bytes());
+    bytes[6] = packet.protocol;
+    bytes
+}

@@ -1,0 +1,136 @@
+//! Links that lose, repeat, delay and reorder, with Cubic: every byte arrives once and in order.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use crate::world::{Net, Weather, World, on};
+
+/// Sends `up` bytes and then takes `down` bytes, while the other way does the same; both end in order.
+async fn exchange(world: World, up: usize, down: usize) {
+    let conn = world.connect(80);
+    let flow = world.arrival().await;
+    flow.accept();
+    let (reader, writer) = (flow.clone(), flow.clone());
+    let both = Rc::new(Cell::new(0));
+    let ended = Rc::clone(&both);
+    world.spawn(async move {
+        assert_eq!(reader.read_pattern().await.expect("no reset"), up);
+        ended.set(ended.get() + 1);
+    });
+    let ended = Rc::clone(&both);
+    world.spawn(async move {
+        writer.write_pattern(down).await.expect("no reset");
+        writer.shutdown();
+        writer.flushed().await;
+        ended.set(ended.get() + 1);
+    });
+    conn.established().await.expect("the handshake came through");
+    let sender = conn.clone();
+    world.spawn(async move {
+        sender.write_pattern(up).await.expect("no reset");
+        sender.shutdown();
+    });
+    assert_eq!(conn.read_pattern().await, Ok(down));
+    while both.get() < 2 {
+        world.sleep(Duration::from_millis(100)).await;
+    }
+    flow.close();
+}
+
+fn net(offload: bool, v6: bool, seed: u64, weather: Weather) -> Net {
+    Net { own: false, seed, weather, ..Net::new(offload, v6) }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn every_byte_arrives_once_and_in_order_whatever_the_link_does(
+        seed in any::<u64>(),
+        offload in any::<bool>(),
+        v6 in any::<bool>(),
+        loss in 1_000u32..50_000,
+        duplicates in 0u32..20_000,
+        reorder in 0u32..250_000,
+        delay in 1u64..100,
+        up in 1usize..200_000,
+        down in 1usize..200_000,
+    ) {
+        let weather = Weather { loss, duplicates, reorder, delay: Duration::from_millis(delay) };
+        on(net(offload, v6, seed, weather), move |world| exchange(world, up, down));
+    }
+}
+
+#[test]
+fn a_megabyte_over_a_radio_with_one_percent_loss_does_not_take_minutes() {
+    for (offload, v6) in [(false, false), (true, true)] {
+        let weather = Weather { loss: 10_000, duplicates: 1_000, reorder: 0, delay: Duration::from_millis(5) };
+        on(net(offload, v6, 7, weather), |world| async move {
+            exchange(world.clone(), 1 << 20, 1 << 20).await;
+            assert!(world.elapsed() < Duration::from_secs(120), "{:?}", world.elapsed());
+        });
+    }
+}
+
+#[test]
+fn reordering_alone_costs_no_data_and_duplicates_neither() {
+    for (offload, v6) in [(false, true), (true, false)] {
+        let weather = Weather { loss: 0, duplicates: 300_000, reorder: 300_000, delay: Duration::from_millis(10) };
+        on(net(offload, v6, 3, weather), |world| exchange(world, 600_000, 600_000));
+    }
+}
+
+#[test]
+fn a_link_that_is_down_for_a_minute_only_delays() {
+    for (offload, v6) in [(false, false), (true, true)] {
+        let weather = Weather { delay: Duration::from_millis(20), ..Weather::CALM };
+        on(net(offload, v6, 5, weather), |world| async move {
+            let outage = world.clone();
+            world.spawn(async move {
+                outage.sleep(Duration::from_millis(300)).await;
+                outage.set_weather(Weather::DOWN);
+                outage.sleep(Duration::from_secs(60)).await;
+                outage.set_weather(Weather::CALM);
+            });
+            exchange(world.clone(), 2 << 20, 2 << 20).await;
+            assert!(world.elapsed() > Duration::from_secs(60), "the outage hit the transfer");
+        });
+    }
+}
+
+#[test]
+fn a_window_update_that_is_lost_does_not_stall_the_flow() {
+    for (offload, v6) in [(false, false), (true, true)] {
+        let net = Net { own: false, buffer: 65_535, ..Net::new(offload, v6) };
+        on(net, |world| async move {
+            let conn = world.connect(80);
+            let flow = world.arrival().await;
+            flow.accept();
+            conn.established().await.unwrap();
+            // Exactly the client's window, all acknowledged: nothing is left to be sent again.
+            flow.write_pattern(65_535).await.unwrap();
+            flow.flushed().await;
+            world.set_weather(Weather::DOWN);
+            let first = conn.read().await.unwrap();
+            world.sleep(Duration::from_millis(100)).await;
+            world.set_weather(Weather::CALM);
+            let writer = flow.clone();
+            world.spawn(async move {
+                writer.write(&crate::world::pattern(65_535, 100_000)).await.unwrap();
+                writer.shutdown();
+            });
+            let mut all = first;
+            loop {
+                let part = conn.read().await.unwrap();
+                if part.is_empty() {
+                    break;
+                }
+                all.extend(part);
+            }
+            assert!(all == crate::world::pattern(0, 165_535));
+            assert!(world.elapsed() < Duration::from_secs(20), "{:?}", world.elapsed());
+        });
+    }
+}
