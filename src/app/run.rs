@@ -121,9 +121,18 @@ impl Run<'_> {
         let queues = open_tun(name, workers_wanted()).map_err(|error| explain_tun(name, &error))?;
         let plan = HostPlan::new(&self.options(name), &survey)?;
         for note in &plan.notes {
-            tracing::warn!("{note}");
+            if self.is_gateway() {
+                tracing::warn!("{note}");
+            } else {
+                tracing::debug!("{note}");
+            }
         }
         Ok(Device { plan, queues })
+    }
+
+    /// Whether other hosts are meant to come through this one: names are answered to them where they ask for them.
+    fn is_gateway(&self) -> bool {
+        self.profile.dns.listen.is_some_and(|at| at.port() == 53 && !at.ip().is_loopback())
     }
 
     fn options(&self, name: &str) -> HostOptions {

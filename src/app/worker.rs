@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::mpsc;
-use tokio::task::LocalSet;
+use tokio::task::{LocalSet, spawn_local};
 use tokio::time::Instant;
 
 use crate::dispatch::{Core, Counters, Dispatcher};
@@ -112,8 +112,10 @@ fn work(seed: Seed, inbox: mpsc::UnboundedReceiver<Message>) -> io::Result<()> {
             return Ok(());
         };
         let tunnel = Tunnel::new(queue, stack, hijack, crew, Rc::clone(&dispatcher))?;
+        let mut gone = spawn_local(tunnel.gone());
         let result = tokio::select! {
             result = tunnel.run() => result,
+            Ok(error) = &mut gone => Err(error),
             () = serve(inbox, &dispatcher, || tunnel.flows()) => Ok(()),
         };
         tunnel.abort();

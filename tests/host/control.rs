@@ -130,6 +130,7 @@ fn a_device_that_is_taken_away_ends_the_run_in_words_and_puts_the_host_back() {
         let before = Dump::take(&lab.host);
         let tunproxy = profile().start(&lab.host);
         tunproxy.assert_carries(&lab.host);
+        assert!(!tunproxy.output().contains("WARN"), "nothing to warn of: {}", tunproxy.output());
         let ((), _line) = tunproxy.line_after(|| drop(lab.host.ip("link del tunproxy0")), &["TUN", "gone"]);
         assert_eq!(tunproxy.wait().code(), Some(1));
         before.assert_same(&Dump::take(&lab.host));

@@ -20,6 +20,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::{spawn_local, yield_now};
 use tokio::time::Sleep;
@@ -100,6 +101,18 @@ impl Tunnel {
             }
             self.dispatcher.core().counters.publish(self.crew.borrow().number(), self.stack.borrow().counters());
             poll_fn(|cx| self.poll_wake(cx, sleep.as_mut())).await?;
+        }
+    }
+
+    /// Returns when the device is gone. The kernel then reports an error and nothing to read, which
+    /// [`run`](Self::run) does not look for: it would cost every turn.
+    pub fn gone(&self) -> impl Future<Output = io::Error> + 'static {
+        let queue = Rc::clone(&self.queue);
+        async move {
+            match queue.ready(Interest::ERROR).await {
+                Ok(_) => io::Error::new(io::ErrorKind::NotConnected, "the device is gone"),
+                Err(error) => error,
+            }
         }
     }
 
