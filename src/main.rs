@@ -10,14 +10,22 @@ use tracing_subscriber::EnvFilter;
 
 use tunproxy::app;
 use tunproxy::cli::{Cli, Command, Common, Format, Level};
-use tunproxy::profile::{LogLevel, Profile};
+use tunproxy::profile::{Diagnostic, LogLevel, Profile, Severity};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let format = cli.common.log_format;
     match run(cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            say(&mut std::io::stderr(), &format!("tunproxy: {error:#}"));
+            let error = format!("{error:#}");
+            let line = match format {
+                Format::Text => format!("tunproxy: {error}"),
+                Format::Json => {
+                    serde_json::json!({"level": "ERROR", "target": "tunproxy", "message": error}).to_string()
+                }
+            };
+            say(&mut std::io::stderr(), &line);
             ExitCode::FAILURE
         }
     }
@@ -28,13 +36,11 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
     match cli.command {
         None => {
             let profile = profile(common)?;
-            start_log(common, profile.log_level);
             app::run(&profile, &state_dir(common)?).map(|()| 0)
         }
         Some(Command::Check) => check(common),
         Some(Command::Exec { command }) => {
             let profile = profile(common)?;
-            start_log(common, profile.log_level);
             app::exec(&profile, &command)
         }
         Some(Command::Demo) => {
@@ -53,28 +59,49 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
         Some(Command::Status) => talk(common, app::Command::Status),
         Some(Command::Stop) => talk(common, app::Command::Stop),
         Some(Command::Completions { shell }) => {
-            clap_complete::generate(shell, &mut Cli::command(), "tunproxy", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tunproxy", &mut script);
+            print(&script);
             Ok(0)
         }
         Some(Command::Man) => {
-            clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?;
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+            print(&page);
             Ok(0)
         }
         Some(Command::Inside { channel, description, command }) => Err(app::inside(channel, &description, command)),
     }
 }
 
-/// The profile that `--profile` names, after everything that is wrong with it was said.
+/// The profile that `--profile` names, after everything that is wrong with it was said. Starts the log as it says.
 fn profile(common: &Common) -> anyhow::Result<Profile> {
     let path = profile_path(common)?;
     let loaded = app::load(path);
-    let text = loaded.report.to_string();
-    if !text.is_empty() {
-        say(&mut std::io::stderr(), text.trim_end());
+    start_log(common, loaded.profile.as_ref().map_or(LogLevel::Info, |profile| profile.log_level));
+    match common.log_format {
+        Format::Text => {
+            let text = loaded.report.to_string();
+            if !text.is_empty() {
+                say(&mut std::io::stderr(), text.trim_end());
+            }
+        }
+        Format::Json => loaded.report.diagnostics().into_iter().for_each(|it| log(path, it)),
     }
     match loaded.profile {
         Some(profile) if !loaded.report.has_errors() => Ok(profile),
         _ => Err(anyhow!("the profile {} cannot be run; nothing was changed", path.display())),
+    }
+}
+
+/// One mistake of a profile as an event, for programs that read the log.
+fn log(path: &Path, mistake: &Diagnostic) {
+    let file = path.display();
+    let (line, column) = (mistake.place.at.line, mistake.place.at.column);
+    let Diagnostic { path: key, message, hint, .. } = mistake;
+    match mistake.severity {
+        Severity::Warning => tracing::warn!(target: "profile", %file, line, column, key, hint, "{message}"),
+        Severity::Error => tracing::error!(target: "profile", %file, line, column, key, hint, "{message}"),
     }
 }
 
@@ -129,6 +156,12 @@ fn start_log(common: &Common, profile: LogLevel) {
         Format::Text => log.init(),
         Format::Json => log.json().flatten_event(true).init(),
     }
+}
+
+/// Writes to stdout. A reader that has had enough, like `head`, is no reason to fail.
+fn print(bytes: &[u8]) {
+    let mut stdout = std::io::stdout();
+    let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
 }
 
 /// Writes one line. A reader that has gone is no reason to fail.

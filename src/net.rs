@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -176,6 +177,13 @@ impl Stream for tokio::net::TcpStream {
 pub enum Received {
     /// A payload, now in the caller's buffer, from this peer.
     Payload(Address),
+    /// Several payloads of one peer, now one behind the other in the caller's buffer.
+    Train {
+        /// The peer.
+        from: Address,
+        /// The bytes of each; the last may be shorter.
+        size: NonZeroU16,
+    },
     /// The network answered an earlier datagram to `to` with an ICMP error.
     Failed {
         /// Where the failed datagram was sent.
@@ -199,7 +207,24 @@ pub trait Datagram: Send {
         dont_fragment: bool,
     ) -> Poll<io::Result<()>>;
 
-    /// Receives one datagram into `buffer`, or the error that an earlier one met.
+    /// Sends the first datagrams of `train`, which holds several of `size` bytes each one behind the other (the last may
+    /// be shorter), as many as go out at once. Returns the bytes that are done with, those of one datagram at least.
+    ///
+    /// # Errors
+    /// Those of [`poll_send_to`](Self::poll_send_to) for the first datagram alone: what follows it is still to be sent.
+    fn poll_send_train(
+        &mut self,
+        cx: &mut Context<'_>,
+        train: &[u8],
+        size: NonZeroU16,
+        to: &Address,
+        dont_fragment: bool,
+    ) -> Poll<io::Result<usize>> {
+        let first = &train[..train.len().min(usize::from(size.get()))];
+        self.poll_send_to(cx, first, to, dont_fragment).map_ok(|()| first.len())
+    }
+
+    /// Receives one datagram or one train of them into `buffer`, or the error that an earlier one met.
     ///
     /// # Errors
     /// The transport itself is gone, for instance the proxy closed the control connection.

@@ -67,7 +67,8 @@ fn the_demo_shows_every_way_a_flow_can_go() {
     let (shop, news) = ("DOMAIN-SUFFIX,shop.example,DIRECT", "DOMAIN-SUFFIX,news.example,abroad");
     assert_row(&output, "GET www.shop.example/ ", &["198.18.", &placed(shop), "straight"]);
     assert_row(&output, "GET www.shop.example/8MiB", &["198.18.", &placed(shop), "every byte right"]);
-    if std::path::Path::new("/proc/sys/net/ipv6").exists() {
+    // Without IPv6 on the system the demo leaves these out, and says so.
+    if !String::from_utf8_lossy(&output.stdout).contains("IPv6 is switched off") {
         assert_row(&output, "the same through IPv6", &["fd00:5::", &placed(shop), "every byte right"]);
         assert_row(&output, "GET [2001:db8::10]/", &[" - ", "IP-CIDR6", "straight"]);
     }

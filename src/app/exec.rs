@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
@@ -12,13 +13,15 @@ use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::build::{self, Addresses};
-use super::worker::{Seed, Worker};
+use super::worker::{Drain, Seed, Worker};
 use crate::platform::Dialer;
 use crate::platform::rootless::{self, Inside};
 use crate::profile::Profile;
 
 /// The hidden subcommand of the child half.
 const INSIDE: &str = "inside";
+/// How long data that the command left in its sockets may take to arrive.
+const DRAIN: Drain = Drain { quiet: Duration::from_millis(500), most: Duration::from_secs(30) };
 
 /// Runs `command` behind `profile`; returns the exit code to pass on (128 + n for signal n).
 ///
@@ -54,7 +57,11 @@ pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
         }
         rootless::go(&channel).context("the private namespace is gone")?;
         let status = wait(child).await?;
-        // The namespace went with the command: there is nobody left whose flows could be finished.
+        // The namespace lives as long as its device: what the command left in its sockets still arrives.
+        workers.iter().for_each(|worker| worker.drain(DRAIN));
+        for failure in workers.iter().filter_map(|worker| worker.join().err()) {
+            tracing::error!("a worker failed: {failure}");
+        }
         Ok(code(status))
     })
 }

@@ -4,18 +4,18 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 
 use super::build::{self, Addresses};
 use super::control::Control;
-use super::worker::{Seed, Worker};
+use super::worker::{Drain, Seed, Worker};
 use crate::dispatch::Core;
 use crate::dns;
 use crate::inbound::{self, Access, Listener};
@@ -29,6 +29,8 @@ const DEVICE: &str = "tunproxy0";
 const MOST_WORKERS: usize = 8;
 /// The fake-IP log, below the state directory.
 const FAKE_IP_LOG: &str = "fake-ip.log";
+/// How long flows may finish at a stop.
+const DRAIN: Drain = Drain { quiet: Duration::from_millis(500), most: Duration::from_secs(3) };
 
 /// Runs `profile` until a signal or the command `stop`, with its state in `state`. When it returns, the host is as it
 /// was before; after an error too.
@@ -55,6 +57,8 @@ struct Device {
 impl Run<'_> {
     async fn go(self) -> anyhow::Result<()> {
         let started = Instant::now();
+        // From here on a signal finds the host either untouched or put back, never half changed.
+        let mut signals = Signals::new()?;
         let mut journal = Journal::open(self.state)?;
         if !journal.is_clean() {
             tracing::warn!("an earlier run ended without putting the host back: {}", journal.replay()?);
@@ -67,12 +71,19 @@ impl Run<'_> {
             bail!("the profile opens nothing: set tun.enable, a port such as mixed-port, or dns.listen");
         }
         let dialer = Dialer { mark: self.mark(device.as_ref()), ..Dialer::default() };
-        let core = build::core(self.profile, dialer, Some(self.log())).await?;
+        let core = tokio::select! {
+            core = build::core(self.profile, dialer, Some(self.log())) => core?,
+            () = signals.end() => return Ok(()),
+        };
         self.serve_names(&core)?;
         let (ended, mut failed) = mpsc::unbounded_channel();
         let (workers, plan) = self.workers(device, &core, &ended)?;
         let workers = Rc::new(workers);
-        let applied = plan.map(|plan| plan.apply(journal)).transpose()?;
+        // Whoever keeps the journal holds the state directory.
+        let (applied, _held) = match plan {
+            Some(plan) => (Some(plan.apply(journal)?), None),
+            None => (None, Some(journal)),
+        };
         for warning in applied.iter().flat_map(|applied| applied.plan().warnings.iter().chain(applied.warnings())) {
             tracing::warn!("{warning}");
         }
@@ -83,7 +94,11 @@ impl Run<'_> {
         let status = self.status(&core, started);
         spawn_local(async move { control.serve(status, stop).await });
         self.tell_ready(applied.as_ref(), started);
-        let result = wait(&mut stopped, &mut failed).await;
+        let result = tokio::select! {
+            () = signals.end() => Ok(()),
+            Some(()) = stopped.recv() => Ok(()),
+            Some(()) = failed.recv() => Err(anyhow!("a worker has ended; is the TUN device gone?")),
+        };
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         stop_all(&workers, applied).and(result)
     }
@@ -106,9 +121,18 @@ impl Run<'_> {
         let queues = open_tun(name, workers_wanted()).map_err(|error| explain_tun(name, &error))?;
         let plan = HostPlan::new(&self.options(name), &survey)?;
         for note in &plan.notes {
-            tracing::warn!("{note}");
+            if self.is_gateway() {
+                tracing::warn!("{note}");
+            } else {
+                tracing::debug!("{note}");
+            }
         }
         Ok(Device { plan, queues })
+    }
+
+    /// Whether other hosts are meant to come through this one: names are answered to them where they ask for them.
+    fn is_gateway(&self) -> bool {
+        self.profile.dns.listen.is_some_and(|at| at.port() == 53 && !at.ip().is_loopback())
     }
 
     fn options(&self, name: &str) -> HostOptions {
@@ -220,19 +244,29 @@ async fn hand_on(listener: Listener, workers: Rc<Vec<Worker>>) {
     }
 }
 
-/// Returns when it is time to stop; an error if something of ours has failed.
-async fn wait(stopped: &mut mpsc::Receiver<()>, failed: &mut mpsc::UnboundedReceiver<()>) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    loop {
-        tokio::select! {
-            _ = interrupt.recv() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
-            Some(()) = stopped.recv() => return Ok(()),
-            Some(()) = failed.recv() => return Err(anyhow!("a worker has ended; is the TUN device gone?")),
-            _ = hangup.recv() => {
-                tracing::warn!("reload is not there yet: SIGHUP changes nothing, restart to read the profile again");
+/// The signals that mean something to a run; while it is there, none of them kills the process.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let [interrupt, terminate, hangup] =
+            [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
+        Ok(Self { interrupt: interrupt?, terminate: terminate?, hangup: hangup? })
+    }
+
+    /// Returns when it is time to stop.
+    async fn end(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return,
+                _ = self.terminate.recv() => return,
+                _ = self.hangup.recv() => {
+                    tracing::warn!("reload is not there yet: SIGHUP changes nothing, restart to read the profile again");
+                }
             }
         }
     }
@@ -241,7 +275,7 @@ async fn wait(stopped: &mut mpsc::Receiver<()>, failed: &mut mpsc::UnboundedRece
 /// Lets flows finish, resets the rest, and puts the host back.
 fn stop_all(workers: &[Worker], applied: Option<Applied>) -> anyhow::Result<()> {
     for worker in workers {
-        worker.drain();
+        worker.drain(DRAIN);
     }
     let joined: Vec<io::Result<()>> = workers.iter().map(Worker::join).collect();
     let reverted = applied.map_or(Ok(()), Applied::revert);

@@ -4,20 +4,31 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::mpsc;
-use tokio::task::LocalSet;
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::Instant;
 
-use crate::dispatch::{Core, Dispatcher};
+use crate::dispatch::{Core, Counters, Dispatcher};
 use crate::inbound::tun::{Crew, Hijack, Tunnel};
 use crate::platform::TunQueue;
 use crate::stack;
 
 /// How long flows may finish by themselves at the end.
-const DRAIN: Duration = Duration::from_secs(3);
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Drain {
+    /// Those that are left when no byte has moved for so long wait for something else than us.
+    pub(super) quiet: Duration,
+    /// The longest it may take.
+    pub(super) most: Duration,
+}
+
+/// How often the end of the last flow is looked for.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Something to do on a worker.
 pub(super) type Job = Box<dyn FnOnce(&Rc<Dispatcher>) + Send>;
@@ -42,7 +53,7 @@ pub(super) struct Seed {
 
 enum Message {
     Job(Job),
-    Drain,
+    Drain(Drain),
 }
 
 /// A running worker.
@@ -74,8 +85,8 @@ impl Worker {
     }
 
     /// Lets flows finish for a while, then resets the rest and ends.
-    pub(super) fn drain(&self) {
-        let _ = self.messages.send(Message::Drain);
+    pub(super) fn drain(&self, drain: Drain) {
+        let _ = self.messages.send(Message::Drain(drain));
     }
 
     /// Waits for the thread after [`drain`](Self::drain).
@@ -101,8 +112,10 @@ fn work(seed: Seed, inbox: mpsc::UnboundedReceiver<Message>) -> io::Result<()> {
             return Ok(());
         };
         let tunnel = Tunnel::new(queue, stack, hijack, crew, Rc::clone(&dispatcher))?;
+        let mut gone = spawn_local(tunnel.gone());
         let result = tokio::select! {
             result = tunnel.run() => result,
+            Ok(error) = &mut gone => Err(error),
             () = serve(inbox, &dispatcher, || tunnel.flows()) => Ok(()),
         };
         tunnel.abort();
@@ -112,14 +125,26 @@ fn work(seed: Seed, inbox: mpsc::UnboundedReceiver<Message>) -> io::Result<()> {
 
 /// Does jobs until told to drain; then waits for the flows to end, but not for long.
 async fn serve(mut inbox: mpsc::UnboundedReceiver<Message>, dispatcher: &Rc<Dispatcher>, flows: impl Fn() -> usize) {
-    while let Some(Message::Job(job)) = inbox.recv().await {
-        job(dispatcher);
-    }
-    let drained = async {
-        let mut look = tokio::time::interval(Duration::from_millis(20));
-        while flows() > 0 {
-            look.tick().await;
+    loop {
+        match inbox.recv().await {
+            Some(Message::Job(job)) => job(dispatcher),
+            Some(Message::Drain(limits)) => return drained(limits, &dispatcher.core().counters, flows).await,
+            None => return,
         }
-    };
-    let _ = tokio::time::timeout(DRAIN, drained).await;
+    }
+}
+
+async fn drained(limits: Drain, counters: &Counters, flows: impl Fn() -> usize) {
+    let moved = || counters.up.load(Relaxed).wrapping_add(counters.down.load(Relaxed));
+    let start = Instant::now();
+    let (mut seen, mut since) = (moved(), start);
+    let mut look = tokio::time::interval(LOOK);
+    while flows() > 0 && start.elapsed() < limits.most {
+        look.tick().await;
+        if moved() != seen {
+            (seen, since) = (moved(), Instant::now());
+        } else if since.elapsed() >= limits.quiet {
+            return;
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -26,10 +27,40 @@ struct Opened {
 }
 
 impl Dispatcher {
-    /// Carries one datagram. `quoted` is the beginning of its packet, for ICMP errors; empty where there is none.
+    /// Carries datagrams of one client to one peer: one, or with `size` several of that size, the last of which may be
+    /// shorter. They may wait for [`flush`](Self::flush). `quoted` is the beginning of their packet, for ICMP errors; empty
+    /// where there is none.
     pub fn packet(
         self: &Rc<Self>,
-        session: Session,
+        session: &Session,
+        payload: &[u8],
+        size: Option<NonZeroU16>,
+        dont_fragment: bool,
+        quoted: &[u8],
+        back: &Rc<dyn Back>,
+    ) {
+        let mut associations = self.associations.borrow_mut();
+        if let Some(Peer::Open { link, to }) = associations.peer(session.source, &session.destination) {
+            return self.gathering.borrow_mut().add(link, payload, size, to, dont_fragment);
+        }
+        drop(associations);
+        // An empty datagram is one too.
+        let each = size.map_or(payload.len().max(1), |size| usize::from(size.get()));
+        let empty = payload.is_empty().then_some(payload);
+        for payload in payload.chunks(each).chain(empty) {
+            self.knock(session, payload, dont_fragment, quoted, back);
+        }
+    }
+
+    /// Sends what [`packet`](Self::packet) has gathered. Due at the end of every turn that called it.
+    pub fn flush(&self) {
+        self.gathering.borrow_mut().flush();
+    }
+
+    /// Carries one datagram to a peer to which the way is not open yet.
+    fn knock(
+        self: &Rc<Self>,
+        session: &Session,
         payload: &[u8],
         dont_fragment: bool,
         quoted: &[u8],
@@ -39,10 +70,7 @@ impl Dispatcher {
         let mut associations = self.associations.borrow_mut();
         let full = associations.is_full();
         match associations.peer(source, client) {
-            Some(Peer::Open { link, to }) => {
-                link.send(payload, to, dont_fragment, client, quoted);
-                return;
-            }
+            Some(Peer::Open { link, to }) => return link.send(payload, None, to, dont_fragment),
             Some(Peer::Opening(waiting)) => {
                 if waiting.len() < MOST_WAITING {
                     waiting.push_back(Waiting { payload: payload.into(), dont_fragment });
@@ -69,7 +97,7 @@ impl Dispatcher {
         drop(associations);
         // The IP header and eight bytes are all that an error has to quote.
         let quoted: Box<[u8]> = quoted[..quoted.len().min(128)].into();
-        tokio::task::spawn_local(Rc::clone(self).open(session, quoted, Rc::clone(back)));
+        tokio::task::spawn_local(Rc::clone(self).open(session.clone(), quoted, Rc::clone(back)));
     }
 
     /// Opens the way to one peer, sends what waited, and carries answers while the association lives.
@@ -79,11 +107,14 @@ impl Dispatcher {
         match self.find(session, &client, &back, &mut account).await {
             Ok(opened) => {
                 let Opened { link, to, fresh, held } = opened;
+                if let Some(account) = account {
+                    account.joined();
+                }
                 link.introduce(to.clone(), client.clone(), &quoted, held);
                 if let Some(key) = &fresh {
                     self.associations.borrow_mut().add(&link, key.clone());
                 }
-                self.release(source, &client, &link, &to, &quoted);
+                self.release(source, &client, &link, &to);
                 if fresh.is_some() {
                     link.run(&self.scratch).await;
                     self.associations.borrow_mut().remove(&link);
@@ -100,12 +131,12 @@ impl Dispatcher {
     }
 
     /// Sends what waited for a peer that is now open.
-    fn release(&self, source: SocketAddr, client: &Address, link: &Rc<Link>, to: &Address, quoted: &[u8]) {
+    fn release(&self, source: SocketAddr, client: &Address, link: &Rc<Link>, to: &Address) {
         let open = Peer::Open { link: Rc::clone(link), to: to.clone() };
         let before = self.associations.borrow_mut().set(source, client.clone(), open);
         if let Some(Peer::Opening(waiting)) = before {
             for datagram in waiting {
-                link.send(&datagram.payload, to, datagram.dont_fragment, client, quoted);
+                link.send(&datagram.payload, None, to, datagram.dont_fragment);
             }
         }
     }

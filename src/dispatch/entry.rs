@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::rc::Rc;
 
 use crate::net::{Address, BoxStream, DialError, Reach};
@@ -26,6 +27,13 @@ pub trait Entry: Clone + 'static {
 pub trait Back {
     /// Hands a payload to the client `to`, as if `from` had sent it; `from` is written as the client wrote it.
     fn deliver(&self, from: &Address, to: SocketAddr, payload: &[u8]);
+
+    /// Hands over several payloads, `size` bytes each but for the last, as if `from` had sent them.
+    fn deliver_train(&self, from: &Address, to: SocketAddr, train: &[u8], size: NonZeroU16) {
+        for payload in train.chunks(usize::from(size.get())) {
+            self.deliver(from, to, payload);
+        }
+    }
 
     /// Tells the client `to` that its packet to `from`, which began with `quoted`, did not arrive.
     fn unreachable(&self, from: &Address, to: SocketAddr, quoted: &[u8], why: Reach);

@@ -133,13 +133,24 @@ pub struct Account {
     up: u64,
     down: u64,
     open: bool,
+    told: bool,
 }
 
 impl Account {
     /// A flow that has just arrived; `fake` is the fake address that its client used.
     #[must_use]
     pub fn new(counters: Arc<Counters>, session: Session, fake: Option<IpAddr>) -> Self {
-        Self { counters, session, fake, verdict: None, started: Instant::now(), up: 0, down: 0, open: false }
+        Self {
+            counters,
+            session,
+            fake,
+            verdict: None,
+            started: Instant::now(),
+            up: 0,
+            down: 0,
+            open: false,
+            told: false,
+        }
     }
 
     /// The destination behind what the client wrote: its name, and the fake address that stood for it.
@@ -198,18 +209,22 @@ impl Account {
     pub fn failed(mut self, reason: &dyn fmt::Display, rejected: bool) {
         let counter = if rejected { &self.counters.rejected } else { &self.counters.failed };
         counter.fetch_add(1, Relaxed);
-        self.open = false;
         self.tell(if rejected { Outcome::Rejected } else { Outcome::Failed }, reason);
     }
 
     /// The flow ended after it was carried.
     pub fn closed(mut self, reason: &dyn fmt::Display) {
-        self.open = false;
         self.counters.closed.fetch_add(1, Relaxed);
         self.tell(Outcome::Closed, reason);
     }
 
-    fn tell(&self, outcome: Outcome, reason: &dyn fmt::Display) {
+    /// The flow's datagrams go into the account of an association that is open already.
+    pub fn joined(mut self) {
+        self.told = true;
+    }
+
+    fn tell(&mut self, outcome: Outcome, reason: &dyn fmt::Display) {
+        self.told = true;
         if let Some(listener) = self.counters.listener.get() {
             listener.ended(self, outcome, reason);
         }
@@ -237,9 +252,93 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        if std::mem::take(&mut self.open) {
+        if self.told {
+            return;
+        }
+        if self.open {
             self.counters.closed.fetch_add(1, Relaxed);
             self.tell(Outcome::Closed, &"we stopped");
+        } else {
+            self.counters.failed.fetch_add(1, Relaxed);
+            self.tell(Outcome::Failed, &"given up before an outbound answered");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::session::{Fact, Inbound, Network};
+
+    /// What a listener heard, in order.
+    #[derive(Debug, Default)]
+    struct Heard(Mutex<Vec<String>>);
+
+    impl Listener for Heard {
+        fn decided(&self, flow: &Account) {
+            self.0.lock().push(format!("{} {}", flow.session().destination, flow.verdict().unwrap()));
+        }
+
+        fn ended(&self, flow: &Account, outcome: Outcome, reason: &dyn fmt::Display) {
+            self.0.lock().push(format!("{outcome} {:?} {reason}", flow.bytes()));
+        }
+    }
+
+    fn account(counters: &Arc<Counters>) -> Account {
+        let session = Session {
+            network: Network::Tcp,
+            inbound: Inbound::Tun,
+            source: "192.0.2.1:1000".parse().unwrap(),
+            destination: "198.51.100.1:80".parse::<std::net::SocketAddr>().unwrap().into(),
+            resolved: Fact::Unknown,
+        };
+        Account::new(Arc::clone(counters), session, None)
+    }
+
+    fn verdict() -> Verdict {
+        Verdict { rule: "MATCH,DIRECT (line 7)".into(), chain: "DIRECT".into() }
+    }
+
+    #[test]
+    fn a_listener_hears_the_decision_and_then_one_end() {
+        let (counters, heard) = (Arc::new(Counters::default()), Arc::new(Heard::default()));
+        assert!(counters.listen(heard.clone()));
+        let mut flow = account(&counters);
+        flow.decided(verdict());
+        flow.opened();
+        flow.moved(3, 5);
+        flow.closed(&"finished");
+        let decided = "198.51.100.1:80 DIRECT by MATCH,DIRECT (line 7)";
+        assert_eq!(*heard.0.lock(), [decided, "closed (3, 5) finished"]);
+    }
+
+    #[test]
+    fn a_flow_that_nobody_could_carry_ends_as_failed_or_rejected() {
+        let (counters, heard) = (Arc::new(Counters::default()), Arc::new(Heard::default()));
+        counters.listen(heard.clone());
+        account(&counters).failed(&"timed out", false);
+        account(&counters).failed(&"by a rule", true);
+        assert_eq!(*heard.0.lock(), ["failed (0, 0) timed out", "rejected (0, 0) by a rule"]);
+        assert_eq!((counters.failed.load(Relaxed), counters.rejected.load(Relaxed)), (1, 1));
+    }
+
+    #[test]
+    fn an_open_flow_that_is_dropped_still_ends() {
+        let (counters, heard) = (Arc::new(Counters::default()), Arc::new(Heard::default()));
+        counters.listen(heard.clone());
+        let mut flow = account(&counters);
+        flow.opened();
+        drop(flow);
+        assert_eq!(*heard.0.lock(), ["closed (0, 0) we stopped"]);
+        assert_eq!(counters.closed.load(Relaxed), 1);
+    }
+
+    #[test]
+    fn a_second_listener_is_refused() {
+        let counters = Counters::default();
+        assert!(counters.listen(Arc::new(Heard::default())));
+        assert!(!counters.listen(Arc::new(Heard::default())));
     }
 }

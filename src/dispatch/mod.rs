@@ -7,6 +7,7 @@ mod entry;
 mod live;
 mod relay;
 mod router;
+mod train;
 mod udp;
 
 use std::cell::RefCell;
@@ -30,6 +31,7 @@ use crate::outbound::{Index, Outbound, Outbounds};
 use crate::session::{Fact, FactKind, Inbound, Network, Session};
 use crate::stack::{FlowStream, Refusal, Tuple};
 use relay::{Buffered, FlowIo, relay};
+use train::Gathering;
 use udp::Associations;
 
 /// A held SYN is given up after this: longer than any group's members need, shorter than a client waits.
@@ -53,7 +55,8 @@ pub struct Core {
 pub struct Dispatcher {
     core: Arc<Core>,
     associations: RefCell<Associations>,
-    /// Receives every datagram of this worker before it goes on.
+    gathering: RefCell<Gathering>,
+    /// Receives every datagram of this worker before it goes on: [`udp::SCRATCH`] bytes.
     scratch: RefCell<Box<[u8]>>,
 }
 
@@ -85,7 +88,8 @@ impl Dispatcher {
         Rc::new(Self {
             core,
             associations: RefCell::default(),
-            scratch: RefCell::new(vec![0; 65_536].into_boxed_slice()),
+            gathering: RefCell::default(),
+            scratch: RefCell::new(vec![0; udp::SCRATCH].into_boxed_slice()),
         })
     }
 
@@ -239,7 +243,8 @@ impl Entry for Rc<Dispatcher> {
     }
 
     fn datagram(&self, session: Session, payload: &[u8], dont_fragment: bool, back: &Rc<dyn Back>) {
-        self.packet(session, payload, dont_fragment, &[], back);
+        self.packet(&session, payload, None, dont_fragment, &[], back);
+        self.flush();
     }
 }
 

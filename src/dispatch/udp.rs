@@ -9,6 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,17 +20,22 @@ use tokio::io::ReadBuf;
 
 use super::entry::Back;
 use super::live::{Account, Counters};
+use super::train::{LONGEST, Train};
 use crate::dns::Held;
 use crate::net::{Address, BoxDatagram, Host, Reach, Received};
 
 /// Datagrams that wait while their association is being opened.
 pub(super) const MOST_WAITING: usize = 32;
+/// Datagrams of one association that wait for its transport: as many as a turn brings at most.
+const MOST_UNSENT: usize = 64;
 /// Associations of one worker; the one idle longest goes.
 const MOST_LINKS: usize = 16_384;
 /// Peers of all clients of one worker; beyond, new ones wait until some are gone.
 const MOST_PEERS_IN_ALL: usize = 65_536;
 /// Peers of one client; when there are more, those idle longest go.
 const MOST_PEERS: usize = 4096;
+/// Bytes for answers: those that have come, at most the size of the largest datagram, and as many for the next.
+pub(super) const SCRATCH: usize = 2 * 65_536;
 /// Datagrams taken from one socket before others get their turn.
 const SHARE: usize = 64;
 /// A peer that was refused stays so for this long, without asking again.
@@ -54,6 +60,28 @@ pub(super) struct Waiting {
     pub(super) dont_fragment: bool,
 }
 
+/// Answers of one peer that came one by one and stand together at the scratch's beginning, all of one size but for the
+/// last: the client gets them at once.
+#[derive(Default)]
+struct Answers {
+    from: Option<Address>,
+    size: usize,
+    length: usize,
+}
+
+impl Answers {
+    /// Adds `length` bytes that stand behind the others. False: they have to begin another train.
+    fn add(&mut self, from: &Address, length: usize) -> bool {
+        let alike = self.from.as_ref() == Some(from) && (1..=self.size).contains(&length);
+        // A shorter one is the last.
+        let fits = alike && self.length.is_multiple_of(self.size) && self.length + length <= LONGEST;
+        if fits {
+            self.length += length;
+        }
+        fits
+    }
+}
+
 /// All that one client has going.
 #[derive(Default)]
 struct Source {
@@ -73,6 +101,8 @@ struct Known {
 pub(super) struct Link {
     pub(super) source: SocketAddr,
     datagram: RefCell<BoxDatagram>,
+    /// What this turn has brought so far; see [`Gathering`](super::train::Gathering).
+    pub(super) train: RefCell<Option<Train>>,
     /// What the transport could not take at once: a socket is ready only when its reactor has said so.
     outbox: RefCell<VecDeque<(Waiting, Address)>>,
     /// Of the task that carries answers; it empties the outbox too.
@@ -212,6 +242,7 @@ impl Link {
         Rc::new(Self {
             source,
             datagram: RefCell::new(datagram),
+            train: RefCell::default(),
             outbox: RefCell::default(),
             waker: Cell::default(),
             back,
@@ -245,25 +276,54 @@ impl Link {
         self.held.borrow_mut().extend(held);
     }
 
-    /// Sends one datagram of the client. Where too many wait for the transport it is lost, as UDP may be.
-    pub(super) fn send(&self, payload: &[u8], to: &Address, dont_fragment: bool, client: &Address, quoted: &[u8]) {
+    /// Sends datagrams of the client: one, or with `size` several of that size, the last of which may be shorter. Where too
+    /// many wait for the transport they are lost, as UDP may be.
+    pub(super) fn send(&self, payload: &[u8], size: Option<NonZeroU16>, to: &Address, dont_fragment: bool) {
         self.used.set(Instant::now());
         let mut outbox = self.outbox.borrow_mut();
-        if outbox.is_empty() {
-            let mut cx = Context::from_waker(Waker::noop());
-            match self.datagram.borrow_mut().poll_send_to(&mut cx, payload, to, dont_fragment) {
-                Poll::Ready(Ok(())) => return self.moved(payload.len() as u64, 0),
-                Poll::Ready(Err(error)) => return self.send_failed(&error, client, quoted),
-                Poll::Pending => {}
+        let each = size.map_or(payload.len().max(1), |size| usize::from(size.get()));
+        let mut rest = Some(payload);
+        while let Some(left) = rest.filter(|_| outbox.is_empty()) {
+            let Poll::Ready(sent) = self.poll_send(left, size, to, dont_fragment) else { break };
+            let done = match sent {
+                Ok(done) => {
+                    self.moved(done as u64, 0);
+                    done
+                }
+                Err(error) => {
+                    self.send_failed(&error, to);
+                    each
+                }
+            };
+            rest = left.get(done..).filter(|left| !left.is_empty());
+        }
+        let Some(rest) = rest else { return };
+        let empty = rest.is_empty().then_some(rest);
+        for payload in rest.chunks(each).chain(empty) {
+            if outbox.len() >= MOST_UNSENT {
+                self.counters.datagrams_dropped.fetch_add(1, Relaxed);
+                continue;
             }
+            outbox.push_back((Waiting { payload: payload.into(), dont_fragment }, to.clone()));
         }
-        if outbox.len() >= MOST_WAITING {
-            self.counters.datagrams_dropped.fetch_add(1, Relaxed);
-            return;
-        }
-        outbox.push_back((Waiting { payload: payload.into(), dont_fragment }, to.clone()));
         if let Some(waker) = self.waker.take() {
             waker.wake();
+        }
+    }
+
+    /// Sends without waiting. Returns the bytes that are done with.
+    fn poll_send(
+        &self,
+        payload: &[u8],
+        size: Option<NonZeroU16>,
+        to: &Address,
+        dont_fragment: bool,
+    ) -> Poll<io::Result<usize>> {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut datagram = self.datagram.borrow_mut();
+        match size {
+            Some(size) => datagram.poll_send_train(&mut cx, payload, size, to, dont_fragment),
+            None => datagram.poll_send_to(&mut cx, payload, to, dont_fragment).map_ok(|()| payload.len()),
         }
     }
 
@@ -274,19 +334,14 @@ impl Link {
             let outcome = self.datagram.borrow_mut().poll_send_to(cx, &waiting.payload, to, waiting.dont_fragment);
             match outcome {
                 Poll::Ready(Ok(())) => self.moved(waiting.payload.len() as u64, 0),
-                Poll::Ready(Err(error)) => {
-                    let known = self.known.borrow();
-                    if let Some(peer) = known.get(to) {
-                        self.send_failed(&error, &peer.client, &peer.quoted);
-                    }
-                }
+                Poll::Ready(Err(error)) => self.send_failed(&error, to),
                 Poll::Pending => return,
             }
             outbox.pop_front();
         }
     }
 
-    fn send_failed(&self, error: &io::Error, client: &Address, quoted: &[u8]) {
+    fn send_failed(&self, error: &io::Error, to: &Address) {
         let why = match error.raw_os_error() {
             Some(libc::EMSGSIZE) => Reach::TooBig(0),
             Some(libc::ENETUNREACH | libc::ENETDOWN) => Reach::Network,
@@ -300,7 +355,7 @@ impl Link {
         };
         // A datagram that does not fit is followed by the network's own word, which knows the MTU.
         if why != Reach::TooBig(0) {
-            self.back.unreachable(client, self.source, quoted, why);
+            self.tell(to, why);
         }
     }
 
@@ -336,32 +391,61 @@ impl Link {
         self.waker.set(Some(cx.waker().clone()));
         self.poll_outbox(cx);
         let mut scratch = scratch.borrow_mut();
-        for _ in 0..SHARE {
-            let mut buffer = ReadBuf::new(&mut scratch);
-            let outcome = self.datagram.borrow_mut().poll_recv_from(cx, &mut buffer);
-            match outcome {
-                Poll::Ready(Ok(Received::Payload(from))) => self.deliver(&from, buffer.filled()),
-                Poll::Ready(Ok(Received::Failed { to, why })) => self.tell(&to, why),
-                Poll::Ready(Err(error)) => return Poll::Ready(error),
-                Poll::Pending => return Poll::Pending,
+        let (mut share, mut answers) = (SHARE, Answers::default());
+        let outcome = loop {
+            if share == 0 {
+                cx.waker().wake_by_ref();
+                break Poll::Pending;
             }
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+            share -= 1;
+            let start = answers.length;
+            let mut buffer = ReadBuf::new(&mut scratch[start..]);
+            let received = self.datagram.borrow_mut().poll_recv_from(cx, &mut buffer);
+            let end = start + buffer.filled().len();
+            match received {
+                Poll::Ready(Ok(Received::Payload(from))) => {
+                    if !answers.add(&from, end - start) {
+                        self.hand_over(&mut answers, &scratch);
+                        scratch.copy_within(start..end, 0);
+                        answers = Answers { from: Some(from), size: end - start, length: end - start };
+                    }
+                }
+                Poll::Ready(Ok(Received::Train { from, size })) => {
+                    self.hand_over(&mut answers, &scratch);
+                    share = share.saturating_sub((end - start) / usize::from(size.get()));
+                    self.deliver(&from, &scratch[start..end], Some(size));
+                }
+                Poll::Ready(Ok(Received::Failed { to, why })) => self.tell(&to, why),
+                Poll::Ready(Err(error)) => break Poll::Ready(error),
+                Poll::Pending => break Poll::Pending,
+            }
+        };
+        self.hand_over(&mut answers, &scratch);
+        outcome
     }
 
-    fn deliver(&self, from: &Address, payload: &[u8]) {
+    /// Delivers what has come so far.
+    fn hand_over(&self, answers: &mut Answers, scratch: &[u8]) {
+        let Answers { from, size, length } = std::mem::take(answers);
+        let Some(from) = from else { return };
+        let several = u16::try_from(size).ok().and_then(NonZeroU16::new).filter(|_| length > size);
+        self.deliver(&from, &scratch[..length], several);
+    }
+
+    /// Hands what a peer sent to the client: one payload, or with `size` several of that size.
+    fn deliver(&self, from: &Address, payload: &[u8], size: Option<NonZeroU16>) {
         self.used.set(Instant::now());
         self.moved(0, payload.len() as u64);
+        let hand = |from: &Address| match size {
+            Some(size) => self.back.deliver_train(from, self.source, payload, size),
+            None => self.back.deliver(from, self.source, payload),
+        };
         let known = self.known.borrow();
         match (known.get(from), &self.name, &from.host) {
-            (Some(peer), ..) => self.back.deliver(&peer.client, self.source, payload),
+            (Some(peer), ..) => hand(&peer.client),
             // One name, another port of its host.
-            (None, Some(name), _) => {
-                let client = Address { host: name.host.clone(), port: from.port };
-                self.back.deliver(&client, self.source, payload);
-            }
-            (None, None, Host::Ip(_)) => self.back.deliver(from, self.source, payload),
+            (None, Some(name), _) => hand(&Address { host: name.host.clone(), port: from.port }),
+            (None, None, Host::Ip(_)) => hand(from),
             (None, None, Host::Name(_)) => {
                 self.counters.datagrams_dropped.fetch_add(1, Relaxed);
             }

@@ -15,7 +15,7 @@ use super::plan::{HostPlan, Sysctl};
 use super::resolver::DnsPlan;
 use super::routing::{Family, Route, RouteKind, Rule};
 use super::undo::{Undo, Undone};
-use super::{Netlink, NetlinkError};
+use super::{Netlink, NetlinkError, QUEUE_LENGTH};
 
 /// Why the host could not be changed, or changed back.
 #[derive(Debug, thiserror::Error)]
@@ -304,6 +304,7 @@ impl Applied {
                     self.netlink.set_no_link_local(tun)?;
                 }
                 self.netlink.set_mtu(tun, self.plan.mtu)?;
+                self.netlink.set_queue_length(tun, QUEUE_LENGTH)?;
                 self.netlink.link_up(tun)?;
             }
             Step::Address(address) => self.netlink.add_address(tun, *address)?,

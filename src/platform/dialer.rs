@@ -59,6 +59,7 @@ impl Dialer {
         };
         let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
         self.prepare(&socket2::SockRef::from(&socket))?;
+        imp::socket::deepen(&socket);
         socket.bind(&any.into())?;
         Ok(UdpSocket::from_std(socket.into())?)
     }

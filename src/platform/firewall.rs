@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::plan::HostOptions;
-use super::routing::MarkMatch;
+use super::routing::{Link, MarkMatch};
 use super::survey::{NftState, Numbers, Survey};
 
 /// How long a peer's question is remembered so that the answer leaves by the address that was asked.
@@ -108,7 +108,8 @@ impl Writer<'_> {
         chain("forwarded_replies", "filter hook prerouting priority mangle", &[line])
     }
 
-    /// Port forwards of the administrator's own keep working; ours, to fake addresses, are captured.
+    /// Port forwards of the administrator's own keep working; ours, to fake addresses, are captured. Where an uplink's
+    /// reverse path is checked strictly, the mark also says that what comes in for our own networks came the right way.
     fn after_port_forward(&self) -> String {
         let mut lines: Vec<String> = self
             .options
@@ -118,6 +119,12 @@ impl Writer<'_> {
             .collect();
         let tun = quoted(&self.options.tun);
         lines.push(format!("iifname != {tun} ct status dnat {}", set_mark(self.numbers.own)));
+        let (uplinks, others) = self.links_apart();
+        if !uplinks.is_empty() && !others.is_empty() {
+            // By the destination's interface: a client that shares the uplink's link is to be captured.
+            let inwards = format!("iifname {{ {uplinks} }} fib daddr oifname {{ {others} }}");
+            lines.push(format!("{inwards} {}", set_mark(self.numbers.own)));
+        }
         chain("after_port_forward", "filter hook prerouting priority -99", &lines)
     }
 
@@ -190,6 +197,15 @@ impl Writer<'_> {
             .map(|server| format!("{ask} dnat {} to {server}", family(*server)))
             .collect();
         Some(chain("lan_dns", "nat hook prerouting priority dstnat", &lines))
+    }
+
+    /// The names of the uplinks, and those of all other links but loopback and the TUN.
+    fn links_apart(&self) -> (String, String) {
+        let uplinks = self.survey.uplinks();
+        let links = self.survey.links.iter().filter(|link| link.name != "lo" && link.name != self.options.tun);
+        let (up, other): (Vec<_>, Vec<_>) = links.partition(|link| uplinks.contains(&link.index));
+        let list = |links: Vec<&Link>| links.iter().map(|link| quoted(&link.name)).collect::<Vec<_>>().join(", ");
+        (list(up), list(other))
     }
 
     fn local_addresses(&self) -> Vec<IpAddr> {
@@ -341,6 +357,17 @@ table inet tunproxy {
         let text = nft(&options(), &survey.numbers(&wishes).unwrap(), &survey).unwrap().text;
         assert!(text.contains("meta mark 0x1a0a return"), "{text}");
         assert!(!text.contains("meta mark | 0x1a0a"), "{text}");
+    }
+
+    #[test]
+    fn what_comes_by_an_uplink_for_another_link_is_let_through_and_nothing_else() {
+        let text = written(&options(), &plain()).text;
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains("fib daddr oifname")).collect();
+        let [line] = lines[..] else { panic!("{text}") };
+        assert!(line.contains("iifname { \"eth0\" } fib daddr oifname { \"lan0\" }"), "{line}");
+        let mut without_lan = plain();
+        without_lan.links.retain(|link| link.name != "lan0");
+        assert!(!written(&options(), &without_lan).text.contains("fib daddr oifname"));
     }
 
     #[test]

@@ -85,6 +85,41 @@ pub(super) fn write(
     true
 }
 
+/// Bytes of one packet of several datagrams, and how many of them: what every kernel that cuts such packets takes.
+const LONGEST_PACKET: usize = 64_000;
+pub(super) const MOST_SEGMENTS: u32 = 64;
+
+/// The payload bytes to put into one packet for `to` when datagrams have `size` bytes: those of one where the device does
+/// not cut, or would have to make fragments, of which IPv6 allows it none.
+pub(super) fn longest_train(to: SocketAddr, size: NonZeroU16, link: Link, transmit: &dyn Transmit) -> usize {
+    let headers = if to.is_ipv6() { 48 } else { 28 };
+    let size = usize::from(size.get());
+    if !link.offload || !transmit.cuts_datagrams() || headers + size > link.mtu {
+        return size;
+    }
+    ((LONGEST_PACKET - headers) / size).clamp(1, MOST_SEGMENTS as usize) * size
+}
+
+/// Writes as one packet what the device cuts into datagrams of `size` bytes: no more than [`longest_train`] allows.
+pub(super) fn write_train(
+    from: SocketAddr,
+    to: SocketAddr,
+    train: &[u8],
+    size: NonZeroU16,
+    id: u32,
+    transmit: &mut dyn Transmit,
+) -> bool {
+    if !transmit.ready() {
+        return false;
+    }
+    let header = if to.is_ipv6() { 40 } else { 20 };
+    transmit.transmit(header + 8 + train.len(), Some(size), &mut |packet| {
+        ip::write_header(packet, from.ip(), to.ip(), ip::UDP, (id & 0xffff) as u16);
+        write_udp(&mut packet[header..], from.port(), to.port(), train);
+    });
+    true
+}
+
 /// What the writer must know of the device.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Link {
@@ -140,4 +175,126 @@ fn write_fragments(
         offset += part.len();
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::super::{Config, Stack, VirtioHeader};
+    use super::*;
+
+    /// What was written, sealed as the device's writer does, and the segment size that was asked for.
+    struct Device {
+        offload: bool,
+        cuts: bool,
+        written: Vec<(Vec<u8>, VirtioHeader, Option<NonZeroU16>)>,
+    }
+
+    impl Transmit for Device {
+        fn ready(&mut self) -> bool {
+            true
+        }
+
+        fn cuts_datagrams(&self) -> bool {
+            self.cuts
+        }
+
+        fn transmit(&mut self, len: usize, gso: Option<NonZeroU16>, fill: &mut dyn FnMut(&mut [u8])) {
+            let mut packet = vec![0xa5; len];
+            fill(&mut packet);
+            let header = if self.offload { VirtioHeader::seal(&mut packet, gso) } else { VirtioHeader::PLAIN };
+            self.written.push((packet, header, gso));
+        }
+    }
+
+    fn sent(to: &str, train: &[u8], size: u16, offload: bool, cuts: bool) -> Device {
+        let config = Config {
+            mtu: 1500,
+            offload,
+            own: Vec::new(),
+            echo: Vec::new(),
+            reserved: Vec::new(),
+            ipv6: true,
+            seed: 1,
+            tell_ended: false,
+        };
+        let to: SocketAddr = to.parse().unwrap();
+        let from = if to.is_ipv6() { "[2001:db8::1]:53" } else { "192.0.2.1:53" };
+        let mut device = Device { offload, cuts, written: Vec::new() };
+        let mut stack = Stack::new(config, Instant::now());
+        assert!(stack.send_train(from.parse().unwrap(), to, train, NonZeroU16::new(size).unwrap(), &mut device));
+        device
+    }
+
+    fn pattern(length: usize) -> Vec<u8> {
+        (0..length).map(|at| (at % 251) as u8).collect()
+    }
+
+    fn word(packet: &[u8], at: usize) -> usize {
+        usize::from(u16::from_be_bytes([packet[at], packet[at + 1]]))
+    }
+
+    #[test]
+    fn a_train_is_one_packet_that_asks_to_be_cut() {
+        let train = pattern(2 * 1200 + 7);
+        for (to, start) in [("192.0.2.9:4000", 20), ("[2001:db8::9]:4000", 40)] {
+            let device = sent(to, &train, 1200, true, true);
+            let [(packet, header, gso)] = &device.written[..] else { panic!("{} packets", device.written.len()) };
+            assert_eq!(gso.map(NonZeroU16::get), Some(1200));
+            assert_eq!(packet[start + 8..], train);
+            assert_eq!(word(packet, start + 4), 8 + train.len());
+            let total = if start == 20 { word(packet, 2) } else { 40 + word(packet, 4) };
+            assert_eq!(total, packet.len());
+            assert_eq!(word(packet, start + 6), usize::from(super::super::checksum::pseudo(packet, start, ip::UDP)));
+            let raw = header.bytes();
+            let native = |at: usize| usize::from(u16::from_ne_bytes([raw[at], raw[at + 1]]));
+            // NEEDS_CSUM, GSO_UDP_L4, the headers' length, the size, where the sum begins and where it goes.
+            let fields = (raw[0], raw[1], native(2), native(4), native(6), native(8));
+            assert_eq!(fields, (1, 5, start + 8, 1200, start, 6));
+        }
+    }
+
+    #[test]
+    fn no_packet_has_more_than_the_kernel_takes() {
+        for (size, parts) in [(100, 200), (1200, 130), (1472, 50)] {
+            let train = pattern(size * parts - 1);
+            let device = sent("192.0.2.9:4000", &train, size as u16, true, true);
+            let mut whole = Vec::new();
+            for (packet, ..) in &device.written {
+                assert!(packet.len() <= LONGEST_PACKET);
+                assert!((packet.len() - 28).div_ceil(size) <= MOST_SEGMENTS as usize);
+                whole.extend_from_slice(&packet[28..]);
+            }
+            assert_eq!(whole, train);
+            let numbers: Vec<_> = device.written.iter().map(|(packet, ..)| word(packet, 4)).collect();
+            assert!(numbers.windows(2).all(|pair| pair[1] >= pair[0] + 64), "numbers overlap: {numbers:?}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_cuts_nothing_gets_every_datagram_by_itself() {
+        let train = pattern(2 * 300 + 1);
+        for offload in [false, true] {
+            let device = sent("192.0.2.9:4000", &train, 300, offload, false);
+            let payloads: Vec<_> = device.written.iter().map(|(packet, ..)| packet[28..].to_vec()).collect();
+            assert_eq!(payloads, train.chunks(300).collect::<Vec<_>>());
+            assert!(device.written.iter().all(|(.., gso)| gso.is_none()));
+            for (packet, ..) in device.written.iter().filter(|_| !offload) {
+                assert_eq!(super::super::checksum::transport(packet, 20, ip::UDP), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn datagrams_beyond_the_mtu_are_never_left_to_the_device() {
+        let train = pattern(3 * 1453);
+        let device = sent("[2001:db8::9]:4000", &train, 1453, true, true);
+        // Two fragments each.
+        assert_eq!(device.written.len(), 6);
+        assert!(device.written.iter().all(|(packet, _, gso)| gso.is_none() && packet[6] == 44 && packet.len() <= 1500));
+        let device = sent("192.0.2.9:4000", &pattern(3 * 1473), 1473, true, true);
+        assert_eq!(device.written.iter().map(|(packet, ..)| packet.len()).collect::<Vec<_>>(), [1501; 3]);
+        assert!(device.written.iter().all(|(.., gso)| gso.is_none()));
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::ip::{Fragment, Malformed, Packet};
+use super::ip::{self, Fragment, Malformed, Packet};
 
 /// RFC 8200: 60 s after the first fragment the rest is given up; RFC 1122 allows 60 to 120 s.
 const LIFETIME: Duration = Duration::from_secs(60);
@@ -130,7 +130,9 @@ impl Partial {
         !self.spoilt && !self.header.is_empty() && self.pieces.values().map(Vec::len).sum::<usize>() == total
     }
 
-    /// The packet as it was before it was cut. IPv6 extension headers of the unfragmentable part are left out.
+    /// The packet as it was before it was cut, and fit to be cut again: IPv4 loses "don't fragment", and a datagram of
+    /// IPv6 keeps a fragment header that says "all of it" (RFC 6946), as it can say so in no other way. IPv6 extension
+    /// headers of the unfragmentable part are left out.
     ///
     /// # Errors
     /// The first piece had options that the last one did not leave room for.
@@ -138,6 +140,11 @@ impl Partial {
         let v6 = self.header[0] >> 4 == 6;
         let header = if v6 { 40 } else { self.header.len() };
         let mut whole = self.header[..header].to_vec();
+        // What TCP sends never needs to be cut, and its stack reads no extension headers.
+        let atomic = v6 && protocol != ip::TCP;
+        if atomic {
+            whole.extend_from_slice(&[protocol, 0, 0, 0, 0, 0, 0, 0]);
+        }
         for piece in self.pieces.into_values() {
             whole.extend_from_slice(&piece);
         }
@@ -147,11 +154,10 @@ impl Partial {
         }
         if v6 {
             whole[4..6].copy_from_slice(&((total - 40) as u16).to_be_bytes());
-            whole[6] = protocol;
+            whole[6] = if atomic { ip::FRAGMENT } else { protocol };
         } else {
             whole[2..4].copy_from_slice(&(total as u16).to_be_bytes());
-            whole[6] &= 0x40;
-            whole[7] = 0;
+            whole[6..8].fill(0);
             whole[10..12].fill(0);
             let sum = super::checksum::of(&whole[..header]);
             whole[10..12].copy_from_slice(&sum.to_be_bytes());
@@ -176,6 +182,18 @@ mod tests {
         let sum = super::super::checksum::of(&packet[..20]);
         packet[10..12].copy_from_slice(&sum.to_be_bytes());
         packet[20..].copy_from_slice(&body[start..end]);
+        packet
+    }
+
+    /// The same over IPv6.
+    fn piece_v6(body: &[u8], start: usize, end: usize) -> Vec<u8> {
+        let mut packet = vec![0; 48 + end - start];
+        let (source, destination) = ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
+        write_header(&mut packet, source, destination, ip::FRAGMENT, 0);
+        packet[40] = UDP;
+        let word = start as u16 | u16::from(end < body.len());
+        packet[42..44].copy_from_slice(&word.to_be_bytes());
+        packet[48..].copy_from_slice(&body[start..end]);
         packet
     }
 
@@ -209,6 +227,27 @@ mod tests {
             prop_assert!(packet.fragment.is_none());
             prop_assert_eq!(packet.payload(), &body[..]);
             prop_assert!(reassembly.partial.is_empty() && reassembly.order.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_its_source_cut_may_be_cut_again() {
+        let body: Vec<u8> = (0..200).collect();
+        for piece in [piece, piece_v6] {
+            let (mut reassembly, now) = (Reassembly::default(), Instant::now());
+            let mut first = piece(&body, 0, 104);
+            if first[0] >> 4 == 4 {
+                // "Don't fragment" on a fragment: do not cut this piece further.
+                first[6] |= 0x40;
+                first[10..12].fill(0);
+                let sum = super::super::checksum::of(&first[..20]);
+                first[10..12].copy_from_slice(&sum.to_be_bytes());
+            }
+            assert!(add(&mut reassembly, &first, now).is_none());
+            let whole = add(&mut reassembly, &piece(&body, 104, 200), now).unwrap();
+            let packet = Packet::parse(&whole).unwrap();
+            assert_eq!((packet.protocol, packet.payload()), (UDP, &body[..]));
+            assert!(packet.fragment.is_none() && !packet.dont_fragment);
         }
     }
 

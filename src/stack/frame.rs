@@ -118,6 +118,11 @@ pub trait Transmit {
     /// Whether a packet can be taken now. While it cannot, flows keep what they have to say.
     fn ready(&mut self) -> bool;
 
+    /// Whether the device cuts UDP packets into datagrams. Asked before each one, as it may turn out not to.
+    fn cuts_datagrams(&self) -> bool {
+        false
+    }
+
     /// Takes one packet of `len` bytes, which `fill` writes; `gso` asks for segmentation into that payload size.
     /// Called only after [`ready`](Self::ready) said yes.
     fn transmit(&mut self, len: usize, gso: Option<NonZeroU16>, fill: &mut dyn FnMut(&mut [u8]));

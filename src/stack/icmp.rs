@@ -134,7 +134,7 @@ fn addresses(quoted: &[u8]) -> Option<(IpAddr, IpAddr)> {
 fn may_be_answered(quoted: &[u8]) -> bool {
     let kind = |at: usize| quoted.get(at).copied().unwrap_or(0);
     if quoted[0] >> 4 == 6 {
-        let Ok((protocol, start, fragment)) = ip::walk_extensions(quoted) else { return false };
+        let Ok(ip::Walk { protocol, start, fragment, .. }) = ip::walk_extensions(quoted) else { return false };
         let first = fragment.is_none_or(|fragment| fragment.offset == 0);
         return first && (protocol != ip::ICMPV6 || kind(start) >= 128);
     }

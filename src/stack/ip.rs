@@ -8,6 +8,8 @@ pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
+/// Number of the fragment header of IPv6.
+pub const FRAGMENT: u8 = 44;
 /// Protocol number of ICMPv6.
 pub const ICMPV6: u8 = 58;
 
@@ -112,7 +114,7 @@ impl<'a> Packet<'a> {
             return Err(Malformed::Length);
         }
         let bytes = &bytes[..total];
-        let (protocol, start, fragment) = walk_extensions(bytes)?;
+        let Walk { protocol, start, fragment, atomic } = walk_extensions(bytes)?;
         Ok(Self {
             bytes,
             source: IpAddr::V6(address_v6(&bytes[8..24])),
@@ -120,7 +122,8 @@ impl<'a> Packet<'a> {
             protocol,
             start,
             fragment,
-            dont_fragment: true,
+            // Nobody cuts IPv6 on its way, but its source has where there is a fragment header.
+            dont_fragment: fragment.is_none() && !atomic,
         })
     }
 
@@ -137,9 +140,18 @@ fn address_v6(bytes: &[u8]) -> Ipv6Addr {
     Ipv6Addr::from(octets)
 }
 
+/// What the extension headers led to.
+pub(super) struct Walk {
+    pub(super) protocol: u8,
+    pub(super) start: usize,
+    pub(super) fragment: Option<Fragment>,
+    /// A fragment header said that nothing is missing.
+    pub(super) atomic: bool,
+}
+
 /// Follows the chain of extension headers (RFC 8200 section 4) to the transport or to a fragment header.
-pub(super) fn walk_extensions(bytes: &[u8]) -> Result<(u8, usize, Option<Fragment>), Malformed> {
-    let (mut next, mut at) = (bytes[6], 40);
+pub(super) fn walk_extensions(bytes: &[u8]) -> Result<Walk, Malformed> {
+    let (mut next, mut at, mut atomic) = (bytes[6], 40, false);
     for _ in 0..MAX_EXTENSIONS {
         match next {
             // Hop-by-hop, routing and destination options share one shape.
@@ -154,19 +166,20 @@ pub(super) fn walk_extensions(bytes: &[u8]) -> Result<(u8, usize, Option<Fragmen
                     return Err(Malformed::Length);
                 }
             }
-            44 => {
+            FRAGMENT => {
                 let header = bytes.get(at..at + 8).ok_or(Malformed::Length)?;
                 let word = u16::from_be_bytes([header[2], header[3]]);
                 let id = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
                 let (offset, more) = (usize::from(word & 0xfff8), word & 1 != 0);
                 // An atomic fragment (RFC 6946) is a whole packet.
                 if offset == 0 && !more {
-                    (next, at) = (header[0], at + 8);
+                    (next, at, atomic) = (header[0], at + 8, true);
                     continue;
                 }
-                return Ok((header[0], at + 8, Some(Fragment { id, offset, more, unfragmentable: at })));
+                let fragment = Some(Fragment { id, offset, more, unfragmentable: at });
+                return Ok(Walk { protocol: header[0], start: at + 8, fragment, atomic });
             }
-            _ => return Ok((next, at, None)),
+            _ => return Ok(Walk { protocol: next, start: at, fragment: None, atomic }),
         }
     }
     Err(Malformed::Options)

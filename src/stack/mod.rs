@@ -23,6 +23,7 @@ mod timers;
 mod tombstone;
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::Instant;
@@ -203,6 +204,32 @@ impl Stack {
         self.next_id = self.next_id.wrapping_add(1);
         let link = datagram::Link { mtu: self.config.mtu, offload: self.config.offload };
         datagram::write(from, to, payload, link, self.next_id, transmit)
+    }
+
+    /// Writes datagrams that stand one behind the other in `train` to a client, each `size` bytes long but for the last,
+    /// in as few packets as the device cuts for us. False: some were dropped.
+    pub fn send_train(
+        &mut self,
+        from: SocketAddr,
+        to: SocketAddr,
+        train: &[u8],
+        size: NonZeroU16,
+        transmit: &mut dyn Transmit,
+    ) -> bool {
+        let link = datagram::Link { mtu: self.config.mtu, offload: self.config.offload };
+        let longest = datagram::longest_train(to, size, link, transmit);
+        let mut all = true;
+        for part in train.chunks(longest) {
+            if part.len() <= usize::from(size.get()) {
+                all &= self.send(from, to, part, transmit);
+                continue;
+            }
+            // The kernel counts on from here, one number for each datagram.
+            let id = self.next_id.wrapping_add(1);
+            self.next_id = self.next_id.wrapping_add(datagram::MOST_SEGMENTS);
+            all &= datagram::write_train(from, to, part, size, id, transmit);
+        }
+        all
     }
 
     /// Tells a client that its packet, which began with `quoted`, did not arrive.

@@ -54,7 +54,10 @@ fn a_missing_profile_is_refused_by_its_name() {
         std::fs::remove_file(&place.profile).unwrap();
         let said = place.check(&lab.host);
         assert_eq!(said.code, Some(1));
-        assert!(said.stderr.contains("profile.yaml"), "{said:?}");
+        assert!(said.stdout.contains("profile.yaml: error: the profile cannot be read"), "{said:?}");
+        let said = Said::of(&mut place.run_command(&lab.host));
+        assert_eq!(said.code, Some(1));
+        assert!(said.stderr.contains("profile.yaml: error: the profile cannot be read"), "{said:?}");
     });
 }
 
@@ -139,7 +142,25 @@ fn a_second_run_from_the_same_state_is_refused() {
         first.assert_carries(&lab.host);
         let said = Said::of(&mut place.run_command(&lab.host));
         assert_eq!(said.code, Some(1), "{said:?}");
+        assert!(said.stderr.contains("another run (process ") && said.stderr.contains("--state-dir"), "{said:?}");
+        let said = place.ask(&lab.host, "cleanup");
+        assert_eq!(said.code, Some(1), "what is in use is not cleaned up: {said:?}");
         assert_eq!(act_in(&lab.host, &format!("ask {V4}:7 x")), Ok("x".to_owned()), "the first one works on");
+        assert!(first.stop().success());
+    });
+}
+
+#[test]
+fn a_run_without_a_device_holds_its_state_too() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let place = Place::new("mixed-port: 7890\nrules: ['MATCH,DIRECT']\n");
+        let first = place.start(&lab.host);
+        place.rewrite("mixed-port: 7891\nrules: ['MATCH,DIRECT']\n");
+        let said = Said::of(&mut place.run_command(&lab.host));
+        assert_eq!(said.code, Some(1), "{said:?}");
+        assert!(said.stderr.contains("another run (process "), "{said:?}");
+        assert!(place.ask(&lab.host, "status").succeeded(), "the first one answers");
         assert!(first.stop().success());
     });
 }

@@ -6,10 +6,15 @@
 mod support;
 
 mod bad_input;
+mod command_line;
+mod control;
+mod datagrams;
 mod direct;
 mod gateway;
 mod host_run;
 mod lab;
+mod modes;
 mod names;
 mod proxies;
 mod system_proxy;
+mod tls;

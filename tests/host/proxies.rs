@@ -8,7 +8,7 @@ use super::support::peers::digest::of_pattern;
 use super::support::peers::proxy::Door;
 use super::support::program::Program;
 use super::support::sites::{NAME, V4, V6};
-use super::support::topology::BLACK_HOLE_V4;
+use super::support::topology::{BLACK_HOLE_V4, HOST_V4, HOST_V6};
 use super::support::tunproxy::Place;
 use super::support::{Sites, Topology, run, third_party};
 
@@ -94,7 +94,9 @@ fn the_distributions_proxies_carry_names_and_addresses() {
         ] {
             for site in [NAME, V4] {
                 let said = through(keys).exec(&lab.host, "curl", &["-sS", &format!("http://{site}/p")]);
-                assert!(said.stdout.contains(&format!("host={site} path=/p client=203.0.113")), "{keys}: {said:?}");
+                assert!(said.stdout.contains(&format!("host={site} path=/p client=")), "{keys}: {said:?}");
+                // A proxy that looks the name up may come from its other family.
+                assert!([HOST_V4, HOST_V6].iter().all(|host| !said.stdout.contains(host)), "{keys}: {said:?}");
             }
         }
     });

@@ -41,7 +41,10 @@ fn every_kind_of_client_gets_through_the_mixed_port() {
         ] {
             for site in [NAME, V4] {
                 let said = curl(&lab, proxy, &format!("http://{site}/m"));
-                assert!(said.stdout.contains(&format!("host={site} path=/m client={HOST_V4}")), "{proxy}: {said:?}");
+                assert!(said.stdout.contains(&format!("host={site} path=/m client=")), "{proxy}: {said:?}");
+                // A name has both families, and whoever looks it up may take either.
+                let ours = if site == NAME { &[HOST_V4, HOST_V6][..] } else { &[HOST_V4] };
+                assert!(ours.iter().any(|host| said.stdout.contains(&format!("client={host}\n"))), "{said:?}");
             }
         }
         let said = curl(&lab, "socks5h://127.0.0.1:7890", &format!("http://{V6}/m"));

@@ -5,6 +5,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use std::{env, process, thread};
@@ -31,6 +32,8 @@ pub(crate) type Outcome = Result<String, String>;
 /// - `up ADDR N`, `down ADDR N`, `both ADDR N`: with [`tcp_exchange`](super::Peers::tcp_exchange); the digests must agree;
 /// - `churn COUNT IN_FLIGHT ADDR…`: short connections to an echo server, each one byte there and back;
 /// - `datagram ADDR WORD [SECONDS]`: sends WORD over connected UDP and reads one answer;
+/// - `whole ADDR LENGTH`: sends that many bytes over UDP in one datagram that nobody may cut, and again in one that
+///   fits once the path has said what does; learns the path's MTU, or `fits` where nobody complained;
 /// - `relay PROXY ADDR WORD`: the same through UDP ASSOCIATE of a SOCKS5 server without credentials.
 ///
 /// An address may be a name with a port, which the system resolves.
@@ -83,6 +86,7 @@ fn perform(words: &[&str]) -> io::Result<String> {
         ["churn", count, in_flight, ref to @ ..] => churn(number(count)?, number(in_flight)?, to),
         ["datagram", to, word] => datagram(to, word, PATIENCE),
         ["datagram", to, word, seconds] => datagram(to, word, Duration::from_secs(number(seconds)?)),
+        ["whole", to, length] => whole(to, number(length)?),
         ["relay", proxy, to, word] => relay(proxy, to, word),
         _ => Err(io::Error::other(format!("no such act: {words:?}"))),
     }
@@ -203,6 +207,49 @@ fn datagram(to: &str, word: &str, patience: Duration) -> io::Result<String> {
     let mut answer = vec![0; 65_536];
     let length = socket.recv(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+}
+
+/// Path MTU discovery as a program does it: RFC 1191, RFC 8201.
+fn whole(to: &str, length: usize) -> io::Result<String> {
+    let to = resolve(to)?;
+    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+    let (level, discover, mtu, do_it) = match to {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_MTU, libc::IP_PMTUDISC_DO),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_MTU, libc::IPV6_PMTUDISC_DO),
+    };
+    option(&socket, level, discover, Some(do_it))?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let echoed = |length: usize| -> io::Result<()> {
+        let payload = vec![b'w'; length];
+        socket.send(&payload)?;
+        let mut answer = vec![0; 65_536];
+        let received = socket.recv(&mut answer)?;
+        agree(&length.to_string(), &received.to_string()).map(drop)
+    };
+    match echoed(length) {
+        Ok(()) => return Ok("fits".to_owned()),
+        Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {}
+        Err(error) => return Err(error),
+    }
+    let mtu = option(&socket, level, mtu, None)?;
+    let headers = if to.is_ipv4() { 28 } else { 48 };
+    echoed(usize::try_from(mtu).unwrap_or(0) - headers)?;
+    Ok(mtu.to_string())
+}
+
+/// Sets or reads a socket option that is a number.
+fn option(socket: &UdpSocket, level: i32, name: i32, value: Option<i32>) -> io::Result<i32> {
+    let mut number = value.unwrap_or_default();
+    let mut length = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the kernel reads or writes one number at a place of that size.
+    let failed = unsafe {
+        match value {
+            Some(_) => libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const number).cast(), length),
+            None => libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut number).cast(), &raw mut length),
+        }
+    };
+    if failed == 0 { Ok(number) } else { Err(io::Error::last_os_error()) }
 }
 
 /// RFC 1928, sections 4, 6 and 7.

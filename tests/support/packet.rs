@@ -74,6 +74,17 @@ impl Packet {
         matches!(self.ether_type, ARP | EXPERIMENT) || self.ip.as_ref().is_some_and(discovery)
     }
 
+    /// Whether it is a piece of a larger packet.
+    pub(crate) fn is_fragment(&self) -> bool {
+        let Some(packet) = self.bytes.get(14..) else { return false };
+        match self.ether_type {
+            IPV4 => packet.get(6..8).is_some_and(|word| u16::from_be_bytes([word[0], word[1]]) & 0x3fff != 0),
+            // The fragment header, RFC 8200, 4.5.
+            IPV6 => packet.get(6) == Some(&44),
+            _ => false,
+        }
+    }
+
     /// The type of an ICMPv6 message, also behind the hop-by-hop header that listener reports carry.
     fn icmp_type(&self) -> Option<u8> {
         let (_, offset) = skip_extensions(self.bytes.get(14..)?)?;

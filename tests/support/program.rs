@@ -63,8 +63,12 @@ impl Program {
     ///
     /// # Errors
     /// All that the program said.
-    pub(crate) fn wait_after(&self, mut from: usize, wanted: impl Fn(&str) -> bool) -> Result<String, String> {
-        let end = Instant::now() + PATIENCE;
+    pub(crate) fn wait_after(&self, from: usize, wanted: impl Fn(&str) -> bool) -> Result<String, String> {
+        self.search(from, PATIENCE, wanted)
+    }
+
+    fn search(&self, mut from: usize, limit: Duration, wanted: impl Fn(&str) -> bool) -> Result<String, String> {
+        let end = Instant::now() + limit;
         let mut state = self.said.lock();
         loop {
             if let Some(line) = state.lines.iter().skip(from).find(|line| wanted(line)) {
@@ -77,6 +81,11 @@ impl Program {
             }
             state = self.said.more.wait_timeout(state, left).expect("no panic while held").0;
         }
+    }
+
+    /// Waits for such a line no longer than `limit`.
+    pub(crate) fn wait_at_most(&self, limit: Duration, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        self.search(0, limit, wanted).ok()
     }
 
     /// How many lines it has said.

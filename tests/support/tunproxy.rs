@@ -91,9 +91,19 @@ impl Place {
 
     /// Runs a program inside `tunproxy exec`.
     pub(crate) fn exec(&self, ns: &Netns, program: &str, args: &[&str]) -> Said {
-        let mut command = self.exec_command(ns);
+        self.exec_with(ns, &[], program, args)
+    }
+
+    /// The same with further options of ours.
+    pub(crate) fn exec_with(&self, ns: &Netns, options: &[&str], program: &str, args: &[&str]) -> Said {
+        let mut command = self.exec_command(ns, options);
         command.arg(program).args(args);
         Said::of(&mut command)
+    }
+
+    /// `tunproxy` with a word, `status` or `stop`, for the run whose state directory this is.
+    pub(crate) fn ask(&self, ns: &Netns, word: &str) -> Said {
+        self.subcommand(ns, word, &["--state-dir".as_ref(), &self.state])
     }
 
     /// Does an act of [`client`] inside `tunproxy exec`.
@@ -102,7 +112,7 @@ impl Place {
     /// If the process says nothing of it.
     pub(crate) fn act(&self, ns: &Netns, words: &str) -> Outcome {
         let (program, args, environment) = world::client_command(words);
-        let mut command = self.exec_command(ns);
+        let mut command = self.exec_command(ns, &[]);
         command.arg(program).args(args).envs(environment);
         let said = Said::of(&mut command);
         client::outcome(&said.stdout).unwrap_or_else(|| panic!("no outcome of `{words}`: {said:?}"))
@@ -118,9 +128,10 @@ impl Place {
         assert!(encloses, "{said:?}");
     }
 
-    fn exec_command(&self, ns: &Netns) -> Command {
+    fn exec_command(&self, ns: &Netns, options: &[&str]) -> Command {
         let mut command = ns.command(binary());
-        command.arg("exec").arg("--profile").arg(&self.profile).arg("--state-dir").arg(&self.state).arg("--");
+        command.arg("exec").arg("--profile").arg(&self.profile).arg("--state-dir").arg(&self.state);
+        command.args(options).arg("--");
         command
     }
 
@@ -135,6 +146,11 @@ impl Tunproxy {
     /// Asks it to stop as systemd would, and waits for its end.
     pub(crate) fn stop(mut self) -> ExitStatus {
         self.program.signal(Signal::SIGTERM);
+        self.program.wait()
+    }
+
+    /// Waits for an end that was not asked for here.
+    pub(crate) fn wait(mut self) -> ExitStatus {
         self.program.wait()
     }
 
@@ -153,6 +169,11 @@ impl Tunproxy {
     pub(crate) fn assert_carries(&self, ns: &Netns) {
         let outcome = client::act_in(ns, &format!("connect {UNKNOWN_FAKE}"));
         assert_eq!(outcome, Err("ECONNREFUSED".to_owned()), "is the traffic ours?\n{}", self.output());
+    }
+
+    /// Where it runs from.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Sends it a signal that it survives.
@@ -202,6 +223,7 @@ impl Said {
     }
 }
 
-fn binary() -> &'static Path {
+/// The program under test.
+pub(crate) fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_tunproxy"))
 }

@@ -3,7 +3,6 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, Query};
@@ -12,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
 use super::requests::{Act, DOWNLOAD, ECHO, REQUESTS, byte_at};
+use crate::platform::rootless;
 
 /// How long the client waits for whatever it waits for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,7 +38,7 @@ pub(super) struct Report {
 /// # Errors
 /// Nobody reads the reports.
 pub fn client() -> anyhow::Result<()> {
-    let v6 = Path::new("/proc/sys/net/ipv6").exists();
+    let v6 = rootless::has_ipv6();
     let mut output = io::stdout().lock();
     for (index, request) in REQUESTS.iter().enumerate().filter(|(_, request)| v6 || !request.act.needs_v6()) {
         let mut report = Report { request: index, from: None, to: None, back: String::new(), micros: 0 };

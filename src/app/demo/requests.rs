@@ -198,3 +198,21 @@ pub(super) const REQUESTS: [Request; 18] = [
         back: "www.shop.example",
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_of_the_profile_is_shown_and_every_rule_shown_is_in_it() {
+        let profile = include_str!("../../../profiles/demo.yaml");
+        let rules: Vec<_> = profile.split("rules:\n").nth(1).unwrap().lines().map(str::trim).collect();
+        let rules: Vec<_> = rules.into_iter().filter_map(|line| line.strip_prefix("- ")).collect();
+        for rule in &rules {
+            assert!(REQUESTS.iter().any(|request| request.rule == Some(rule)), "nothing shows {rule}");
+        }
+        for request in &REQUESTS {
+            assert!(request.rule.is_none_or(|rule| rules.contains(&rule)), "{request:?}");
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::task::Waker;
 
@@ -46,6 +47,11 @@ impl Back for TunBack {
     fn deliver(&self, from: &Address, to: SocketAddr, payload: &[u8]) {
         let Some(from) = from.socket().filter(|from| from.is_ipv4() == to.is_ipv4()) else { return };
         self.stack.borrow_mut().send(from, to, payload, &mut *self.writer.borrow_mut());
+    }
+
+    fn deliver_train(&self, from: &Address, to: SocketAddr, train: &[u8], size: NonZeroU16) {
+        let Some(from) = from.socket().filter(|from| from.is_ipv4() == to.is_ipv4()) else { return };
+        self.stack.borrow_mut().send_train(from, to, train, size, &mut *self.writer.borrow_mut());
     }
 
     fn unreachable(&self, _from: &Address, _to: SocketAddr, quoted: &[u8], why: Reach) {

@@ -20,6 +20,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::{spawn_local, yield_now};
 use tokio::time::Sleep;
@@ -103,6 +104,18 @@ impl Tunnel {
         }
     }
 
+    /// Returns when the device is gone. The kernel then reports an error and nothing to read, which
+    /// [`run`](Self::run) does not look for: it would cost every turn.
+    pub fn gone(&self) -> impl Future<Output = io::Error> + 'static {
+        let queue = Rc::clone(&self.queue);
+        async move {
+            match queue.ready(Interest::ERROR).await {
+                Ok(_) => io::Error::new(io::ErrorKind::NotConnected, "the device is gone"),
+                Err(error) => error,
+            }
+        }
+    }
+
     /// Ends every flow with a reset, so that no client is left hanging when the device goes.
     pub fn abort(&self) {
         self.stack.borrow_mut().abort_all();
@@ -115,14 +128,18 @@ impl Tunnel {
         self.stack.borrow().flows()
     }
 
-    /// Reads and ingests up to a batch. True: more may wait.
+    /// Reads and ingests up to a batch, and sends what came of it. True: more may wait.
     fn read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> io::Result<bool> {
         let mut replies = Vec::new();
-        let mut more = self.take_parcels(cx, &mut replies);
-        let Poll::Ready(guard) = self.queue.poll_read_ready(cx) else {
-            self.answer(replies);
-            return Ok(more);
-        };
+        let more = self.read_batch(cx, buffer, &mut replies);
+        self.dispatcher.flush();
+        self.answer(replies);
+        more
+    }
+
+    fn read_batch(&self, cx: &mut Context<'_>, buffer: &mut [u8], replies: &mut Vec<Reply>) -> io::Result<bool> {
+        let mut more = self.take_parcels(cx, replies);
+        let Poll::Ready(guard) = self.queue.poll_read_ready(cx) else { return Ok(more) };
         let mut guard = guard?;
         for turn in 0..BATCH {
             match guard.try_io(|queue| queue.get_ref().read(buffer)) {
@@ -132,7 +149,7 @@ impl Tunnel {
                         .and_then(|at| buffer.get(at..at + VirtioHeader::LEN)?.try_into().ok())
                         .map_or(VirtioHeader::PLAIN, VirtioHeader::parse);
                     let frame = Frame { header, packet: &buffer[layout.packet..length] };
-                    self.ingest(frame, &mut replies);
+                    self.ingest(frame, replies);
                     more |= turn + 1 == BATCH;
                 }
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -140,7 +157,6 @@ impl Tunnel {
                 Err(_would_block) => break,
             }
         }
-        self.answer(replies);
         Ok(more)
     }
 
@@ -212,12 +228,10 @@ impl Tunnel {
     }
 
     fn datagram(&self, datagram: &Datagram<'_>, frame: Frame<'_>, now: Instant, replies: &mut Vec<Reply>) {
-        // A coalesced packet carries several datagrams of one size; an empty one is a datagram too.
-        let size = datagram.size.map_or(datagram.payload.len().max(1), |size| usize::from(size.get()));
-        let empty = datagram.payload.is_empty().then_some(&[][..]);
-        let payloads = datagram.payload.chunks(size).chain(empty);
         if self.hijack.takes(datagram.destination) {
-            payloads.for_each(|query| self.query(query, datagram, now, replies));
+            // A coalesced packet carries several datagrams of one size.
+            let size = datagram.size.map_or(datagram.payload.len().max(1), |size| usize::from(size.get()));
+            datagram.payload.chunks(size).for_each(|query| self.query(query, datagram, now, replies));
             return;
         }
         let crew = self.crew.borrow();
@@ -229,16 +243,15 @@ impl Tunnel {
         }
         let quoted = &datagram.packet[..datagram.packet.len().min(QUOTED)];
         let back: Rc<dyn Back> = self.back.clone();
-        for payload in payloads {
-            let session = Session {
-                network: Network::Udp,
-                inbound: Inbound::Tun,
-                source: datagram.source,
-                destination: datagram.destination.into(),
-                resolved: Fact::Unknown,
-            };
-            self.dispatcher.packet(session, payload, datagram.dont_fragment, quoted, &back);
-        }
+        let session = Session {
+            network: Network::Udp,
+            inbound: Inbound::Tun,
+            source: datagram.source,
+            destination: datagram.destination.into(),
+            resolved: Fact::Unknown,
+        };
+        let Datagram { payload, size, dont_fragment, .. } = *datagram;
+        self.dispatcher.packet(&session, payload, size, dont_fragment, quoted, &back);
     }
 
     fn query(&self, query: &[u8], datagram: &Datagram<'_>, now: Instant, replies: &mut Vec<Reply>) {

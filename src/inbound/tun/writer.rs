@@ -17,6 +17,7 @@ pub(super) struct Writer {
     queue: Rc<AsyncFd<TunQueue>>,
     buffer: Box<[u8]>,
     offload: bool,
+    cuts_datagrams: bool,
     pending: Option<([u8; VirtioHeader::LEN], usize)>,
     /// Packets that the device refused for good.
     pub(super) lost: u64,
@@ -25,7 +26,9 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(queue: Rc<AsyncFd<TunQueue>>) -> Self {
         let offload = queue.get_ref().framing() != Framing::Plain;
-        Self { queue, buffer: vec![0; HEADROOM + LARGEST].into_boxed_slice(), offload, pending: None, lost: 0 }
+        let cuts_datagrams = queue.get_ref().cuts_datagrams();
+        let buffer = vec![0; HEADROOM + LARGEST].into_boxed_slice();
+        Self { queue, buffer, offload, cuts_datagrams, pending: None, lost: 0 }
     }
 
     /// Whether a packet waits for the device.
@@ -37,6 +40,11 @@ impl Writer {
         match self.queue.get_ref().write(header, &mut self.buffer[..HEADROOM + len]) {
             Ok(()) => self.pending = None,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.pending = Some((header, len)),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && cut_by_device(header) => {
+                self.cuts_datagrams = false;
+                self.pending = None;
+                self.lost += 1;
+            }
             // ENOBUFS, or a device that is down: this packet is lost, the next may not be.
             Err(_) => {
                 self.pending = None;
@@ -46,7 +54,16 @@ impl Writer {
     }
 }
 
+/// Whether the header asks for datagrams to be cut.
+fn cut_by_device(header: [u8; VirtioHeader::LEN]) -> bool {
+    VirtioHeader::parse(header).datagram_size().is_some()
+}
+
 impl Transmit for Writer {
+    fn cuts_datagrams(&self) -> bool {
+        self.cuts_datagrams
+    }
+
     fn ready(&mut self) -> bool {
         if let Some((header, len)) = self.pending {
             self.write(header, len);

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
@@ -84,6 +85,26 @@ impl DirectDatagram {
         }
     }
 
+    /// Sends to the current address of `to`, and to the next one as long as there is no route.
+    fn poll_send<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &Address,
+        mut send: impl FnMut(&mut Context<'_>, &mut DatagramSocket, SocketAddr) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        loop {
+            let real = ready!(self.poll_real(cx, to))?;
+            let sent = match self.port_for(to, real) {
+                Ok(port) => ready!(send(cx, &mut port.socket, real)),
+                Err(error) => Err(error),
+            };
+            match sent {
+                Err(error) if self.next_address(&to.host, &error) => {}
+                sent => return Poll::Ready(sent),
+            }
+        }
+    }
+
     /// Turns to the next address of `host` after `real` could not be sent to. False: there is none.
     fn next_address(&mut self, host: &Host, error: &io::Error) -> bool {
         let Host::Name(name) = host else { return false };
@@ -125,7 +146,8 @@ impl DirectDatagram {
                 return Err(io::Error::other("too many names of one source share a real address"));
             }
             None => {
-                let socket = self.egress.datagrams(real.ip()).map_err(io_error)?;
+                let mut socket = self.egress.datagrams(real.ip()).map_err(io_error)?;
+                socket.receive_trains();
                 self.ports.push(Port { socket, ipv6: real.is_ipv6(), peers: HashMap::new() });
                 if let Some(reader) = self.reader.take() {
                     reader.wake();
@@ -164,17 +186,18 @@ impl Datagram for DirectDatagram {
         to: &Address,
         dont_fragment: bool,
     ) -> Poll<io::Result<()>> {
-        loop {
-            let real = ready!(self.poll_real(cx, to))?;
-            let sent = match self.port_for(to, real) {
-                Ok(port) => ready!(port.socket.poll_send_to(cx, payload, real, dont_fragment)),
-                Err(error) => Err(error),
-            };
-            match sent {
-                Err(error) if self.next_address(&to.host, &error) => {}
-                sent => return Poll::Ready(sent),
-            }
-        }
+        self.poll_send(cx, to, |cx, socket, real| socket.poll_send_to(cx, payload, real, dont_fragment))
+    }
+
+    fn poll_send_train(
+        &mut self,
+        cx: &mut Context<'_>,
+        train: &[u8],
+        size: NonZeroU16,
+        to: &Address,
+        dont_fragment: bool,
+    ) -> Poll<io::Result<usize>> {
+        self.poll_send(cx, to, |cx, socket, real| socket.poll_send_train(cx, train, size, real, dont_fragment))
     }
 
     fn poll_recv_from(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<Received>> {
@@ -186,6 +209,7 @@ impl Datagram for DirectDatagram {
             self.turn = at + 1;
             return Poll::Ready(Ok(match arrival? {
                 Arrival::Payload(from) => Received::Payload(port.as_asked(from)),
+                Arrival::Train { from, size } => Received::Train { from: port.as_asked(from), size },
                 Arrival::Failed { to, why } => Received::Failed { to: port.as_asked(to), why },
             }));
         }
@@ -310,6 +334,42 @@ mod tests {
         let asked = peer("six.test", closed.port());
         send(&mut association, b"?", &asked).await.unwrap();
         assert_eq!(receive(&mut association).await.0, Received::Failed { to: asked, why: Reach::Port });
+    }
+
+    #[tokio::test]
+    async fn a_train_goes_to_a_name_whole_and_comes_back_under_it() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let mut association = association(&[("one.test", &["127.0.0.1"])]);
+        let (named, size) = (peer("one.test", server.local_addr().unwrap().port()), NonZeroU16::new(1000).unwrap());
+        let train: Vec<u8> = (0..3500).map(|at| (at % 251) as u8).collect();
+        let mut done = 0;
+        while done < train.len() {
+            done += poll_fn(|cx| association.poll_send_train(cx, &train[done..], size, &named, false)).await.unwrap();
+        }
+        let mut client = None;
+        for part in train.chunks(1000) {
+            let (payload, from) = heard(&server).await;
+            assert_eq!(payload, part);
+            client = Some(from);
+        }
+        let mut answering = DatagramSocket::new(server.into_std().unwrap()).unwrap();
+        let mut done = 0;
+        while done < train.len() {
+            let to = client.unwrap();
+            done += poll_fn(|cx| answering.poll_send_train(cx, &train[done..], size, to, false)).await.unwrap();
+        }
+        let mut answer = Vec::new();
+        while answer.len() < train.len() {
+            let mut space = vec![0; 65_536];
+            let mut buffer = ReadBuf::new(&mut space);
+            match poll_fn(|cx| association.poll_recv_from(cx, &mut buffer)).await.unwrap() {
+                Received::Payload(from) => assert_eq!(from, named),
+                Received::Train { from, size: told } => assert_eq!((from, told), (named.clone(), size)),
+                failed @ Received::Failed { .. } => panic!("{failed:?}"),
+            }
+            answer.extend_from_slice(buffer.filled());
+        }
+        assert_eq!(answer, train);
     }
 
     #[tokio::test]

@@ -183,10 +183,13 @@ impl Datagram for Association {
                     }
                     continue;
                 }
-                Arrival::Payload(from) if (from.ip(), from.port()) != (self.relay.ip(), self.relay.port()) => {
+                Arrival::Payload(from) | Arrival::Train { from, .. }
+                    if (from.ip(), from.port()) != (self.relay.ip(), self.relay.port()) =>
+                {
                     self.drops.strangers.fetch_add(1, Relaxed);
                 }
-                Arrival::Payload(_) => match wire::take_datagram(&buffer.filled()[start..]) {
+                // Each datagram has a header of its own: this socket was never told to bring trains.
+                Arrival::Payload(_) | Arrival::Train { .. } => match wire::take_datagram(&buffer.filled()[start..]) {
                     Ok((from, payload)) => {
                         let (length, end) = (payload.len(), buffer.filled().len());
                         buffer.filled_mut().copy_within(end - length..end, start);

@@ -165,7 +165,7 @@ fn unknown_keys_and_keys_without_effect_are_warnings() {
 
 #[test]
 fn every_working_key_of_every_kind_is_in_the_documentation() {
-    let docs = include_str!("../../../docs/outbounds.md");
+    let docs = include_str!("../../../docs/profile.md");
     for kind in KINDS {
         assert!(docs.contains(&format!("## `{}`", kind.name)), "{}", kind.name);
         for key in kind.keys {

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::netlink::Netlink;
 use super::tun::{Framing, TunQueue, open_packet, open_tun};
-use crate::platform::Family;
+use crate::platform::{Family, QUEUE_LENGTH};
 
 /// Path sockets and files by which name look-ups go around a network namespace.
 const SIDE_DOORS: [&str; 3] = ["/run/systemd/resolve", "/run/nscd", "/run/avahi-daemon"];
@@ -176,12 +176,12 @@ fn configure(inside: &Inside, queues: &[TunQueue]) -> Result<(), RootlessError> 
     let wrong = |error| step(act)(io::Error::other(error));
     let mut netlink = Netlink::open().map_err(wrong)?;
     netlink.link_up("lo").map_err(wrong)?;
-    // IPv6 may be switched off altogether, and then its settings do not exist.
-    let v6 = Path::new("/proc/sys/net/ipv6").exists();
+    let v6 = switch_on_ipv6();
     if v6 {
         netlink.set_no_link_local(DEVICE).map_err(wrong)?;
     }
     netlink.set_mtu(DEVICE, inside.mtu).map_err(wrong)?;
+    netlink.set_queue_length(DEVICE, QUEUE_LENGTH).map_err(wrong)?;
     netlink.link_up(DEVICE).map_err(wrong)?;
     for address in inside.addresses.iter().filter(|address| v6 || address.addr().is_ipv4()) {
         netlink.add_address(DEVICE, *address).map_err(wrong)?;
@@ -197,6 +197,24 @@ fn configure(inside: &Inside, queues: &[TunQueue]) -> Result<(), RootlessError> 
     // `ping` without privileges; without it only `ping` is the poorer.
     let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", format!("{group} {group}"));
     Ok(())
+}
+
+/// Switches IPv6 on in this namespace, which must be ours, and says whether that worked.
+///
+/// A host with `ipv6.disable_ipv6=1` passes that on to new namespaces, where it can be undone; with `ipv6.disable=1`
+/// there is no IPv6 at all, and no setting for it.
+#[must_use]
+pub fn switch_on_ipv6() -> bool {
+    for which in ["default", "all"] {
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "0");
+    }
+    has_ipv6()
+}
+
+/// Whether this namespace carries IPv6.
+#[must_use]
+pub fn has_ipv6() -> bool {
+    fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").is_ok_and(|value| value.trim() == "0")
 }
 
 /// Covers the path sockets that would answer names behind our back.

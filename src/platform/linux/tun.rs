@@ -25,6 +25,8 @@ const TUN_F_TSO4: libc::c_ulong = 0x02;
 const TUN_F_TSO6: libc::c_ulong = 0x04;
 const TUN_F_USO4: libc::c_ulong = 0x20;
 const TUN_F_USO6: libc::c_ulong = 0x40;
+const TCP_OFFLOADS: libc::c_ulong = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6;
+const ALL_OFFLOADS: libc::c_ulong = TCP_OFFLOADS | TUN_F_USO4 | TUN_F_USO6;
 
 nix::ioctl_write_ptr_bad!(tun_set_iff, nix::request_code_write!(b'T', 202, 4), libc::ifreq);
 nix::ioctl_write_int_bad!(tun_set_offload, nix::request_code_write!(b'T', 208, 4));
@@ -48,6 +50,8 @@ pub struct TunQueue {
     framing: Framing,
     /// The far end's hardware address, learned from what it sends: the kernel takes TCP only from frames to itself.
     peer: Cell<[u8; 6]>,
+    /// Packets of several UDP datagrams are cut by the kernel (Linux 6.2).
+    cuts_datagrams: bool,
 }
 
 /// What was read: where the virtio header and where the packet is.
@@ -107,14 +111,15 @@ fn set_offload(descriptor: &OwnedFd) -> nix::Result<()> {
     let size: libc::c_int = VNET as libc::c_int;
     // SAFETY: the call reads one `int`.
     unsafe { tun_set_vnet_hdr_size(descriptor.as_raw_fd(), &raw const size) }?;
-    let tcp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6;
-    for flags in [tcp | TUN_F_USO4 | TUN_F_USO6, tcp, 0] {
-        // SAFETY: the argument is a number.
-        if unsafe { tun_set_offload(descriptor.as_raw_fd(), flags as libc::c_int) }.is_ok() {
-            return Ok(());
-        }
+    if [ALL_OFFLOADS, TCP_OFFLOADS, 0].into_iter().any(|flags| takes_offloads(descriptor, flags)) {
+        return Ok(());
     }
     Err(Errno::EINVAL)
+}
+
+fn takes_offloads(descriptor: &OwnedFd, flags: libc::c_ulong) -> bool {
+    // SAFETY: the argument is a number.
+    unsafe { tun_set_offload(descriptor.as_raw_fd(), flags as libc::c_int) }.is_ok()
 }
 
 /// A packet socket on `interface`, the near end of a veth whose far end programs use as their device. For places where
@@ -170,7 +175,15 @@ impl TunQueue {
     /// The descriptor cannot be made non-blocking.
     pub fn from_descriptor(descriptor: OwnedFd, framing: Framing) -> io::Result<Self> {
         nonblocking(&descriptor)?;
-        Ok(Self { descriptor, framing, peer: Cell::new([0xff; 6]) })
+        // Whoever opened it has asked the same, and may be another process: this changes nothing.
+        let cuts_datagrams = framing == Framing::Offload && takes_offloads(&descriptor, ALL_OFFLOADS);
+        Ok(Self { descriptor, framing, peer: Cell::new([0xff; 6]), cuts_datagrams })
+    }
+
+    /// Whether a packet of several UDP datagrams may be written, which the kernel cuts (virtio 1.2, `GSO_UDP_L4`).
+    #[must_use]
+    pub fn cuts_datagrams(&self) -> bool {
+        self.cuts_datagrams
     }
 
     /// How its packets are framed.

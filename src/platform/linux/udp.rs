@@ -1,12 +1,16 @@
 //! A datagram socket for many peers that hears of ICMP errors and can set DF (udp(7), ip(7), ipv6(7)).
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::num::NonZeroU16;
 use std::os::fd::AsRawFd;
+use std::sync::LazyLock;
 use std::task::{Context, Poll, ready};
 
 use nix::libc::{self, c_int};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
+};
 use nix::{cmsg_space, setsockopt_impl, sockopt_impl};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, ReadBuf};
@@ -15,6 +19,17 @@ use crate::net::Reach;
 
 /// `SO_SELECT_ERR_QUEUE` of asm-generic/socket.h: a filled error queue raises POLLPRI, which epoll reports as readable.
 const SO_SELECT_ERR_QUEUE: c_int = 45;
+
+/// Datagrams of one train: `UDP_MAX_SEGMENTS` of linux/udp.h, which newer kernels have raised.
+const MOST_SEGMENTS: usize = 64;
+/// Bytes of one train: what an IP packet holds, with room for headers of any length.
+const LONGEST_TRAIN: usize = 64_000;
+
+/// Whether this kernel sends trains as they should be.
+static SENDS_TRAINS: LazyLock<bool> = LazyLock::new(|| {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    !has_segmentation_bug(&release)
+});
 
 sockopt_impl!(
     /// Wakes readers for the error queue too.
@@ -46,6 +61,13 @@ sockopt_impl!(
 pub enum Arrival {
     /// A payload from this peer, now in the caller's buffer.
     Payload(SocketAddr),
+    /// Several payloads of one peer, now one behind the other in the caller's buffer.
+    Train {
+        /// The peer.
+        from: SocketAddr,
+        /// The bytes of each; the last may be shorter.
+        size: NonZeroU16,
+    },
     /// An earlier datagram to `to` met an ICMP error, or did not fit the path.
     Failed {
         /// Where the datagram was sent.
@@ -67,6 +89,10 @@ pub struct DatagramSocket {
     errors: bool,
     /// The last destination whose path was too small: the kernel tells its port only for connected sockets.
     too_big: Option<SocketAddr>,
+    /// Datagrams beyond this size are not sent in trains: the kernel has refused one. 0: none are.
+    train_limit: usize,
+    /// Where the size of a received train is told; None when trains are not asked for.
+    control: Option<Vec<u8>>,
 }
 
 impl DatagramSocket {
@@ -87,7 +113,17 @@ impl DatagramSocket {
         // SAFETY: the descriptor belongs to `socket`, which moves into the AsyncFd and never leaves it, so it stays
         // open and the same for as long as it is registered.
         let io = unsafe { AsyncFd::register_with_interest(socket, interest) }?;
-        Ok(Self { io, ipv6, dont_fragment: false, errors: false, too_big: None })
+        let train_limit = if *SENDS_TRAINS { LONGEST_TRAIN } else { 0 };
+        Ok(Self { io, ipv6, dont_fragment: false, errors: false, too_big: None, train_limit, control: None })
+    }
+
+    /// From now on datagrams of one peer and one size may arrive as one [`Arrival::Train`] (`UDP_GRO`, udp(7)), for which
+    /// the receiving buffer has to have 64 KiB: what does not fit is lost. False: the kernel knows no trains, and every
+    /// datagram comes by itself.
+    pub fn receive_trains(&mut self) -> bool {
+        let accepted = setsockopt(self.io.get_ref(), sockopt::UdpGroSegment, &true).is_ok();
+        self.control = accepted.then(|| cmsg_space!(c_int));
+        accepted
     }
 
     /// The socket's own address.
@@ -110,20 +146,8 @@ impl DatagramSocket {
         to: SocketAddr,
         dont_fragment: bool,
     ) -> Poll<io::Result<()>> {
-        if self.dont_fragment != dont_fragment {
-            set_dont_fragment(self.io.get_ref(), self.ipv6, dont_fragment)?;
-            self.dont_fragment = dont_fragment;
-        }
-        // The socket of a new association has room, though the reactor has not said so yet: it is asked only when the
-        // kernel has none, so that whoever sends without waiting loses no first datagram.
-        let mut sent = send(self.io.get_ref(), payload, to);
-        while sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
-            let mut guard = ready!(self.io.poll_write_ready(cx))?;
-            if let Ok(again) = guard.try_io(|io| send(io.get_ref(), payload, to)) {
-                sent = again;
-            }
-        }
-        match sent {
+        self.set_dont_fragment(dont_fragment)?;
+        match ready!(self.poll_whole(cx, |socket| send(socket, payload, to))) {
             Ok(pending) => self.errors |= pending,
             Err(error) => {
                 self.errors = true;
@@ -136,7 +160,62 @@ impl DatagramSocket {
         Poll::Ready(Ok(()))
     }
 
-    /// Receives one datagram, or the error that one of ours met.
+    /// Sends the first datagrams of `train` in one call (`UDP_SEGMENT`, udp(7)), each as
+    /// [`poll_send_to`](Self::poll_send_to) would. All but the last have `size` bytes. Returns the bytes that are done
+    /// with, those of one datagram at least.
+    ///
+    /// # Errors
+    /// Those of `poll_send_to` for the first datagram; what follows it is still to be sent.
+    pub fn poll_send_train(
+        &mut self,
+        cx: &mut Context<'_>,
+        train: &[u8],
+        size: NonZeroU16,
+        to: SocketAddr,
+        dont_fragment: bool,
+    ) -> Poll<io::Result<usize>> {
+        let each = usize::from(size.get());
+        let segments = (LONGEST_TRAIN / each).min(MOST_SEGMENTS);
+        let cut = &train[..train.len().min(segments * each)];
+        if cut.len() > each && each <= self.train_limit {
+            self.set_dont_fragment(dont_fragment)?;
+            match ready!(self.poll_whole(cx, |socket| send_train(socket, cut, size, to))) {
+                Ok(()) => return Poll::Ready(Ok(cut.len())),
+                // Nothing was sent. The error may be an earlier datagram's, or that of any of these: sent by themselves
+                // they tell.
+                Err(error) => {
+                    self.errors = true;
+                    self.train_limit = limit_after(&error, each, self.train_limit);
+                }
+            }
+        }
+        let first = &train[..train.len().min(each)];
+        self.poll_send_to(cx, first, to, dont_fragment).map_ok(|()| first.len())
+    }
+
+    /// Does `send` until the kernel has room for it.
+    fn poll_whole<T>(&self, cx: &mut Context<'_>, send: impl Fn(&UdpSocket) -> io::Result<T>) -> Poll<io::Result<T>> {
+        // The socket of a new association has room, though the reactor has not said so yet: it is asked only when the
+        // kernel has none, so that whoever sends without waiting loses no first datagram.
+        let mut sent = send(self.io.get_ref());
+        while sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            let mut guard = ready!(self.io.poll_write_ready(cx))?;
+            if let Ok(again) = guard.try_io(|io| send(io.get_ref())) {
+                sent = again;
+            }
+        }
+        Poll::Ready(sent)
+    }
+
+    fn set_dont_fragment(&mut self, on: bool) -> io::Result<()> {
+        if self.dont_fragment != on {
+            set_dont_fragment(self.io.get_ref(), self.ipv6, on)?;
+            self.dont_fragment = on;
+        }
+        Ok(())
+    }
+
+    /// Receives one datagram or one train of them, or the error that one of ours met.
     ///
     /// # Errors
     /// The reactor is gone; errors of single peers are an [`Arrival`].
@@ -157,10 +236,11 @@ impl DatagramSocket {
             let mut guard = ready!(self.io.poll_read_ready(cx))?;
             // The kernel fills the buffer: handing it over initialised costs once, as ReadBuf remembers.
             let space = buffer.initialize_unfilled();
-            match guard.try_io(|io| io.get_ref().recv_from(space)) {
-                Ok(Ok((length, from))) => {
+            let control = self.control.as_mut();
+            match guard.try_io(|io| receive(io.get_ref(), space, control)) {
+                Ok(Ok((length, arrival))) => {
                     buffer.advance(length);
-                    return Poll::Ready(Ok(Arrival::Payload(from)));
+                    return Poll::Ready(Ok(arrival));
                 }
                 // A socket error is the echo of an entry in the error queue. Asking the queue ends this: every look
                 // takes an entry out, and the socket error is cleared by being reported.
@@ -180,6 +260,53 @@ fn send(socket: &UdpSocket, payload: &[u8], to: SocketAddr) -> io::Result<bool> 
             Err(error)
         }
         Err(_) => socket.send_to(payload, to).map(|_| true),
+    }
+}
+
+/// Sends all of `train` or nothing.
+fn send_train(socket: &UdpSocket, train: &[u8], size: NonZeroU16, to: SocketAddr) -> io::Result<()> {
+    let (parts, size) = ([IoSlice::new(train)], size.get());
+    let control = [ControlMessage::UdpGsoSegments(&size)];
+    sendmsg(socket.as_raw_fd(), &parts, &control, MsgFlags::empty(), Some(&SockaddrStorage::from(to)))?;
+    Ok(())
+}
+
+/// Receives into `space`. With `control`, a train too.
+fn receive(socket: &UdpSocket, space: &mut [u8], control: Option<&mut Vec<u8>>) -> io::Result<(usize, Arrival)> {
+    let Some(control) = control else {
+        return socket.recv_from(space).map(|(length, from)| (length, Arrival::Payload(from)));
+    };
+    let mut parts = [IoSliceMut::new(space)];
+    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(control), MsgFlags::empty())?;
+    let from = message.address.as_ref().and_then(socket_addr).ok_or(io::ErrorKind::InvalidData)?;
+    let size = message.cmsgs()?.find_map(|control| match control {
+        ControlMessageOwned::UdpGroSegments(size) => u16::try_from(size).ok().and_then(NonZeroU16::new),
+        _ => None,
+    });
+    // A train of one datagram is none.
+    let size = size.filter(|size| message.bytes > usize::from(size.get()));
+    Ok((message.bytes, size.map_or(Arrival::Payload(from), |size| Arrival::Train { from, size })))
+}
+
+/// The new limit of [`DatagramSocket::train_limit`] after a train of datagrams of `size` bytes met `error`.
+fn limit_after(error: &io::Error, size: usize, limit: usize) -> usize {
+    match error.raw_os_error() {
+        // Larger than the path or the device takes: the kernel does not fragment the parts of a train.
+        Some(libc::EINVAL | libc::EMSGSIZE) => size - 1,
+        // No trains at all, or not through this device.
+        Some(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT) => 0,
+        _ => limit,
+    }
+}
+
+/// Linux 7.0 to 7.1.4 spoil what UDP_SEGMENT sends.
+fn has_segmentation_bug(release: &str) -> bool {
+    let mut numbers = release.trim().split(|letter: char| !letter.is_ascii_digit()).map(str::parse::<u32>);
+    let mut next = || numbers.next().and_then(Result::ok);
+    match (next(), next(), next()) {
+        (Some(7), Some(0), _) => true,
+        (Some(7), Some(1), patch) => patch.is_none_or(|patch| patch <= 4),
+        _ => false,
     }
 }
 
@@ -233,74 +360,4 @@ fn set_dont_fragment(socket: &UdpSocket, ipv6: bool, on: bool) -> io::Result<()>
 }
 
 #[cfg(test)]
-mod tests {
-    use std::future::poll_fn;
-
-    use super::*;
-
-    async fn send_to(socket: &mut DatagramSocket, payload: &[u8], to: SocketAddr, df: bool) -> io::Result<()> {
-        poll_fn(|cx| socket.poll_send_to(cx, payload, to, df)).await
-    }
-
-    async fn receive(socket: &mut DatagramSocket) -> (Arrival, Vec<u8>) {
-        let mut space = vec![0; 2048];
-        let mut buffer = ReadBuf::new(&mut space);
-        let arrival = poll_fn(|cx| socket.poll_recv_from(cx, &mut buffer)).await.unwrap();
-        (arrival, buffer.filled().to_vec())
-    }
-
-    fn bound(to: &str) -> UdpSocket {
-        let socket = UdpSocket::bind(to).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        socket
-    }
-
-    #[tokio::test]
-    async fn a_closed_port_is_told_without_another_send_and_others_go_on() {
-        for local in ["127.0.0.1:0", "[::1]:0"] {
-            let closed = bound(local).local_addr().unwrap();
-            let peer = bound(local);
-            let mut socket = DatagramSocket::new(bound(local)).unwrap();
-            send_to(&mut socket, b"one", closed, true).await.unwrap();
-            let (arrival, payload) = receive(&mut socket).await;
-            assert_eq!(arrival, Arrival::Failed { to: closed, why: Reach::Port });
-            assert!(payload.is_empty());
-
-            // The echo of another peer's error must not hit a good send.
-            send_to(&mut socket, b"two", closed, false).await.unwrap();
-            send_to(&mut socket, b"three", peer.local_addr().unwrap(), false).await.unwrap();
-            peer.set_nonblocking(false).unwrap();
-            let mut space = [0; 16];
-            let (length, from) = peer.recv_from(&mut space).unwrap();
-            assert_eq!((&space[..length], from), (&b"three"[..], socket.local_addr().unwrap()));
-            assert_eq!(receive(&mut socket).await.0, Arrival::Failed { to: closed, why: Reach::Port });
-
-            peer.send_to(b"answer", from).unwrap();
-            let (arrival, payload) = receive(&mut socket).await;
-            assert_eq!(arrival, Arrival::Payload(peer.local_addr().unwrap()));
-            assert_eq!(payload, b"answer");
-        }
-    }
-
-    #[tokio::test]
-    async fn the_first_datagram_of_a_new_socket_goes_out_at_once() {
-        let peer = bound("127.0.0.1:0");
-        let mut socket = DatagramSocket::new(bound("127.0.0.1:0")).unwrap();
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        let to = peer.local_addr().unwrap();
-        assert!(matches!(socket.poll_send_to(&mut cx, b"first", to, false), Poll::Ready(Ok(()))));
-        assert_eq!(peer.recv_from(&mut [0; 8]).unwrap().0, 5);
-    }
-
-    #[tokio::test]
-    async fn what_does_not_fit_is_refused_at_once_and_the_mtu_is_told() {
-        let mut socket = DatagramSocket::new(bound("127.0.0.1:0")).unwrap();
-        let to = socket.local_addr().unwrap();
-        let error = send_to(&mut socket, &[0; 65_508], to, true).await.unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
-        let (arrival, _) = receive(&mut socket).await;
-        assert!(matches!(arrival, Arrival::Failed { to: told, why: Reach::TooBig(mtu) } if told == to && mtu > 0));
-        send_to(&mut socket, b"small", to, true).await.unwrap();
-        assert_eq!(receive(&mut socket).await, (Arrival::Payload(to), b"small".to_vec()));
-    }
-}
+mod tests;

@@ -4,11 +4,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::io::copy_bidirectional;
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
+use super::digest::Sha256;
 use super::{Peer, Peers, http};
 use crate::support::world;
 
@@ -16,6 +19,8 @@ use crate::support::world;
 pub(crate) struct Identity {
     /// The certificate in PEM, for `curl --cacert`.
     pub(crate) certificate: PathBuf,
+    /// The SHA-256 of the certificate, as a profile pins it.
+    pub(crate) fingerprint: String,
     acceptor: TlsAcceptor,
 }
 
@@ -36,7 +41,9 @@ impl Identity {
             .with_no_client_auth()
             .with_single_cert(vec![made.cert.der().clone()], key)
             .expect("a key that fits");
-        Self { certificate, acceptor: TlsAcceptor::from(Arc::new(config)) }
+        let mut digest = Sha256::new();
+        digest.update(made.cert.der());
+        Self { certificate, fingerprint: digest.hex(), acceptor: TlsAcceptor::from(Arc::new(config)) }
     }
 }
 
@@ -47,6 +54,19 @@ impl Peers {
         self.tcp(address, move |stream, client| {
             let acceptor = acceptor.clone();
             async move { http::serve(acceptor.accept(stream).await?, client).await }
+        })
+    }
+
+    /// TLS in front of a server that knows nothing of it.
+    pub(crate) fn tls_in_front_of(&self, plain: SocketAddr, address: SocketAddr, identity: &Identity) -> Peer {
+        let acceptor = identity.acceptor.clone();
+        self.tcp(address, move |stream, _client| {
+            let acceptor = acceptor.clone();
+            async move {
+                let mut outer = acceptor.accept(stream).await?;
+                let mut inner = TcpStream::connect(plain).await?;
+                copy_bidirectional(&mut outer, &mut inner).await.map(drop)
+            }
         })
     }
 }

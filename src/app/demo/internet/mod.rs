@@ -7,7 +7,6 @@ mod sites;
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
@@ -59,7 +58,7 @@ pub(super) fn settle() -> anyhow::Result<bool> {
     let refused = |error| rootless::refused(io::Error::other(error));
     let mut netlink = Netlink::open().map_err(refused)?;
     netlink.link_up("lo").map_err(refused)?;
-    let v6 = Path::new("/proc/sys/net/ipv6").exists();
+    let v6 = rootless::switch_on_ipv6();
     let servers = [NAMESERVER, ABROAD, OFFICE].map(IpAddr::V4);
     for ip in servers.into_iter().chain(SITES).filter(|ip| v6 || ip.is_ipv4()) {
         netlink.add_address("lo", IpNet::from(ip))?;

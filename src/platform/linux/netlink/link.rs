@@ -96,6 +96,15 @@ impl Netlink {
         self.change_link(&format!("set the MTU of {name} to {mtu}"), name, LinkAttribute::Mtu(mtu))
     }
 
+    /// Sets how many packets may wait for whoever reads the device.
+    ///
+    /// # Errors
+    /// No such interface, or no CAP_NET_ADMIN.
+    pub fn set_queue_length(&mut self, name: &str, packets: u32) -> Result<(), NetlinkError> {
+        let act = format!("set the queue length of {name} to {packets}");
+        self.change_link(&act, name, LinkAttribute::TxQueueLen(packets))
+    }
+
     /// Keeps the kernel from giving the interface IPv6 link-local addresses by itself.
     ///
     /// # Errors

@@ -1,0 +1,81 @@
+//! Datagrams that do not fit: what may not be cut is refused with the path's MTU, what may be cut arrives whole.
+
+use super::support::client::act_in;
+use super::support::sites::{V4, V6};
+use super::support::topology::HOST_LAN_V4;
+use super::support::tunproxy::Place;
+use super::support::{Capture, Sites, Topology, run};
+
+const TUN: &str = "/dev/net/tun";
+
+fn profile() -> Place {
+    Place::new(&format!(
+        "
+mode: rule
+ipv6: true
+log-level: info
+tun: {{ enable: true, auto-route: true, dns-hijack: ['any:53'] }}
+dns: {{ enable: true, listen: '{HOST_LAN_V4}:53', enhanced-mode: fake-ip, nameserver: [192.168.1.1] }}
+rules: ['MATCH,DIRECT']
+"
+    ))
+}
+
+#[test]
+fn a_datagram_too_large_for_the_uplink_comes_back_with_its_mtu() {
+    run(&[TUN], || {
+        let lab = Topology::with_lan();
+        let _sites = Sites::open(&lab);
+        lab.host.ip("link set eth0 mtu 1400");
+        lab.gateway.ip("link set eth1 mtu 1400");
+        let tunproxy = profile().start(&lab.host);
+        for ns in [&lab.host, lab.client()] {
+            for site in [V4, V6] {
+                let outcome = act_in(ns, &format!("whole {site}:7 1440"));
+                assert_eq!(outcome, Ok("1400".to_owned()), "{} {site}\n{}", ns.name(), tunproxy.output());
+                assert_eq!(act_in(ns, &format!("whole {site}:7 1300")), Ok("fits".to_owned()), "{site}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_datagram_too_large_further_on_comes_back_with_that_mtu() {
+    run(&[TUN], || {
+        let lab = Topology::with_lan();
+        let _sites = Sites::open(&lab);
+        lab.gateway.ip("link set eth0 mtu 1320");
+        lab.internet.ip("link set eth0 mtu 1320");
+        let tunproxy = profile().start(&lab.host);
+        for ns in [&lab.host, lab.client()] {
+            for site in [V4, V6] {
+                let outcome = act_in(ns, &format!("whole {site}:7 1440"));
+                assert_eq!(outcome, Ok("1320".to_owned()), "{} {site}\n{}", ns.name(), tunproxy.output());
+            }
+        }
+    });
+}
+
+#[test]
+fn what_may_be_cut_arrives_whole_both_ways() {
+    run(&[TUN], || {
+        let lab = Topology::with_lan();
+        let sites = Sites::open(&lab);
+        let _tunproxy = profile().start(&lab.host);
+        let mut capture = Capture::start(lab.client(), "eth0");
+        for length in [1472, 1473, 4000, 20_000, 60_000] {
+            let word = "f".repeat(length);
+            for ns in [&lab.host, lab.client()] {
+                for site in [V4, V6] {
+                    let outcome = act_in(ns, &format!("datagram {site}:7 {word}"));
+                    let whole = outcome.as_ref() == Ok(&word);
+                    assert!(whole, "{length} bytes, {} {site}: {:.20}", ns.name(), format!("{outcome:?}"));
+                }
+            }
+        }
+        assert_eq!(sites.datagrams.all().len(), 5 * 4);
+        // The client's wire carries pieces: were they whole, this would prove nothing.
+        let pieces = capture.packets().iter().filter(|packet| packet.is_fragment()).count();
+        assert!(pieces > 100, "{pieces}");
+    });
+}
