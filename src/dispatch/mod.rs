@@ -56,7 +56,7 @@ pub struct Dispatcher {
     core: Arc<Core>,
     associations: RefCell<Associations>,
     gathering: RefCell<Gathering>,
-    /// Receives every datagram of this worker before it goes on.
+    /// Receives every datagram of this worker before it goes on: [`udp::SCRATCH`] bytes.
     scratch: RefCell<Box<[u8]>>,
 }
 
@@ -89,7 +89,7 @@ impl Dispatcher {
             core,
             associations: RefCell::default(),
             gathering: RefCell::default(),
-            scratch: RefCell::new(vec![0; 65_536].into_boxed_slice()),
+            scratch: RefCell::new(vec![0; udp::SCRATCH].into_boxed_slice()),
         })
     }
 

@@ -7,7 +7,7 @@ use super::udp::Link;
 use crate::net::Address;
 
 /// Bytes and datagrams of a train: what one call of the kernel takes.
-const LONGEST: usize = 64_000;
+pub(super) const LONGEST: usize = 64_000;
 const MOST: usize = 64;
 /// Buffers kept for the next turn.
 const MOST_SPARE: usize = 16;
@@ -255,5 +255,68 @@ mod tests {
         gathering.add(&link, b"!", None, &to, false);
         gathering.flush();
         assert_eq!(counters.snapshot()["datagrams_dropped"], 1);
+    }
+
+    /// Answers with what it is given, then with silence.
+    struct Answering(std::collections::VecDeque<(Vec<u8>, Address)>);
+
+    impl Datagram for Answering {
+        fn poll_send_to(&mut self, _: &mut Context<'_>, _: &[u8], _: &Address, _: bool) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_recv_from(&mut self, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<Received>> {
+            let next = self.0.pop_front().ok_or_else(|| io::Error::other("the end"));
+            Poll::Ready(next.map(|(payload, from)| {
+                buffer.put_slice(&payload);
+                Received::Payload(from)
+            }))
+        }
+    }
+
+    /// Writes down what it is handed.
+    #[derive(Default)]
+    struct Heard(std::cell::RefCell<Vec<(Address, Vec<u8>, u16)>>);
+
+    impl Back for Heard {
+        fn deliver(&self, from: &Address, _: SocketAddr, payload: &[u8]) {
+            self.0.borrow_mut().push((from.clone(), payload.to_vec(), 0));
+        }
+
+        fn deliver_train(&self, from: &Address, _: SocketAddr, train: &[u8], size: NonZeroU16) {
+            self.0.borrow_mut().push((from.clone(), train.to_vec(), size.get()));
+        }
+
+        fn unreachable(&self, _: &Address, _: SocketAddr, _: &[u8], _: Reach) {}
+    }
+
+    #[tokio::test]
+    async fn answers_that_come_one_by_one_are_handed_over_together() {
+        let (one, two) = (address("198.51.100.1:53"), address("198.51.100.2:53"));
+        let answers = [("aa", &one), ("bb", &one), ("c", &one), ("dd", &one), ("", &one), ("ee", &two), ("fff", &two)];
+        let answers = answers.map(|(payload, from)| (payload.as_bytes().to_vec(), from.clone()));
+        let heard = Rc::new(Heard::default());
+        let counters = Arc::<Counters>::default();
+        let source: SocketAddr = "192.0.2.1:4000".parse().unwrap();
+        let session = Session {
+            network: Network::Udp,
+            inbound: Inbound::Tun,
+            source,
+            destination: one.clone(),
+            resolved: Fact::Unknown,
+        };
+        let account = Account::new(Arc::clone(&counters), session, None);
+        let back: Rc<dyn Back> = heard.clone();
+        let transport = Box::new(Answering(answers.into()));
+        let link = Link::new(source, transport, back, None, Duration::from_secs(9), account, counters);
+        link.run(&std::cell::RefCell::new(vec![0; crate::dispatch::udp::SCRATCH].into())).await;
+        let expected = [
+            (one.clone(), b"aabbc".to_vec(), 2),
+            (one.clone(), b"dd".to_vec(), 0),
+            (one, Vec::new(), 0),
+            (two.clone(), b"ee".to_vec(), 0),
+            (two, b"fff".to_vec(), 0),
+        ];
+        assert_eq!(*heard.0.borrow(), expected);
     }
 }

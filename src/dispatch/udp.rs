@@ -20,7 +20,7 @@ use tokio::io::ReadBuf;
 
 use super::entry::Back;
 use super::live::{Account, Counters};
-use super::train::Train;
+use super::train::{LONGEST, Train};
 use crate::dns::Held;
 use crate::net::{Address, BoxDatagram, Host, Reach, Received};
 
@@ -34,6 +34,8 @@ const MOST_LINKS: usize = 16_384;
 const MOST_PEERS_IN_ALL: usize = 65_536;
 /// Peers of one client; when there are more, those idle longest go.
 const MOST_PEERS: usize = 4096;
+/// Bytes for answers: those that have come, at most the size of the largest datagram, and as many for the next.
+pub(super) const SCRATCH: usize = 2 * 65_536;
 /// Datagrams taken from one socket before others get their turn.
 const SHARE: usize = 64;
 /// A peer that was refused stays so for this long, without asking again.
@@ -56,6 +58,28 @@ pub(super) enum Peer {
 pub(super) struct Waiting {
     pub(super) payload: Vec<u8>,
     pub(super) dont_fragment: bool,
+}
+
+/// Answers of one peer that came one by one and stand together at the scratch's beginning, all of one size but for the
+/// last: the client gets them at once.
+#[derive(Default)]
+struct Answers {
+    from: Option<Address>,
+    size: usize,
+    length: usize,
+}
+
+impl Answers {
+    /// Adds `length` bytes that stand behind the others. False: they have to begin another train.
+    fn add(&mut self, from: &Address, length: usize) -> bool {
+        let alike = self.from.as_ref() == Some(from) && (1..=self.size).contains(&length);
+        // A shorter one is the last.
+        let fits = alike && self.length.is_multiple_of(self.size) && self.length + length <= LONGEST;
+        if fits {
+            self.length += length;
+        }
+        fits
+    }
 }
 
 /// All that one client has going.
@@ -367,24 +391,45 @@ impl Link {
         self.waker.set(Some(cx.waker().clone()));
         self.poll_outbox(cx);
         let mut scratch = scratch.borrow_mut();
-        let mut share = SHARE;
-        while share > 0 {
-            let mut buffer = ReadBuf::new(&mut scratch);
-            let outcome = self.datagram.borrow_mut().poll_recv_from(cx, &mut buffer);
-            match outcome {
-                Poll::Ready(Ok(Received::Payload(from))) => self.deliver(&from, buffer.filled(), None),
+        let (mut share, mut answers) = (SHARE, Answers::default());
+        let outcome = loop {
+            if share == 0 {
+                cx.waker().wake_by_ref();
+                break Poll::Pending;
+            }
+            share -= 1;
+            let start = answers.length;
+            let mut buffer = ReadBuf::new(&mut scratch[start..]);
+            let received = self.datagram.borrow_mut().poll_recv_from(cx, &mut buffer);
+            let end = start + buffer.filled().len();
+            match received {
+                Poll::Ready(Ok(Received::Payload(from))) => {
+                    if !answers.add(&from, end - start) {
+                        self.hand_over(&mut answers, &scratch);
+                        scratch.copy_within(start..end, 0);
+                        answers = Answers { from: Some(from), size: end - start, length: end - start };
+                    }
+                }
                 Poll::Ready(Ok(Received::Train { from, size })) => {
-                    share = share.saturating_sub(buffer.filled().len() / usize::from(size.get()));
-                    self.deliver(&from, buffer.filled(), Some(size));
+                    self.hand_over(&mut answers, &scratch);
+                    share = share.saturating_sub((end - start) / usize::from(size.get()));
+                    self.deliver(&from, &scratch[start..end], Some(size));
                 }
                 Poll::Ready(Ok(Received::Failed { to, why })) => self.tell(&to, why),
-                Poll::Ready(Err(error)) => return Poll::Ready(error),
-                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => break Poll::Ready(error),
+                Poll::Pending => break Poll::Pending,
             }
-            share = share.saturating_sub(1);
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        };
+        self.hand_over(&mut answers, &scratch);
+        outcome
+    }
+
+    /// Delivers what has come so far.
+    fn hand_over(&self, answers: &mut Answers, scratch: &[u8]) {
+        let Answers { from, size, length } = std::mem::take(answers);
+        let Some(from) = from else { return };
+        let several = u16::try_from(size).ok().and_then(NonZeroU16::new).filter(|_| length > size);
+        self.deliver(&from, &scratch[..length], several);
     }
 
     /// Hands what a peer sent to the client: one payload, or with `size` several of that size.

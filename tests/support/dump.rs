@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use super::Netns;
@@ -25,12 +26,26 @@ const QUESTIONS: &[(&str, &str)] = &[
 /// The sysctls that decide how packets of this namespace go.
 const SYSCTLS: &[&str] = &["ipv4/conf", "ipv6/conf", "ipv4/ip_forward", "ipv4/ping_group_range"];
 
+/// How long the kernel may take to make up its mind about a fresh IPv6 address.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Waits until no IPv6 address is tentative: the kernel says so a moment later even where it detects no duplicates,
+/// and adds a route then.
+fn await_addresses(ns: &Netns) {
+    let start = Instant::now();
+    while !ns.ip("-6 addr show tentative").trim().is_empty() {
+        assert!(start.elapsed() < PATIENCE, "addresses stay tentative:\n{}", ns.ip("-6 addr show tentative"));
+        std::thread::yield_now();
+    }
+}
+
 impl Dump {
     /// Reads the state of `ns` and of `/etc/resolv.conf`.
     ///
     /// # Panics
     /// If a tool fails.
     pub(crate) fn take(ns: &Netns) -> Self {
+        await_addresses(ns);
         let mut sections: BTreeMap<_, _> =
             QUESTIONS.iter().map(|(title, words)| (*title, settled(&ns.ip(words)))).collect();
         sections.insert("nft list ruleset", settled(&ns.nft("list ruleset")));
