@@ -19,7 +19,9 @@ use super::worker::{Drain, Seed, Worker};
 use crate::dispatch::Core;
 use crate::dns;
 use crate::inbound::{self, Access, Listener};
-use crate::platform::{Applied, Dialer, Fwmark, HostOptions, HostPlan, Journal, Survey, TunQueue, Wishes, open_tun};
+use crate::platform::{
+    Applied, Dialer, Fwmark, HostOptions, HostPlan, Journal, Report, Survey, TunQueue, Wishes, open_tun,
+};
 use crate::profile::Profile;
 use crate::session::Inbound;
 
@@ -61,7 +63,7 @@ impl Run<'_> {
         let mut signals = Signals::new()?;
         let mut journal = Journal::open(self.state)?;
         if !journal.is_clean() {
-            tracing::warn!("an earlier run ended without putting the host back: {}", journal.replay()?);
+            tell_replayed(&journal.replay()?);
         }
         // What can fail without a trace on the host comes first.
         let control = Control::bind(self.state)?;
@@ -226,6 +228,18 @@ impl Run<'_> {
         let _ = writeln!(io::stdout(), "tunproxy ready in {millis} ms: {rules} rules{device}");
         let _ = io::stdout().flush();
         let _ = sd_notify::notify(&[NotifyState::Ready]);
+    }
+}
+
+/// One line for what an earlier run left; what stays changed is the user's business, the rest is a matter of detail.
+fn tell_replayed(report: &Report) {
+    let undone = report.restored.len();
+    tracing::warn!("an earlier run ended without putting the host back; now it is: {undone} changes were left");
+    for line in &report.left_alone {
+        tracing::warn!("left, because it was changed since: {line}");
+    }
+    for line in &report.restored {
+        tracing::debug!("undone: {line}");
     }
 }
 

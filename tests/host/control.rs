@@ -108,7 +108,7 @@ fn a_signal_while_it_starts_leaves_the_host_as_it_was() {
         // Wherever in the start the signal comes: each time a little later, until it is ready first.
         for delay in (0..).map(|step| Duration::from_millis(3 * step)) {
             let mut program = Program::start("tunproxy", profile().run_command(&lab.host));
-            let ready = program.wait_at_most(delay, |line| line.contains("ready")).is_some();
+            let ready = program.wait_at_most(delay, |line| line.starts_with("tunproxy ready")).is_some();
             program.signal(Signal::SIGTERM);
             let status = program.wait();
             // Before it is listening for signals they kill it, and then it has changed nothing.

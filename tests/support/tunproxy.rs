@@ -62,7 +62,7 @@ impl Place {
     /// All that it said, if it ended instead.
     pub(crate) fn try_start(&self, ns: &Netns) -> Result<Tunproxy, String> {
         let program = Program::start("tunproxy", self.run_command(ns));
-        program.wait_for(|line| line.contains("ready"))?;
+        program.wait_for(|line| line.starts_with("tunproxy ready"))?;
         Ok(Tunproxy { program, place: self.clone() })
     }
 
