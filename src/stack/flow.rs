@@ -93,6 +93,12 @@ impl Flow {
         (self.progress.next(queued), capacity - queued)
     }
 
+    /// Ends the flow after a panic in its own code: its task sees a reset.
+    pub(super) fn give_up(&mut self) {
+        self.held = None;
+        self.socket().abort();
+    }
+
     /// FIN, now or behind the handshake.
     pub(super) fn finish(&mut self) {
         self.finishing = self.socket().state() == State::SynReceived;

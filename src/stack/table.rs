@@ -8,6 +8,7 @@ mod receive;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::Instant;
@@ -87,6 +88,11 @@ impl Side {
         self.interface.poll_ingress_single(time, &mut port, sockets);
         port.last
     }
+}
+
+/// Runs what belongs to one flow. A mistake in there, ours or smoltcp's, panics; it must not end the other flows.
+fn contained<T>(act: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(act)).ok()
 }
 
 impl Table {
@@ -228,7 +234,11 @@ impl Table {
                 end: flow.progress.end(),
                 last: None,
             };
-            let result = side.interface.poll_egress(time, &mut port, &mut flow.sockets);
+            let sockets = &mut flow.sockets;
+            let Some(result) = contained(|| side.interface.poll_egress(time, &mut port, sockets)) else {
+                flow.give_up();
+                return true;
+            };
             if let Some(sent) = port.last {
                 flow.progress.note_sent(sent);
                 if flow.socket().send_queue() > 0 {

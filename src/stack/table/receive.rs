@@ -18,7 +18,7 @@ use super::super::ring::Pool;
 use super::super::tcp::{Segment, acknowledge, clamp_segment_size, fin_alone, without_fin};
 use super::super::tombstone::Tombstone;
 use super::super::{Counters, Event, Handle, since};
-use super::Table;
+use super::{Table, contained};
 
 /// What is to be done with a segment that has a flow's tuple.
 enum Verdict {
@@ -236,10 +236,11 @@ impl Table {
         let mut guard = handle.borrow_mut();
         let flow = &mut *guard;
         let side = &mut self.sides[usize::from(flow.tuple.server.is_ipv6())];
-        if let Some(sent) =
-            side.ingest(bytes, (flow.cut, flow.progress.end()), &mut flow.sockets, since(self.epoch, now), transmit)
-        {
-            flow.progress.note_sent(sent);
+        let (measure, sockets, time) = ((flow.cut, flow.progress.end()), &mut flow.sockets, since(self.epoch, now));
+        match contained(|| side.ingest(bytes, measure, sockets, time, transmit)) {
+            Some(Some(sent)) => flow.progress.note_sent(sent),
+            Some(None) => {}
+            None => flow.give_up(),
         }
         flow.progress.heard = now;
         if flow.finishing && flow.socket().state() != State::SynReceived {
