@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::lab::{IPERF_PORTS, Lab, Running, SERVER_V4, SERVER_V6};
+use super::lab::{Carried, IPERF_PORTS, Lab, Relaying, Running, SERVER_V4, SERVER_V6};
 use super::process::{machine_busy, processors};
+use super::support::topology::{HOST_LAN_V4, HOST_V4, HOST_V6};
 use super::support::{Netns, program};
 use super::table::{Bulk, Report, median};
 
@@ -41,6 +42,14 @@ pub(crate) const V6: &[Load] = &[
     Load { server: SERVER_V6, ..load("own, one flow down, IPv6", 1, true, 0.9, Some(0.45)) },
 ];
 
+/// What carries the traffic.
+#[derive(Clone, Copy)]
+enum Through<'a> {
+    Kernel,
+    Relay(&'a Relaying),
+    Tunproxy(&'a Running),
+}
+
 /// One transfer: bits per second, bytes, and CPU seconds per GB.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
@@ -51,51 +60,67 @@ struct Sample {
     elsewhere: f64,
 }
 
-/// Measures `loads`, each in rounds of kernel and program in turn.
+/// One round of each.
+#[derive(Debug, Clone, Copy)]
+struct Round {
+    kernel: Sample,
+    relay: Sample,
+    ours: Sample,
+}
+
+/// Measures `loads`, each in rounds of kernel, relay and program in turn.
 pub(crate) fn measure(lab: &Lab, loads: &[Load], rounds: u32, seconds: u32, report: &mut Report) {
     for load in loads {
-        let pairs: Vec<(Sample, Sample)> = (1..=rounds)
-            .map(|round| {
-                let kernel = transfer(lab, load, seconds, None);
-                let running = lab.start();
-                let ours = transfer(lab, load, seconds, Some(&running));
-                running.stop();
-                super::say(&format!(
-                    "{}, round {round}: {:.1} and {:.1} Gbit/s, {:.2} s/GB",
-                    load.name,
-                    kernel.rate / 1e9,
-                    ours.rate / 1e9,
-                    ours.proxy
-                ));
-                (kernel, ours)
-            })
-            .collect();
-        let of = |what: fn(&(Sample, Sample)) -> f64| median(&pairs.iter().map(what).collect::<Vec<_>>());
-        report.elsewhere.extend(pairs.iter().flat_map(|(kernel, ours)| [kernel.elsewhere, ours.elsewhere]));
+        let rounds: Vec<Round> = (1..=rounds).map(|number| round(lab, load, number, seconds)).collect();
+        let of = |what: fn(&Round) -> f64| median(&rounds.iter().map(what).collect::<Vec<_>>());
+        report.elsewhere.extend(rounds.iter().flat_map(|r| [r.kernel, r.relay, r.ours]).map(|sample| sample.elsewhere));
         report.bulk(Bulk {
             name: load.name.to_owned(),
-            kernel_rate: of(|(kernel, _)| kernel.rate / 1e9),
-            rate: of(|(_, ours)| ours.rate / 1e9),
-            ratio: of(|(kernel, ours)| ours.rate / kernel.rate),
+            kernel_rate: of(|round| round.kernel.rate / 1e9),
+            relay_rate: of(|round| round.relay.rate / 1e9),
+            rate: of(|round| round.ours.rate / 1e9),
+            ratio: of(|round| round.ours.rate / round.kernel.rate),
             ratio_goal: load.ratio_goal,
-            proxy_cpu: of(|(_, ours)| ours.proxy),
+            relay_cpu: of(|round| round.relay.proxy),
+            proxy_cpu: of(|round| round.ours.proxy),
             cpu_goal: load.cpu_goal,
-            kernel_machine: of(|(kernel, _)| kernel.machine),
-            machine: of(|(_, ours)| ours.machine),
+            kernel_machine: of(|round| round.kernel.machine),
+            machine: of(|round| round.ours.machine),
         });
     }
 }
 
-fn transfer(lab: &Lab, load: &Load, seconds: u32, through: Option<&Running>) -> Sample {
+fn round(lab: &Lab, load: &Load, number: u32, seconds: u32) -> Round {
+    let kernel = transfer(lab, load, seconds, Through::Kernel);
+    let relaying = lab.start_relay(load.server);
+    let relay = transfer(lab, load, seconds, Through::Relay(&relaying));
+    drop(relaying);
+    let running = lab.start();
+    let ours = transfer(lab, load, seconds, Through::Tunproxy(&running));
+    running.stop();
+    let rates = [kernel, relay, ours].map(|sample| format!("{:.1}", sample.rate / 1e9)).join(", ");
+    let name = load.name;
+    super::say(&format!("{name}, round {number}: {rates} Gbit/s, {:.2} and {:.2} s/GB", relay.proxy, ours.proxy));
+    Round { kernel, relay, ours }
+}
+
+fn transfer(lab: &Lab, load: &Load, seconds: u32, through: Through<'_>) -> Sample {
     let client = if load.lan { lab.topology.client() } else { &lab.topology.host };
-    let carried = through.map(Running::carried).unwrap_or_default();
-    let (proxy_before, busy_before, started) = (proxy_cpu(through), machine_busy(), Instant::now());
-    let results = iperf3(client, load, seconds);
+    let server = match through {
+        // Its ports are the host's own, under the address that the client has it at.
+        Through::Relay(_) if load.lan => HOST_LAN_V4,
+        Through::Relay(_) if load.server == SERVER_V6 => HOST_V6,
+        Through::Relay(_) => HOST_V4,
+        Through::Kernel | Through::Tunproxy(_) => load.server,
+    };
+    let carried = if let Through::Tunproxy(running) = through { running.carried() } else { Carried::default() };
+    let (proxy_before, busy_before, started) = (through.cpu(), machine_busy(), Instant::now());
+    let results = iperf3(client, server, load, seconds);
     let elapsed = started.elapsed().as_secs_f64();
-    let (proxy, busy) = (proxy_cpu(through) - proxy_before, machine_busy() - busy_before);
+    let (proxy, busy) = (through.cpu() - proxy_before, machine_busy() - busy_before);
     let sum = |path: &str| -> f64 { results.iter().map(|result| number(result, path)).sum() };
     let bytes = sum("/end/sum_received/bytes");
-    if let Some(running) = through {
+    if let Through::Tunproxy(running) = through {
         let bytes = bytes as u64;
         let (up, down) = if load.down { (0, bytes) } else { (bytes, 0) };
         running.assert_carried(carried, u64::from(load.flows), up, down);
@@ -110,16 +135,23 @@ fn transfer(lab: &Lab, load: &Load, seconds: u32, through: Option<&Running>) -> 
     }
 }
 
-fn proxy_cpu(through: Option<&Running>) -> f64 {
-    through.map_or(0.0, |running| running.process.cpu())
+impl Through<'_> {
+    /// CPU seconds that the relay or the program has used.
+    fn cpu(self) -> f64 {
+        match self {
+            Self::Kernel => 0.0,
+            Self::Relay(relaying) => relaying.process.cpu(),
+            Self::Tunproxy(running) => running.process.cpu(),
+        }
+    }
 }
 
 /// Runs as many clients at once as the load needs, and returns what each reports.
-fn iperf3(client: &Netns, load: &Load, seconds: u32) -> Vec<Value> {
+fn iperf3(client: &Netns, server: &str, load: &Load, seconds: u32) -> Vec<Value> {
     let processes: u32 = if load.flows > 1 { 2 } else { 1 };
     let clients = IPERF_PORTS.iter().take(processes as usize).map(|port| {
         let mut command = client.command("iperf3");
-        command.args(["--json", "--connect-timeout", "5000", "-c", load.server]);
+        command.args(["--json", "--connect-timeout", "5000", "-c", server]);
         command.args(["-p", &port.to_string(), "-t", &seconds.to_string()]);
         command.args(["-P", &(load.flows / processes).to_string()]);
         if load.down {

@@ -1,4 +1,4 @@
-//! The namespaces, the servers, and the program under test with the proof that traffic went through it.
+//! The namespaces (client, host under test, internet), the servers, and the program under test with the proof that traffic went through it.
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -46,6 +46,12 @@ pub(crate) struct Running {
     pub(crate) process: Process,
 }
 
+/// The plain relay at work in the host's namespace; ends when dropped.
+pub(crate) struct Relaying {
+    _program: Program,
+    pub(crate) process: Process,
+}
+
 /// What the program has carried since its start, as it says itself.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Carried {
@@ -58,12 +64,12 @@ pub(crate) struct Carried {
 impl Lab {
     /// Builds it.
     pub(crate) fn open() -> Self {
-        let topology = Topology::with_lan();
+        let topology = Topology::adjacent().and_lan();
         for ns in [&topology.internet, &topology.host, topology.client()] {
             ns.sysctl("net.ipv4.ip_local_port_range", "1024 65535");
             ns.sysctl("net.ipv4.tcp_tw_reuse", "1");
         }
-        let mut servers = vec![peer(&topology.internet)];
+        let mut servers = vec![ourselves("peer", &topology.internet, "--serve", SERVER_V4)];
         for address in [SERVER_V4, SERVER_V6] {
             let address: IpAddr = address.parse().expect("an address");
             servers.extend(IPERF_PORTS.map(|port| third_party::iperf3_server(&topology.internet, address, port)));
@@ -80,6 +86,13 @@ impl Lab {
         let status = ask(&state, Question::Status).expect("a running program answers");
         let process = Process(status["pid"].as_u64().expect("its process id"));
         Running { tunproxy, state, process }
+    }
+
+    /// Starts the plain relay on the host.
+    pub(crate) fn start_relay(&self, server: &str) -> Relaying {
+        let program = ourselves("relay", &self.topology.host, "--relay", server);
+        let process = Process(program.pid().as_raw().unsigned_abs().into());
+        Relaying { _program: program, process }
     }
 
     /// The resolver that the host is configured with; no query gets there while the program runs.
@@ -115,11 +128,11 @@ impl Running {
     }
 }
 
-/// This program once more, as the servers of [`super::peer`].
-fn peer(internet: &Netns) -> Program {
-    let mut command = internet.command(std::env::current_exe().expect("our own path"));
-    command.args(["--serve", SERVER_V4]);
-    let peer = Program::start("peer", command);
-    peer.wait_for(|line| line.contains("serving")).unwrap_or_else(|said| panic!("{said}"));
-    peer
+/// This program once more, in another role.
+fn ourselves(name: &str, ns: &Netns, role: &str, address: &str) -> Program {
+    let mut command = ns.command(std::env::current_exe().expect("our own path"));
+    command.args([role, address]);
+    let program = Program::start(name, command);
+    program.wait_for(|line| line.contains("serving")).unwrap_or_else(|said| panic!("{said}"));
+    program
 }

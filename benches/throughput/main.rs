@@ -1,4 +1,5 @@
-//! What it costs to go through tunproxy: every workload beside the kernel alone, in the same namespaces, in turn.
+//! What it costs to go through tunproxy: every workload beside the kernel alone, bulk beside a plain relay too, in the
+//! same namespaces, in turn.
 //!
 //! ```text
 //! cargo bench --bench throughput [-- --rounds 5 --seconds 2 --only bulk,idle]
@@ -11,6 +12,7 @@
 //! lab        namespaces, servers, the program under test and the proof that it carried the traffic
 //! process    CPU time, memory and wake-ups as /proc has them
 //! bulk       iperf3: own traffic and a LAN client's, both ways            table, peer, flood: shared by the rows
+//! relay      the plain relay that bulk has beside tunproxy
 //! connect    connect-request-close, idle flows, latency of a new flow
 //! datagrams  echo over UDP      names  fake-IP answers      rest  the idle process and its start
 //! ```
@@ -29,6 +31,7 @@ mod lab;
 mod names;
 mod peer;
 mod process;
+mod relay;
 mod rest;
 mod table;
 
@@ -59,6 +62,9 @@ struct Options {
     /// Be the servers at this address instead; what the benchmark starts on its internet.
     #[arg(long, hide = true, value_name = "ADDRESS")]
     serve: Option<std::net::IpAddr>,
+    /// Be the plain relay to the servers at this address instead.
+    #[arg(long, hide = true, value_name = "ADDRESS")]
+    relay: Option<std::net::IpAddr>,
 }
 
 /// A row or a group of rows.
@@ -90,6 +96,9 @@ fn main() {
     let options = Options::parse();
     if let Some(address) = options.serve {
         peer::serve(address);
+    }
+    if let Some(server) = options.relay {
+        relay::serve(server);
     }
     if !options.bench {
         say("nothing measured: run it with `cargo bench --bench throughput`");

@@ -18,9 +18,11 @@ pub(crate) struct Report {
 pub(crate) struct Bulk {
     pub(crate) name: String,
     pub(crate) kernel_rate: f64,
+    pub(crate) relay_rate: f64,
     pub(crate) rate: f64,
     pub(crate) ratio: f64,
     pub(crate) ratio_goal: f64,
+    pub(crate) relay_cpu: f64,
     pub(crate) proxy_cpu: f64,
     pub(crate) cpu_goal: Option<f64>,
     pub(crate) kernel_machine: f64,
@@ -68,20 +70,22 @@ impl Report {
         if !self.bulk.is_empty() {
             writeln!(
                 text,
-                "\n| bulk TCP | kernel alone | tunproxy | ratio | goal | CPU s/GB of tunproxy | goal | CPU s/GB of the machine, kernel alone | with tunproxy |\n\
-                 |---|--:|--:|--:|--:|--:|--:|--:|--:|"
+                "\n| bulk TCP | kernel alone | plain relay | tunproxy | of the kernel | goal | CPU s/GB of the relay | of tunproxy | goal | CPU s/GB of the machine, kernel alone | with tunproxy |\n\
+                 |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
             )?;
         }
         for row in &self.bulk {
             let goal = row.cpu_goal.map_or_else(String::new, |goal| format!("≤ {goal:.2}"));
             writeln!(
                 text,
-                "| {} | {:.1} Gbit/s | {:.1} Gbit/s | {:.2} | ≥ {:.2} | {:.2} | {goal} | {:.2} | {:.2} |",
+                "| {} | {:.1} Gbit/s | {:.1} Gbit/s | {:.1} Gbit/s | {:.2} | ≥ {:.2} | {:.2} | {:.2} | {goal} | {:.2} | {:.2} |",
                 row.name,
                 row.kernel_rate,
+                row.relay_rate,
                 row.rate,
                 row.ratio,
                 row.ratio_goal,
+                row.relay_cpu,
                 row.proxy_cpu,
                 row.kernel_machine,
                 row.machine

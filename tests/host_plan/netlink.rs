@@ -84,6 +84,7 @@ fn routes_come_and_go_in_a_table_of_their_own() {
         }
         assert_eq!(sh("ip route show table all; ip -6 route show table all"), before);
         netlink.add_default_route("left", Family::V4).unwrap();
-        assert!(sh("ip route").contains("default dev left"));
+        let default = sh("ip route show default");
+        assert!(default.contains("default dev left") && default.contains("congctl reno"), "{default}");
     });
 }

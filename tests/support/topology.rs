@@ -60,9 +60,30 @@ impl Topology {
         Self { sites: Peers::new(&internet), at_gateway: Peers::new(&gateway), internet, gateway, host, lan: None }
     }
 
-    /// The same, and a LAN client behind the host, which forwards and answers for the client's names.
+    /// The host under test with the internet on its link, which is the gateway too. What a router between them costs
+    /// would be charged to whoever sends, because a packet crosses veths on the sender's CPU time.
+    pub(crate) fn adjacent() -> Self {
+        let (internet, host) = (Netns::new("internet"), Netns::new("host"));
+        for ns in [&internet, &host] {
+            ns.sysctl("net.ipv4.ip_local_port_range", "1024 65535");
+        }
+        serve_internet(&internet);
+        link_host(&internet, &host);
+        set_resolv_conf(&format!("nameserver {GATEWAY_V4}\n"));
+        let gateway = internet.clone();
+        Self { sites: Peers::new(&internet), at_gateway: Peers::new(&gateway), internet, gateway, host, lan: None }
+    }
+
+    /// The topology of [`Topology::desktop`], and a LAN client behind the host, which forwards and answers for the
+    /// client's names.
     pub(crate) fn with_lan() -> Self {
-        let mut topology = Self::desktop();
+        Self::desktop().and_lan()
+    }
+
+    /// The same, and a LAN client behind the host.
+    #[must_use]
+    pub(crate) fn and_lan(self) -> Self {
+        let mut topology = self;
         let lan = Netns::with_resolv_conf("lan", &format!("nameserver {HOST_LAN_V4}\n"));
         veth(&topology.host, "lan0", &lan, "eth0");
         topology.host.address("lan0", &[&format!("{HOST_LAN_V4}/24"), &format!("{HOST_LAN_V6}/64")]);
@@ -100,9 +121,15 @@ fn link_internet(internet: &Netns, gateway: &Netns) {
     veth(internet, "eth0", gateway, "eth0");
     internet.address("eth0", &["198.51.100.2/24", "2001:db8:f::2/64"]);
     gateway.address("eth0", &["198.51.100.1/24", "2001:db8:f::1/64"]);
+    internet.routes(&["default via 198.51.100.1", "default via 2001:db8:f::1"]);
+    serve_internet(internet);
+    gateway.routes(&["203.0.113.0/24 via 198.51.100.2", "2001:db8:1::/48 via 2001:db8:f::2"]);
+    forward(gateway);
+}
+
+/// All its addresses are its own.
+fn serve_internet(internet: &Netns) {
     internet.routes(&[
-        "default via 198.51.100.1",
-        "default via 2001:db8:f::1",
         "local 203.0.113.0/24 dev lo",
         "local 2001:db8:1::/48 dev lo",
         // In the table that is asked first, or the local ranges above would win.
@@ -111,8 +138,6 @@ fn link_internet(internet: &Netns, gateway: &Netns) {
     ]);
     // A local route is enough to bind in IPv4, not in IPv6.
     internet.sysctl("net.ipv6.ip_nonlocal_bind", "1");
-    gateway.routes(&["203.0.113.0/24 via 198.51.100.2", "2001:db8:1::/48 via 2001:db8:f::2"]);
-    forward(gateway);
 }
 
 fn link_host(gateway: &Netns, host: &Netns) {

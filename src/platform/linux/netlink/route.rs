@@ -3,7 +3,7 @@
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_core::NlasIterator;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -21,13 +21,18 @@ mod attribute {
     pub(super) const NEXT_HOP: u16 = 30;
 }
 
+/// The congestion control of TCP connections of this host over a route of ours (`congctl` of ip-route(8)). Behind our
+/// device is no network that could be congested, only our own window; the one that paces by a timer (BBR) would spend
+/// half of a connection's CPU time on that. Built into every kernel. Our own connections to the servers go by other
+/// routes and keep the host's.
+const CONGESTION_CONTROL: &str = "reno";
 /// The length of `struct rtmsg` in bytes.
 const HEADER: usize = 12;
 /// `RTM_F_CLONED`: a cached copy of a route (IPv6), not a route that anybody put there.
 const CLONED: u32 = 0x200;
 
 impl Netlink {
-    /// Adds a route to its table.
+    /// Adds a route to its table. One to a device is one to our own: TCP does not pace there.
     ///
     /// # Errors
     /// An equal route exists, its device is missing or down, or no CAP_NET_ADMIN.
@@ -98,6 +103,10 @@ impl Netlink {
                 message.header.kind = RouteType::Unicast;
                 message.header.scope = RouteScope::Link;
                 attributes.push(RouteAttribute::Oif(self.index(device)?));
+                if !delete {
+                    let metrics = vec![RouteMetric::CcAlgo(CONGESTION_CONTROL.to_owned())];
+                    attributes.push(RouteAttribute::Metrics(metrics));
+                }
             }
             RouteKind::Throw => message.header.kind = RouteType::Throw,
         }
