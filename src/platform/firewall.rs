@@ -14,7 +14,12 @@ const REMEMBERED: &str = "180s";
 /// At most so many questions per local address.
 const REMEMBERED_SIZE: u32 = 65536;
 
-/// A firewall table of ours, as text.
+/// Ends a chain for what does not come from outside. By number, as everything that is asked of each packet.
+const FROM_LOOPBACK: &str = "iif \"lo\" return";
+/// Ends a chain that is for datagrams only, before it looks anything up.
+const OTHER_THAN_UDP: &str = "meta l4proto != udp return";
+
+/// A firewall table of ours, as text. Each packet of each flow meets it twice: what decides for most stands first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nft {
     /// The name of both tables (families inet and arp).
@@ -70,55 +75,39 @@ impl Nft {
 
 impl Writer<'_> {
     fn chains(&self) -> Vec<String> {
-        let mut chains = vec![self.mark_of_tun(), self.closed(), self.forwarded_replies(), self.after_port_forward()];
+        let mut chains = vec![self.entrance(), self.forwarded_replies(), self.after_port_forward()];
         chains.extend(self.answers_leave_as_asked());
         chains.extend([self.reroute(), self.caught()]);
         chains.extend(self.lan_dns());
         chains
     }
 
-    /// With a strict reverse-path filter the check of what we write looks the source up by this mark.
-    fn mark_of_tun(&self) -> String {
-        let tun = quoted(&self.options.tun);
+    /// With a strict reverse-path filter the check of what we write looks the source up by this mark. And Linux answers
+    /// for any of its addresses on any interface; the TUN's own is nobody's business outside.
+    fn entrance(&self) -> String {
         let capture = self.numbers.capture.mark;
-        chain(
-            "mark_of_tun",
-            "filter hook prerouting priority raw",
-            &[format!("iifname {tun} meta mark set {capture:#x}")],
-        )
-    }
-
-    /// Linux answers for any of its addresses on any interface; the TUN's own is nobody's business outside.
-    fn closed(&self) -> String {
-        let outside = format!("iifname != {{ {}, \"lo\" }}", quoted(&self.options.tun));
-        let lines: Vec<String> = self
-            .options
-            .addresses
-            .iter()
-            .map(|net| format!("{outside} {} daddr {} drop", family(net.addr()), net.addr()))
-            .collect();
-        chain("closed", "filter hook prerouting priority raw", &lines)
+        let mut lines =
+            vec![format!("{} meta mark set {capture:#x} return", self.from_tun()), FROM_LOOPBACK.to_owned()];
+        let addresses = self.options.addresses.iter().map(IpNet::addr);
+        lines.extend(addresses.map(|address| format!("{} daddr {address} drop", family(address))));
+        chain("entrance", "filter hook prerouting priority raw", &lines)
     }
 
     /// Answers of a LAN host to the outside, and of the outside to it, leave as the flow came.
     fn forwarded_replies(&self) -> String {
-        let tun = quoted(&self.options.tun);
         let set = set_mark(self.numbers.own);
-        let line = format!("iifname != {tun} ct direction reply fib daddr type != local {set}");
-        chain("forwarded_replies", "filter hook prerouting priority mangle", &[line])
+        let reply = format!("ct direction reply fib daddr type != local {set}");
+        let lines = [format!("{} return", self.from_tun()), reply];
+        chain("forwarded_replies", "filter hook prerouting priority mangle", &lines)
     }
 
     /// Port forwards of the administrator's own keep working; ours, to fake addresses, are captured. Where an uplink's
     /// reverse path is checked strictly, the mark also says that what comes in for our own networks came the right way.
     fn after_port_forward(&self) -> String {
-        let mut lines: Vec<String> = self
-            .options
-            .fake
-            .iter()
-            .map(|net| format!("{} daddr {} return", family(net.addr()), net.trunc()))
-            .collect();
-        let tun = quoted(&self.options.tun);
-        lines.push(format!("iifname != {tun} ct status dnat {}", set_mark(self.numbers.own)));
+        let fake = self.options.fake.iter();
+        let mut lines = vec![format!("{} return", self.from_tun())];
+        lines.extend(fake.map(|net| format!("{} daddr {} return", family(net.addr()), net.trunc())));
+        lines.push(format!("ct status dnat {}", set_mark(self.numbers.own)));
         let (uplinks, others) = self.links_apart();
         if !uplinks.is_empty() && !others.is_empty() {
             // By the destination's interface: a client that shares the uplink's link is to be captured.
@@ -131,11 +120,12 @@ impl Writer<'_> {
     /// A UDP server on the wildcard address answers unbound. Whoever asked an address of ours is remembered, and the
     /// answer gets that address, by which it also leaves the right way. One set and one line per local address.
     fn answers_leave_as_asked(&self) -> Vec<String> {
-        let tun = quoted(&self.options.tun);
         let mut sets = Vec::new();
+        let mut remember =
+            vec![OTHER_THAN_UDP.to_owned(), FROM_LOOPBACK.to_owned(), format!("{} return", self.from_tun())];
         // A spoofed answer from port 53 must not open a hole for our own questions.
-        let mut remember = vec![format!("iifname {{ \"lo\", {tun} }} return"), "udp sport 53 return".to_owned()];
-        let mut resource = vec![format!("oifname != {tun} return")];
+        remember.push("udp sport 53 return".to_owned());
+        let mut resource = vec![OTHER_THAN_UDP.to_owned(), format!("oif != {} return", quoted(&self.options.tun))];
         for (number, address) in self.local_addresses().into_iter().enumerate() {
             let (family, kind) = (family(address), if address.is_ipv4() { "ipv4_addr" } else { "ipv6_addr" });
             sets.push(format!(
@@ -143,7 +133,7 @@ impl Writer<'_> {
                  timeout {REMEMBERED}; size {REMEMBERED_SIZE}; }};\n"
             ));
             remember.push(format!(
-                "meta l4proto udp ct direction original {family} daddr {address} update @asked{number} \
+                "ct direction original {family} daddr {address} update @asked{number} \
                  {{ {family} saddr . udp sport . udp dport }}"
             ));
             resource
@@ -158,9 +148,10 @@ impl Writer<'_> {
     fn reroute(&self) -> String {
         let (tun, own) = (quoted(&self.options.tun), self.numbers.own);
         let mut lines = vec![
-            format!("oifname {tun} ct direction reply {} return", set_mark(own)),
-            format!("oifname {{ {tun}, \"lo\" }} return"),
             format!("{} return", has_mark(own)),
+            "oif \"lo\" return".to_owned(),
+            format!("oif {tun} ct direction reply {} return", set_mark(own)),
+            format!("oif {tun} return"),
         ];
         lines.extend(self.survey.foreign_marks().into_iter().map(|mark| format!("{} return", has_mark(mark))));
         lines.push("ct direction reply return".to_owned());
@@ -174,7 +165,7 @@ impl Writer<'_> {
     /// What was to be captured and cannot be moved (SO_BINDTODEVICE) stays inside. Only here is the new way known.
     fn caught(&self) -> String {
         let (tun, mark) = (quoted(&self.options.tun), self.numbers.capture.mark);
-        let line = format!("meta mark & {mark:#x} != 0 oifname != {tun} meta skuid >= 0 counter drop");
+        let line = format!("meta mark & {mark:#x} != 0 oif != {tun} meta skuid >= 0 counter drop");
         chain("caught", "filter hook postrouting priority mangle", &[line])
     }
 
@@ -197,6 +188,11 @@ impl Writer<'_> {
             .map(|server| format!("{ask} dnat {} to {server}", family(*server)))
             .collect();
         Some(chain("lan_dns", "nat hook prerouting priority dstnat", &lines))
+    }
+
+    /// The TUN by its number, which costs a packet less than the name and is its own for as long as this table stands.
+    fn from_tun(&self) -> String {
+        format!("iif {}", quoted(&self.options.tun))
     }
 
     /// The names of the uplinks, and those of all other links but loopback and the TUN.
