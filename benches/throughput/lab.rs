@@ -20,6 +20,8 @@ pub(crate) const SERVER_V6: &str = "2001:db8:1::20";
 /// iperf3 serves one client at a time: one port for each that runs at once.
 pub(crate) const IPERF_PORTS: [u16; 2] = [5201, 5202];
 
+const CONGESTION: &str = "net.ipv4.tcp_congestion_control";
+
 /// Everything goes out directly, by the shortest profile there is; the log is as short.
 const PROFILE: &str = "
 mode: rule
@@ -62,12 +64,15 @@ pub(crate) struct Carried {
 }
 
 impl Lab {
-    /// Builds it.
-    pub(crate) fn open() -> Self {
+    /// Builds it, with this congestion control or that of the machine.
+    pub(crate) fn open(congestion: Option<&str>) -> Self {
         let topology = Topology::adjacent().and_lan();
         for ns in [&topology.internet, &topology.host, topology.client()] {
             ns.sysctl("net.ipv4.ip_local_port_range", "1024 65535");
             ns.sysctl("net.ipv4.tcp_tw_reuse", "1");
+            if let Some(name) = congestion {
+                ns.sysctl(CONGESTION, name);
+            }
         }
         let mut servers = vec![ourselves("peer", &topology.internet, "--serve", SERVER_V4)];
         for address in [SERVER_V4, SERVER_V6] {
@@ -93,6 +98,13 @@ impl Lab {
         let program = ourselves("relay", &self.topology.host, "--relay", server);
         let process = Process(program.pid().as_raw().unsigned_abs().into());
         Relaying { _program: program, process }
+    }
+
+    /// The congestion control in use.
+    pub(crate) fn congestion(&self) -> String {
+        let path = format!("/proc/sys/{}", CONGESTION.replace('.', "/"));
+        let name = self.topology.host.enter(move || std::fs::read_to_string(path));
+        name.expect("the kernel says").trim().to_owned()
     }
 
     /// The resolver that the host is configured with; no query gets there while the program runs.

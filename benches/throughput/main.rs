@@ -56,6 +56,10 @@ struct Options {
     /// Workloads to run; all of them if not given.
     #[arg(long, value_delimiter = ',', value_name = "WORKLOADS")]
     only: Vec<Workload>,
+    /// TCP congestion control of every namespace; the machine's own if not given. One that paces (bbr) or not makes a
+    /// large difference here.
+    #[arg(long, value_name = "NAME")]
+    congestion: Option<String>,
     /// Set by `cargo bench`; without it nothing is measured, so that running every target of the package stays quick.
     #[arg(long, hide = true)]
     bench: bool,
@@ -114,7 +118,7 @@ fn main() {
 fn measure(options: &Options) {
     process::raise_descriptor_limit();
     let started = Instant::now();
-    let lab = Lab::open();
+    let lab = Lab::open(options.congestion.as_deref());
     let mut report = Report::default();
     if options.wants(Workload::Bulk) {
         bulk::measure(&lab, bulk::V4, options.rounds, options.seconds, &mut report);
@@ -138,7 +142,7 @@ fn measure(options: &Options) {
         rest::measure(&lab, &mut report);
     }
     let took = started.elapsed();
-    let text = report.markdown(options.rounds, options.seconds, took);
+    let text = report.markdown(&lab.congestion(), options.rounds, options.seconds, took);
     // A reader that went away has seen enough.
     let _ = writeln!(io::stdout(), "{text}");
 }

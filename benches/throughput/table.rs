@@ -48,17 +48,24 @@ impl Report {
     }
 
     /// The whole table, with what it was made by.
-    pub(crate) fn markdown(&self, rounds: u32, seconds: u32, took: Duration) -> String {
+    pub(crate) fn markdown(&self, congestion: &str, rounds: u32, seconds: u32, took: Duration) -> String {
         let mut text = String::new();
         // Writing to a string cannot fail.
-        let _ = self.write(&mut text, rounds, seconds, took);
+        let _ = self.write(&mut text, congestion, rounds, seconds, took);
         text
     }
 
-    fn write(&self, text: &mut String, rounds: u32, seconds: u32, took: Duration) -> std::fmt::Result {
+    fn write(
+        &self,
+        text: &mut String,
+        congestion: &str,
+        rounds: u32,
+        seconds: u32,
+        took: Duration,
+    ) -> std::fmt::Result {
         writeln!(
             text,
-            "{} processors, {}; {rounds} rounds, bulk transfers of {seconds} s; the run took {} s.",
+            "{} processors, {}, TCP {congestion}; {rounds} rounds, bulk transfers of {seconds} s; the run took {} s.",
             process::processors(),
             kernel(),
             took.as_secs()
