@@ -86,8 +86,7 @@ impl Writer<'_> {
     /// for any of its addresses on any interface; the TUN's own is nobody's business outside.
     fn entrance(&self) -> String {
         let capture = self.numbers.capture.mark;
-        let mut lines =
-            vec![format!("{} meta mark set {capture:#x} return", self.from_tun()), FROM_LOOPBACK.to_owned()];
+        let mut lines = vec![format!("{} meta mark set {capture:#x} return", self.iif_tun()), FROM_LOOPBACK.to_owned()];
         let addresses = self.options.addresses.iter().map(IpNet::addr);
         lines.extend(addresses.map(|address| format!("{} daddr {address} drop", family(address))));
         chain("entrance", "filter hook prerouting priority raw", &lines)
@@ -97,7 +96,7 @@ impl Writer<'_> {
     fn forwarded_replies(&self) -> String {
         let set = set_mark(self.numbers.own);
         let reply = format!("ct direction reply fib daddr type != local {set}");
-        let lines = [format!("{} return", self.from_tun()), reply];
+        let lines = [format!("{} return", self.iif_tun()), reply];
         chain("forwarded_replies", "filter hook prerouting priority mangle", &lines)
     }
 
@@ -105,7 +104,7 @@ impl Writer<'_> {
     /// reverse path is checked strictly, the mark also says that what comes in for our own networks came the right way.
     fn after_port_forward(&self) -> String {
         let fake = self.options.fake.iter();
-        let mut lines = vec![format!("{} return", self.from_tun())];
+        let mut lines = vec![format!("{} return", self.iif_tun())];
         lines.extend(fake.map(|net| format!("{} daddr {} return", family(net.addr()), net.trunc())));
         lines.push(format!("ct status dnat {}", set_mark(self.numbers.own)));
         let (uplinks, others) = self.links_apart();
@@ -122,7 +121,7 @@ impl Writer<'_> {
     fn answers_leave_as_asked(&self) -> Vec<String> {
         let mut sets = Vec::new();
         let mut remember =
-            vec![OTHER_THAN_UDP.to_owned(), FROM_LOOPBACK.to_owned(), format!("{} return", self.from_tun())];
+            vec![OTHER_THAN_UDP.to_owned(), FROM_LOOPBACK.to_owned(), format!("{} return", self.iif_tun())];
         // A spoofed answer from port 53 must not open a hole for our own questions.
         remember.push("udp sport 53 return".to_owned());
         let mut resource = vec![OTHER_THAN_UDP.to_owned(), format!("oif != {} return", quoted(&self.options.tun))];
@@ -191,7 +190,7 @@ impl Writer<'_> {
     }
 
     /// The TUN by its number, which costs a packet less than the name and is its own for as long as this table stands.
-    fn from_tun(&self) -> String {
+    fn iif_tun(&self) -> String {
         format!("iif {}", quoted(&self.options.tun))
     }
 
