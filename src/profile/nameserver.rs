@@ -1,7 +1,11 @@
 //! The entries of `nameserver` and `default-nameserver`.
 
+use std::net::IpAddr;
+
+use super::decode::host;
 use super::fields::Fields;
 use super::node::Node;
+use super::ranges::Ranges;
 use super::report::Report;
 use crate::net::{Address, Host};
 
@@ -25,6 +29,14 @@ impl Nameserver {
             Self::System => false,
         }
     }
+
+    /// Its address, if that is written.
+    fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Udp(address) | Self::Tcp(address) => address.socket().map(|socket| socket.ip()),
+            Self::System => None,
+        }
+    }
 }
 
 /// What one entry is.
@@ -42,13 +54,14 @@ pub(super) fn nameservers(
     key: &'static str,
     default: Vec<Nameserver>,
     needed: bool,
+    ours: &Ranges,
 ) -> Vec<Nameserver> {
     let Some(node) = fields.node(key) else { return default };
     let path = fields.path_of(key);
     let mut usable = Vec::new();
     let mut wrong = false;
     for (index, item) in node.items().iter().enumerate() {
-        match entry(item, &format!("{path}[{index}]"), fields.report()) {
+        match entry(item, &format!("{path}[{index}]"), ours, fields.report()) {
             Entry::Usable(server) => usable.push(server),
             Entry::Wrong => wrong = true,
             Entry::Later(scheme) => later(item, &format!("{path}[{index}]"), &scheme, fields.report()),
@@ -76,7 +89,7 @@ fn later(item: &Node, path: &str, scheme: &str, report: &mut Report) {
     report.warn(item, path, message);
 }
 
-fn entry(item: &Node, path: &str, report: &mut Report) -> Entry {
+fn entry(item: &Node, path: &str, ours: &Ranges, report: &mut Report) -> Entry {
     let text = item.text().unwrap_or_default().trim();
     let (server, fragment) = text.split_once('#').map_or((text, None), |(server, rest)| (server, Some(rest)));
     let (scheme, rest) = server.split_once("://").unwrap_or(("udp", server));
@@ -95,6 +108,10 @@ fn entry(item: &Node, path: &str, report: &mut Report) -> Entry {
             .hint("write `9.9.9.9`, `9.9.9.9:53`, `[2620:fe::fe]:53`, `udp://host`, `tcp://host:53` or `system`");
         return Entry::Wrong;
     };
+    if let Some(why) = found.address().and_then(|ip| ours.no_server_at(ip)) {
+        report.error(item, path, format!("nobody answers at {}: {why}", item.found()));
+        return Entry::Wrong;
+    }
     if let Some(fragment) = fragment {
         let message =
             format!("`#{fragment}` has no effect yet: this nameserver is asked directly, not through a proxy");
@@ -113,11 +130,6 @@ fn address(text: &str) -> Option<Address> {
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().ok()?),
         _ => (text, 53),
     };
-    let host = Host::parse(host).ok()?;
-    // A name without a letter is a mistyped address: `8.8.8`, `300.1.1.1`.
-    let plausible = match &host {
-        Host::Name(name) => name.as_str().bytes().any(|byte| byte.is_ascii_alphabetic()),
-        Host::Ip(_) => true,
-    };
-    (plausible && port != 0).then_some(Address { host, port })
+    let host = self::host(host)?;
+    (port != 0).then_some(Address { host, port })
 }
