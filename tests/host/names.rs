@@ -2,10 +2,11 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use super::support::peers::Peers;
 use super::support::peers::dns::Zone;
 use super::support::sites::{NAME, zone};
 use super::support::tunproxy::{Place, Said};
-use super::support::{Sites, Topology, run};
+use super::support::{Sites, Topology, run, world};
 
 const FAKE_IP: &str = "
 mode: rule
@@ -136,6 +137,60 @@ fn names_keep_their_addresses_over_a_crash_and_a_stop_whatever_is_asked_first() 
         let elsewhere = Place::new(NARROW).start(&lab.host);
         assert_ne!(asked(&lab, &backward), given, "without the log the order decides");
         assert!(elsewhere.stop().success());
+    });
+}
+
+#[test]
+fn a_stub_on_loopback_is_asked_and_what_it_alone_knows_is_found() {
+    run(&["dig"], || {
+        let lab = Topology::desktop();
+        let sites = Sites::open(&lab);
+        let at_host = Peers::new(&lab.host);
+        let stub =
+            at_host.dns("127.0.0.1:53".parse().unwrap(), Zone::default().address("nas.home.test", "192.168.1.7"));
+        world::set_resolv_conf("nameserver 127.0.0.1 # the stub\n");
+        for dns in
+            ["enable: true, listen: '127.0.0.1:5353', nameserver: [system]", "enable: true, listen: '127.0.0.1:5353'"]
+        {
+            let place = Place::new(&format!("mode: direct\ndns: {{{dns}}}\n"));
+            let tunproxy = place.start(&lab.host);
+            let mut ask = lab.host.command("dig");
+            ask.args(["+tries=1", "+timeout=20", "+short", "-p", "5353", "@127.0.0.1", "nas.home.test", "A"]);
+            assert_eq!(Said::of(&mut ask).stdout, "192.168.1.7\n", "{}", tunproxy.output());
+            assert!(tunproxy.stop().success());
+        }
+        assert_eq!(stub.queries.count(|query| query.ends_with("nas.home.test A")), 2);
+        assert_eq!(sites.dns.queries.all(), Vec::<String>::new(), "nobody else was asked");
+    });
+}
+
+#[test]
+fn a_nameserver_that_appears_later_is_asked_then() {
+    run(&["curl"], || {
+        let lab = Topology::desktop();
+        let sites = Sites::open(&lab);
+        world::set_resolv_conf("# no network yet\n");
+        let place = Place::new("mode: direct\ndns: {enable: false}\nmixed-port: 7890\n");
+        let tunproxy = place.start(&lab.host);
+        assert!(tunproxy.output().contains("names no nameserver"), "{}", tunproxy.output());
+        world::set_resolv_conf("nameserver 192.168.1.1\n");
+        // The files are read again after five seconds at most, and a failure is remembered for one.
+        let mut curl = lab.host.command("curl");
+        curl.args([
+            "-sS",
+            "--retry",
+            "30",
+            "--retry-delay",
+            "1",
+            "--retry-all-errors",
+            "--proxy",
+            "http://127.0.0.1:7890",
+        ]);
+        curl.arg(format!("http://{NAME}/late"));
+        let said = Said::of(&mut curl);
+        assert!(said.stdout.contains(&format!("host={NAME} path=/late")), "{said:?}");
+        assert!(sites.dns.queries.count(|query| query.contains(NAME)) > 0);
+        assert!(tunproxy.stop().success());
     });
 }
 

@@ -222,6 +222,14 @@ fn a_user_name_without_a_password_is_a_warning() {
 }
 
 #[test]
+fn names_that_are_not_ascii_can_be_on_a_certificate() {
+    for keys in ["server: münchen.example, tls: true", "server: a.test, tls: true, sni: Bücher.example"] {
+        let (_, report) = table(&format!("proxies: [{{name: p, type: http, port: 443, {keys}}}]"));
+        assert!(report.is_empty(), "{report}");
+    }
+}
+
+#[test]
 fn unknown_keys_and_keys_without_effect_are_warnings() {
     let (_, report) = table("proxies: [{name: p, type: socks5, server: a.test, port: 1, usernam: u, tfo: true}]");
     assert!(!report.has_errors(), "{report}");
