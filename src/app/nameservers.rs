@@ -1,7 +1,7 @@
 //! Whom to ask: the profile's nameservers as places where they are found.
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -179,10 +179,20 @@ impl FromSystem {
     fn is_own(&self, server: SocketAddr) -> bool {
         let ip = server.ip();
         let listens = self.listen.is_some_and(|listen| {
-            listen.port() == PORT && (listen.ip() == ip || (listen.ip().is_unspecified() && ip.is_loopback()))
+            listen.port() == PORT && (listen.ip() == ip || (listen.ip().is_unspecified() && is_here(ip)))
         });
         listens || self.own.iter().any(|net| net.contains(&ip))
     }
+}
+
+/// Whether `ip` is this host's own: to such an address the kernel would send from that address. Nothing is sent.
+fn is_here(ip: IpAddr) -> bool {
+    let any = if ip.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+    let from = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((ip, PORT))?;
+        socket.local_addr()
+    });
+    ip.is_loopback() || from.is_ok_and(|from| from.ip() == ip)
 }
 
 /// An address of resolv.conf; a link-local one has its link behind a `%`.

@@ -76,9 +76,12 @@ impl Dns {
         let filter_mode = filter_mode(&mut fields);
         let filter = filter(&mut fields, filter_mode.is_none());
         let listen = listen(&mut fields, enable);
-        let ours = Ranges::new(fake_ip_range, fake_ip_range6, device);
-        let default_nameserver = nameservers(&mut fields, "default-nameserver", default_nameservers(), false, &ours);
-        let nameserver = nameservers(&mut fields, "nameserver", vec![Nameserver::System], enable, &ours);
+        let ours = Ranges::new(fake_ip_range, fake_ip_range6, device, listen);
+        // Those that are written and cannot be used are not replaced by others.
+        let default_nameserver =
+            nameservers(&mut fields, "default-nameserver", false, &ours).unwrap_or_else(default_nameservers);
+        let nameserver = nameservers(&mut fields, "nameserver", enable, &ours).filter(|servers| !servers.is_empty());
+        let nameserver = nameserver.unwrap_or_else(|| vec![Nameserver::System]);
         let nameserver_chosen = fields.has("nameserver");
         let named = nameserver.iter().any(Nameserver::is_named);
         if enable && named && !default_nameserver.iter().any(|server| !server.is_named()) {

@@ -141,7 +141,7 @@ impl Profile {
         }
         let Routes { proxies, groups, rules } = routes(&mut fields);
         let rules_place = fields.place("rules");
-        let ours = Ranges::new(dns.fake_ip_range, dns.fake_ip_range6, &tun.inet6_address);
+        let ours = Ranges::new(dns.fake_ip_range, dns.fake_ip_range6, &tun.inet6_address, None);
         ours.check_servers(&proxies, fields.report());
         fields.without_effect(known::TOP_LEVEL);
         known::subtrees(&mut fields);

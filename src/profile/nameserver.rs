@@ -1,6 +1,6 @@
 //! The entries of `nameserver` and `default-nameserver`.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use super::decode::host;
 use super::fields::Fields;
@@ -31,9 +31,9 @@ impl Nameserver {
     }
 
     /// Its address, if that is written.
-    fn address(&self) -> Option<IpAddr> {
+    fn address(&self) -> Option<SocketAddr> {
         match self {
-            Self::Udp(address) | Self::Tcp(address) => address.socket().map(|socket| socket.ip()),
+            Self::Udp(address) | Self::Tcp(address) => address.socket(),
             Self::System => None,
         }
     }
@@ -47,16 +47,15 @@ enum Entry {
     Wrong,
 }
 
-/// The usable servers under `key`, or `default` when nothing is written. Where servers are `needed` and none of those
-/// written can be used, that is an error that names them.
+/// The usable servers under `key`; `None` when nothing is written. Where servers are `needed` and none of those written
+/// can be used, that is an error that names them.
 pub(super) fn nameservers(
     fields: &mut Fields<'_>,
     key: &'static str,
-    default: Vec<Nameserver>,
     needed: bool,
     ours: &Ranges,
-) -> Vec<Nameserver> {
-    let Some(node) = fields.node(key) else { return default };
+) -> Option<Vec<Nameserver>> {
+    let node = fields.node(key)?;
     let path = fields.path_of(key);
     let mut usable = Vec::new();
     let mut wrong = false;
@@ -67,10 +66,7 @@ pub(super) fn nameservers(
             Entry::Later(scheme) => later(item, &format!("{path}[{index}]"), &scheme, fields.report()),
         }
     }
-    if !usable.is_empty() {
-        return usable;
-    }
-    if needed && !wrong {
+    if usable.is_empty() && needed && !wrong {
         let written: Vec<&str> = node.items().iter().filter_map(Node::text).collect();
         let message = match written.as_slice() {
             [] => "expected at least one nameserver".to_owned(),
@@ -78,7 +74,7 @@ pub(super) fn nameservers(
         };
         fields.error(key, message).hint("add one such as `udp://9.9.9.9`, `tcp://9.9.9.9` or `system`");
     }
-    default
+    Some(usable)
 }
 
 fn later(item: &Node, path: &str, scheme: &str, report: &mut Report) {
@@ -108,7 +104,7 @@ fn entry(item: &Node, path: &str, ours: &Ranges, report: &mut Report) -> Entry {
             .hint("write `9.9.9.9`, `9.9.9.9:53`, `[2620:fe::fe]:53`, `udp://host`, `tcp://host:53` or `system`");
         return Entry::Wrong;
     };
-    if let Some(why) = found.address().and_then(|ip| ours.no_server_at(ip)) {
+    if let Some(why) = found.address().and_then(|server| ours.no_nameserver_at(server)) {
         report.error(item, path, format!("nobody answers at {}: {why}", item.found()));
         return Entry::Wrong;
     }

@@ -1,6 +1,6 @@
 //! The prefixes that are ours alone, and what must not lie in them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -39,12 +39,14 @@ pub(super) fn overlap(a: IpNet, b: IpNet) -> bool {
 pub(super) struct Ranges {
     fake: Vec<IpNet>,
     device: Vec<IpNet>,
+    /// Where we answer names.
+    listen: Option<SocketAddr>,
 }
 
 impl Ranges {
-    pub(super) fn new(fake: Ipv4Net, fake6: Option<Ipv6Net>, device: &[Ipv6Net]) -> Self {
+    pub(super) fn new(fake: Ipv4Net, fake6: Option<Ipv6Net>, device: &[Ipv6Net], listen: Option<SocketAddr>) -> Self {
         let fake = std::iter::once(IpNet::V4(fake)).chain(fake6.map(IpNet::V6)).collect();
-        Self { fake, device: device.iter().copied().map(IpNet::V6).collect() }
+        Self { fake, device: device.iter().copied().map(IpNet::V6).collect(), listen }
     }
 
     /// Why nobody whom we could ask has the address `ip`.
@@ -60,6 +62,19 @@ impl Ranges {
             IpAddr::V6(ip) => ip.is_unspecified() || ip.is_multicast(),
         };
         nobody.then(|| "it is not the address of one host".to_owned())
+    }
+
+    /// Why no nameserver that we could ask is at `server`.
+    pub(super) fn no_nameserver_at(&self, server: SocketAddr) -> Option<String> {
+        let ourselves = self.listen.is_some_and(|listen| {
+            let here = listen.ip() == server.ip() || (listen.ip().is_unspecified() && server.ip().is_loopback());
+            here && listen.port() == server.port()
+        });
+        if ourselves {
+            Some("there we answer ourselves (dns.listen)".to_owned())
+        } else {
+            self.no_server_at(server.ip())
+        }
     }
 
     /// Adds an error for each proxy whose server cannot be where it is said to be.

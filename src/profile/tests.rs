@@ -116,6 +116,18 @@ fn nameservers_are_read_as_mihomo_writes_them() {
 }
 
 #[test]
+fn nobody_takes_the_place_of_a_nameserver_that_cannot_be_used() {
+    let text = "dns: {enable: true, nameserver: [dns.example], default-nameserver: ['tls://192.0.2.1']}\n";
+    assert!(said(text).contains("dns.default-nameserver: nobody is left who could find"), "{}", said(text));
+    assert!(good("dns: {enable: true, default-nameserver: ['tls://192.0.2.1']}\n").dns.default_nameserver.is_empty());
+    for listen in ["'127.0.0.1:1053'", "'0.0.0.0:1053'", "':1053'"] {
+        let text = said(&format!("dns: {{enable: true, listen: {listen}, nameserver: ['127.0.0.1:1053']}}\n"));
+        assert!(text.contains("there we answer ourselves"), "{text}");
+        good(&format!("dns: {{enable: true, listen: {listen}, nameserver: ['127.0.0.1:1054']}}\n"));
+    }
+}
+
+#[test]
 fn one_usable_nameserver_is_enough() {
     let text = "dns: {enable: true, nameserver: [https://dns.example/dns-query, 9.9.9.9]}\nrules: ['MATCH,DIRECT']";
     assert_eq!(good(text).dns.nameserver.len(), 1);
