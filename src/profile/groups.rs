@@ -9,6 +9,8 @@ use super::routes::{Brought, Group, Names};
 
 /// How deep groups may contain each other: a flow passes all of them, each time. Real profiles stay below five.
 const MAX_NESTING: usize = 64;
+/// Of so many ways round each is told; each costs a look at all of it.
+const MOST_ROUNDS: usize = 64;
 
 /// Reads the names under `proxies` that exist, and what else brings members. A group that nothing fills is an error.
 pub(super) fn read_members(group: &mut Group, names: &mut Names, report: &mut Report) {
@@ -66,12 +68,16 @@ struct Walk {
     on_way: Vec<bool>,
     /// Whether a group was found too deep: a chain of thousands is one mistake.
     too_deep: bool,
+    /// Ways round that were found.
+    rounds: usize,
 }
 
-/// Adds one error for each way in which groups contain each other, naming the way round, and one if they nest too deep. The member that makes it so is taken out, so that whoever follows members comes to an end.
+/// Adds one error for each way in which groups contain each other, naming the way round, and one if they nest too deep.
+/// The member that makes it so is taken out, so that whoever follows members comes to an end.
 pub(super) fn refuse_cycles(groups: &mut [Group], report: &mut Report) {
     let numbers = groups.iter().enumerate().map(|(number, group)| (group.name.clone(), number)).collect();
-    let mut walk = Walk { numbers, height: vec![0; groups.len()], on_way: vec![false; groups.len()], too_deep: false };
+    let mut walk =
+        Walk { numbers, height: vec![0; groups.len()], on_way: vec![false; groups.len()], too_deep: false, rounds: 0 };
     for first in 0..groups.len() {
         if walk.height[first] == 0 {
             walk.from(first, groups, report);
@@ -94,38 +100,37 @@ impl Walk {
                 continue;
             };
             let Some(&next) = self.numbers.get(member) else { continue };
-            let wrong = if self.on_way[next] {
-                let round = way.iter().map(|&(number, _)| number).skip_while(|&number| number != next).chain([next]);
-                let names: Vec<&str> = round.map(|number| groups[number].name.as_str()).collect();
-                Some(format!("groups contain each other: {}", in_short(&names)))
-            } else if self.height[next] >= MAX_NESTING {
-                Some(format!("groups contain each other more than {MAX_NESTING} levels deep"))
+            let wrong = self.on_way[next] || self.height[next] >= MAX_NESTING;
+            if !wrong && self.height[next] > 0 {
+                continue;
+            }
+            // What stands at `at` is looked at again: another member, or this one once its height is known.
+            *followed -= 1;
+            if wrong {
+                if let Some(message) = self.message(next, &way, groups) {
+                    complain(&groups[number], at, message, report);
+                }
+                groups[number].proxies.remove(at);
+                groups[number].wrong = true;
             } else {
-                None
-            };
-            match wrong {
-                Some(message) => {
-                    let said = self.too_deep && !self.on_way[next];
-                    self.too_deep |= !self.on_way[next];
-                    if !said {
-                        complain(&groups[number], at, message, report);
-                    }
-                    groups[number].proxies.remove(at);
-                    groups[number].wrong = true;
-                    if let Some((_, followed)) = way.last_mut() {
-                        *followed -= 1;
-                    }
-                }
-                None if self.height[next] == 0 => {
-                    // Looked at again once its height is known.
-                    if let Some((_, followed)) = way.last_mut() {
-                        *followed -= 1;
-                    }
-                    way.push((next, 0));
-                }
-                None => {}
+                way.push((next, 0));
             }
         }
+    }
+
+    /// What is wrong with the last group of `way` having `next` as a member, unless that was said often enough.
+    fn message(&mut self, next: usize, way: &[(usize, usize)], groups: &[Group]) -> Option<String> {
+        if !self.on_way[next] {
+            let said = std::mem::replace(&mut self.too_deep, true);
+            return (!said).then(|| format!("groups contain each other more than {MAX_NESTING} levels deep"));
+        }
+        self.rounds += 1;
+        if self.rounds > MOST_ROUNDS {
+            return None;
+        }
+        let round = way.iter().map(|&(number, _)| number).skip_while(|&number| number != next).chain([next]);
+        let names: Vec<&str> = round.map(|number| groups[number].name.as_str()).collect();
+        Some(format!("groups contain each other: {}", in_short(&names)))
     }
 
     fn highest_member(&self, group: &Group) -> usize {
