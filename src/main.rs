@@ -107,13 +107,20 @@ fn log(path: &Path, mistake: &Diagnostic) {
 
 fn check(common: &Common) -> anyhow::Result<u8> {
     let path = profile_path(common)?;
-    let report = app::load(path).report;
-    let text = report.to_string();
-    if !text.is_empty() {
-        say(&mut std::io::stdout(), text.trim_end());
+    let report = app::check(path).report;
+    let stdout = &mut std::io::stdout();
+    match common.log_format {
+        Format::Text => {
+            let text = report.to_string();
+            if !text.is_empty() {
+                say(stdout, text.trim_end());
+            }
+            let verdict = if report.has_errors() { "has errors and cannot be run" } else { "can be run" };
+            say(stdout, &format!("{}: the profile {verdict}", path.display()));
+        }
+        // One object a line, and nothing else: no line means that there is nothing to say.
+        Format::Json => report.diagnostics().into_iter().for_each(|it| say(stdout, &report.json(it).to_string())),
     }
-    let verdict = if report.has_errors() { "has errors and cannot be run" } else { "can be run" };
-    say(&mut std::io::stdout(), &format!("{}: the profile {verdict}", path.display()));
     Ok(u8::from(report.has_errors()))
 }
 

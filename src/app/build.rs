@@ -15,7 +15,7 @@ use crate::dispatch::{Core, Counters, Router};
 use crate::dns::{self, Dns, Filter, Wildcards};
 use crate::inbound::tun::{Crew, Hijack};
 use crate::net::Lookup;
-use crate::outbound::{Context, Egress, Roots};
+use crate::outbound::{Context, Egress, Outbounds, Roots};
 use crate::platform::{Dialer, Framing, TunQueue};
 use crate::profile::{EnhancedMode, FilterMode, Profile, Report};
 use crate::stack;
@@ -41,7 +41,8 @@ impl Addresses {
         let mut dns = vec![IpAddr::V4((base + 2).into())];
         for v6 in &profile.tun.inet6_address {
             device.push(IpNet::V6(*v6));
-            dns.push(IpAddr::V6((u128::from(v6.addr()) + 1).into()));
+            // The profile has no address without one behind it.
+            dns.push(IpAddr::V6(u128::from(v6.addr()).saturating_add(1).into()));
         }
         let mut fake = vec![IpNet::V4(range)];
         fake.extend(profile.dns.fake_ip_range6.map(IpNet::V6));
@@ -96,11 +97,11 @@ pub(super) async fn core(profile: &Profile, mut dialer: Dialer, log: Option<Path
     let addresses = Addresses::of(profile);
     dialer.fake.clone_from(&addresses.fake);
     dialer.interface.clone_from(&profile.interface_name);
-    let upstreams = nameservers::resolve(&profile.dns, &dialer).await?;
+    let nameservers = nameservers::find(profile, &addresses, &dialer)?;
     let dns = Dns::open(dns::Config {
         ipv6: profile.dns.ipv6,
         mode: mode(profile)?,
-        upstreams,
+        nameservers,
         dialer: dialer.clone(),
         log,
         runtime: Handle::current(),
@@ -114,8 +115,7 @@ pub(super) async fn core(profile: &Profile, mut dialer: Dialer, log: Option<Path
     if report.has_errors() {
         return Err(anyhow!("the profile has errors"));
     }
-    let rules = profile.rules.iter().map(|placed| placed.rule.clone()).collect();
-    let router = Router::new(profile.mode, rules, |name| outbounds.index(name))?;
+    let router = router(profile, &outbounds)?;
     Ok(Arc::new(Core {
         router: ArcSwap::from_pointee(router),
         outbounds: Arc::new(outbounds),
@@ -123,6 +123,21 @@ pub(super) async fn core(profile: &Profile, mut dialer: Dialer, log: Option<Path
         counters: Arc::new(Counters::default()),
         udp_timeout: profile.tun.udp_timeout,
     }))
+}
+
+/// Builds what needs neither the host nor a nameserver, and throws it away: what fails here would fail in a run.
+///
+/// # Errors
+/// As [`core`].
+pub(super) fn rehearse(profile: &Profile, outbounds: &Outbounds) -> anyhow::Result<()> {
+    mode(profile)?;
+    router(profile, outbounds)?;
+    Ok(())
+}
+
+fn router(profile: &Profile, outbounds: &Outbounds) -> anyhow::Result<Router> {
+    let rules = profile.rules.iter().map(|placed| placed.rule.clone()).collect();
+    Ok(Router::new(profile.mode, rules, |name| outbounds.index(name))?)
 }
 
 fn mode(profile: &Profile) -> anyhow::Result<dns::Mode> {

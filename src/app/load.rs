@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::{advice, build};
 use crate::net::{BoxFuture, Lookup, LookupError, Name};
 use crate::outbound::{Context, Egress, Outbounds, Roots};
 use crate::platform::Dialer;
-use crate::profile::{self, Node, Profile, Report};
-use crate::session::Network;
+use crate::profile::{self, Mode, Position, Profile, Report};
 
 /// A profile that was read, and what there is to say about it.
 pub struct Loaded {
@@ -28,50 +28,48 @@ pub(super) fn read(name: &str, text: &[u8]) -> Loaded {
     examine(profile::read(name, text))
 }
 
+/// Like [`load`], and builds all that a run would build without touching the host.
+#[must_use]
+pub fn check(path: &Path) -> Loaded {
+    let mut loaded = load(path);
+    let Some(profile) = loaded.profile.as_ref().filter(|_| !loaded.report.has_errors()) else { return loaded };
+    let outbounds = outbounds(profile, &context(), &mut Report::default());
+    if let Err(error) = build::rehearse(profile, &outbounds) {
+        loaded.report.error(Position::default(), "", format!("{error:#}"));
+    }
+    if !opens_something(profile) {
+        loaded
+            .report
+            .warn(Position::default(), "", "the profile opens nothing, so that only `exec` can run it")
+            .hint("set tun.enable, a port such as mixed-port, or dns.listen");
+    }
+    loaded
+}
+
+/// Whether a run of `profile` would have anything to do.
+pub(super) fn opens_something(profile: &Profile) -> bool {
+    let listen = &profile.listen;
+    let ports = [listen.port, listen.socks_port, listen.mixed_port];
+    profile.tun.enable || profile.dns.listen.is_some() || ports.iter().any(Option::is_some)
+}
+
 fn examine((profile, mut report): (Option<Profile>, Report)) -> Loaded {
     if let Some(profile) = &profile {
-        let egress = Egress::new(Dialer::default(), Arc::new(Nobody));
-        let context = Context { egress, roots: Roots::default() };
-        let outbounds = outbounds(profile, &context, &mut report);
-        if !report.has_errors() {
-            warn_of_udp_without_way(profile, &outbounds, &mut report);
+        let outbounds = outbounds(profile, &context(), &mut report);
+        if !report.has_errors() && profile.mode == Mode::Rule {
+            advice::on_rules(profile, &outbounds, &mut report);
         }
     }
     Loaded { profile, report }
 }
 
+fn context() -> Context {
+    Context { egress: Egress::new(Dialer::default(), Arc::new(Nobody)), roots: Roots::default() }
+}
+
 /// The outbounds of `profile`; mistakes go to `report`.
 pub(super) fn outbounds(profile: &Profile, context: &Context, report: &mut Report) -> Outbounds {
-    let proxies: Vec<Node> = profile.proxies.iter().map(|proxy| proxy.node.clone()).collect();
-    let groups: Vec<Node> = profile.groups.iter().map(|group| group.node.clone()).collect();
-    Outbounds::build(&proxies, &groups, context, report)
-}
-
-/// As in mihomo, UDP passes over a rule whose outbound carries none. Where no later rule takes it, it goes DIRECT,
-/// which nobody wrote.
-fn warn_of_udp_without_way(profile: &Profile, outbounds: &Outbounds, report: &mut Report) {
-    let carries = |name: &str| outbounds.index(name).is_none_or(|at| outbounds.networks(at).carries(Network::Udp));
-    // Only a later rule that takes everything, or UDP as such, surely ends the fall.
-    let catches =
-        |kind: &str, payload: &str| kind == "MATCH" || (kind == "NETWORK" && payload.eq_ignore_ascii_case("udp"));
-    for (index, placed) in profile.rules.iter().enumerate() {
-        if carries(&placed.rule.target) || tcp_only(placed.rule.kind, &placed.rule.payload) {
-            continue;
-        }
-        let later = profile.rules[index + 1..]
-            .iter()
-            .find(|later| catches(later.rule.kind, &later.rule.payload) && carries(&later.rule.target));
-        if later.is_none_or(|later| &*later.rule.target == "DIRECT") {
-            let message = format!("`{}` carries no UDP, so UDP flows of this rule end on DIRECT", placed.rule.target);
-            report
-                .warn(placed.place, &*placed.path, message)
-                .hint("add `udp: true` to the proxy if its server relays UDP, or a rule NETWORK,udp,REJECT behind it");
-        }
-    }
-}
-
-fn tcp_only(kind: &str, payload: &str) -> bool {
-    kind == "NETWORK" && payload.eq_ignore_ascii_case("tcp")
+    Outbounds::build(&profile.proxies, &profile.groups, context, report)
 }
 
 /// Checking asks for no name.
@@ -82,3 +80,6 @@ impl Lookup for Nobody {
         Box::pin(std::future::ready(Err(LookupError::NoAddress)))
     }
 }
+
+#[cfg(test)]
+mod tests;

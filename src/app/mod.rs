@@ -1,5 +1,6 @@
 //! The composition root: the only place that knows everyone. Builds from a profile, starts, stops.
 
+mod advice;
 mod build;
 mod control;
 mod demo;
@@ -12,7 +13,7 @@ mod worker;
 pub use control::{Command, ask};
 pub use demo::{client as demo_client, demo};
 pub use exec::{exec, inside};
-pub use load::{Loaded, load};
+pub use load::{Loaded, check, load};
 pub use run::run;
 
 /// Puts the host back after a crash, as the journal in `state` says; returns what was done, in words.

@@ -1,94 +1,318 @@
-//! Whom to ask: the profile's nameservers as addresses.
+//! Whom to ask: the profile's nameservers as places where they are found.
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use ipnet::IpNet;
+use nix::net::if_::if_nametoindex;
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
-use crate::dns::{self, Dns, Upstream};
+use super::build::Addresses;
+use crate::dns::{self, Dns, Source, Upstream};
 use crate::net::{Address, Host, Lookup};
-use crate::platform::Dialer;
-use crate::profile::{self, Nameserver};
+use crate::platform::{self, Dialer};
+use crate::profile::{Nameserver, Profile};
 
-/// systemd-resolved's list of the nameservers behind its stub.
-const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
-const SYSTEM: &str = "/etc/resolv.conf";
+/// What programs on this host ask.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Where those who put a stub on a loopback address into it keep the nameservers behind that stub: systemd-resolved,
+/// NetworkManager, and resolvconf for dnsmasq.
+const BEHIND_STUBS: [&str; 3] =
+    ["/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf", "/run/dnsmasq/resolv.conf"];
 const PORT: u16 = 53;
+/// For so long the system's files are taken to be as they were.
+const FRESH: Duration = Duration::from_secs(5);
 
-/// The usable nameservers, those written as names looked up through `default-nameserver`.
+/// Where the nameservers of `profile` are found. Nothing is asked yet: those written as names are looked up through
+/// `default-nameserver` when a question needs them, and the system's are those of that time.
 ///
 /// # Errors
-/// None is left.
-pub(super) async fn resolve(written: &profile::Dns, dialer: &Dialer) -> anyhow::Result<Vec<Upstream>> {
-    let mut upstreams = Vec::new();
-    for server in &written.nameserver {
-        match server {
-            Nameserver::System => upstreams.extend(system()),
-            Nameserver::Udp(address) => upstreams.extend(find(address, false, written, dialer).await),
-            Nameserver::Tcp(address) => upstreams.extend(find(address, true, written, dialer).await),
-        }
+/// The look-up of names cannot be built.
+pub(super) fn find(profile: &Profile, addresses: &Addresses, dialer: &Dialer) -> anyhow::Result<Vec<Source>> {
+    let written = &profile.dns;
+    let system = Arc::new(FromSystem::new(profile, addresses, dialer));
+    if !written.enable {
+        system.warn();
+        return Ok(vec![Source::System(system)]);
     }
-    upstreams.dedup();
-    if upstreams.is_empty() {
-        // Without `nameserver` and without a usable /etc/resolv.conf the addresses for bootstrapping remain.
-        upstreams.extend(written.default_nameserver.iter().filter_map(literal));
-        tracing::warn!("no nameserver of the system can be used; asking `dns.default-nameserver` instead");
+    let bootstrap = match written.nameserver.iter().any(Nameserver::is_named) {
+        true => Some(bootstrap(profile, &system, dialer)?),
+        false => None,
+    };
+    let mut sources: Vec<Source> =
+        written.nameserver.iter().filter_map(|server| source(server, &system, bootstrap.as_ref())).collect();
+    if written.nameserver.contains(&Nameserver::System) {
+        system.warn();
     }
-    if upstreams.is_empty() {
-        bail!("no nameserver can be used; write their addresses under `dns.nameserver`");
+    // Nobody else may be asked in place of those that the profile names.
+    if !written.nameserver_chosen && dns::System::nameservers(&*system).is_err() {
+        tracing::warn!("the profile has no dns.nameserver and the system has none: asking dns.default-nameserver");
+        sources.extend(written.default_nameserver.iter().filter_map(|server| source(server, &system, None)));
     }
-    Ok(upstreams)
+    Ok(sources)
 }
 
-fn literal(server: &Nameserver) -> Option<Upstream> {
-    let (address, tcp_only) = match server {
+fn source(server: &Nameserver, system: &Arc<FromSystem>, lookup: Option<&Arc<dyn Lookup>>) -> Option<Source> {
+    let (Address { host, port }, tcp_only) = match server {
+        Nameserver::System => return Some(Source::System(Arc::clone(system) as Arc<dyn dns::System>)),
         Nameserver::Udp(address) => (address, false),
         Nameserver::Tcp(address) => (address, true),
-        Nameserver::System => return None,
     };
-    Some(Upstream { address: address.socket()?, tcp_only })
+    match host {
+        Host::Ip(ip) => Some(Upstream { address: SocketAddr::new(*ip, *port), tcp_only }.into()),
+        Host::Name(name) => {
+            Some(Source::Named { name: name.clone(), port: *port, tcp_only, lookup: Arc::clone(lookup?) })
+        }
+    }
 }
 
-async fn find(address: &Address, tcp_only: bool, written: &profile::Dns, dialer: &Dialer) -> Option<Upstream> {
-    let ip = match &address.host {
-        Host::Ip(ip) => *ip,
-        Host::Name(name) => match look_up(name, written, dialer).await {
-            Ok(ip) => ip,
-            Err(error) => {
-                tracing::warn!("the nameserver {address} is left out: {error:#}");
-                return None;
-            }
-        },
-    };
-    Some(Upstream { address: SocketAddr::new(ip, address.port), tcp_only })
-}
-
-async fn look_up(name: &crate::net::Name, written: &profile::Dns, dialer: &Dialer) -> anyhow::Result<IpAddr> {
-    let bootstrap = Dns::open(dns::Config {
-        ipv6: written.ipv6,
+/// Finds the addresses of nameservers that are written as names. It has a cache and limits of its own.
+fn bootstrap(profile: &Profile, system: &Arc<FromSystem>, dialer: &Dialer) -> anyhow::Result<Arc<dyn Lookup>> {
+    let servers = &profile.dns.default_nameserver;
+    let dns = Dns::open(dns::Config {
+        ipv6: profile.ipv6,
         mode: dns::Mode::Mapping,
-        upstreams: written.default_nameserver.iter().filter_map(literal).collect(),
+        nameservers: servers.iter().filter_map(|server| source(server, system, None)).collect(),
         dialer: dialer.clone(),
         log: None,
         runtime: Handle::current(),
     })?;
-    let found: Arc<[IpAddr]> = bootstrap.lookup(name).await.context("its name cannot be looked up")?;
-    found.first().copied().context("its name has no address")
+    Ok(Arc::new(dns))
 }
 
-/// What the system asks. A stub on a loopback address cannot be asked: its own questions come back to us.
-fn system() -> Vec<Upstream> {
-    let listed = read(SYSTEM);
-    let usable: Vec<Upstream> = listed.iter().copied().filter(|server| !server.address.ip().is_loopback()).collect();
-    if usable.is_empty() { read(RESOLVED) } else { usable }
+/// The nameservers of this host, as far as asking them leads away from us.
+struct FromSystem {
+    /// Addresses that are our own.
+    own: Vec<IpNet>,
+    /// Where we answer ourselves.
+    listen: Option<SocketAddr>,
+    /// Whether questions that leave this host come to us: then those of a stub do.
+    captured: bool,
+    resolv_conf: PathBuf,
+    behind_stubs: Vec<PathBuf>,
+    known: Mutex<Option<Known>>,
 }
 
-fn read(path: &str) -> Vec<Upstream> {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    text.lines()
-        .filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse().ok())
-        .map(|ip: IpAddr| Upstream { address: SocketAddr::new(ip, PORT), tcp_only: false })
-        .collect()
+struct Known {
+    at: Instant,
+    found: Result<Vec<SocketAddr>, String>,
+}
+
+impl dns::System for FromSystem {
+    /// Those of the files as they are now or were at most [`FRESH`] ago. While they name nobody whom we could ask, for
+    /// instance because we are all that stands there, those that were there before remain.
+    fn nameservers(&self) -> Result<Vec<SocketAddr>, String> {
+        let mut known = self.known.lock();
+        let now = Instant::now();
+        match &mut *known {
+            Some(Known { at, found }) if now.saturating_duration_since(*at) < FRESH => found.clone(),
+            Some(Known { at, found }) => {
+                *at = now;
+                let read = self.read();
+                if read.is_ok() || found.is_err() {
+                    *found = read;
+                }
+                found.clone()
+            }
+            None => known.insert(Known { at: now, found: self.read() }).found.clone(),
+        }
+    }
+}
+
+impl FromSystem {
+    fn new(profile: &Profile, addresses: &Addresses, dialer: &Dialer) -> Self {
+        let tun = &profile.tun;
+        // Without a mark of ours nothing of this host is captured: a private namespace is.
+        let hijacks = tun.dns_hijack.iter().any(|target| target.port == PORT);
+        Self {
+            own: addresses.device.iter().chain(&addresses.fake).copied().collect(),
+            listen: profile.dns.listen,
+            captured: dialer.mark.is_some() && tun.enable && tun.auto_route && hijacks,
+            resolv_conf: RESOLV_CONF.into(),
+            behind_stubs: BEHIND_STUBS.map(PathBuf::from).into(),
+            known: Mutex::new(None),
+        }
+    }
+
+    /// Says once, at the start, what will not work.
+    fn warn(&self) {
+        match dns::System::nameservers(self) {
+            Err(why) => tracing::warn!("{why}; names are not found until it does, or write dns.nameserver"),
+            Ok(found) if self.captured && found.iter().any(|server| server.ip().is_loopback()) => tracing::warn!(
+                "the system's nameserver is a program on this host ({}), and its own questions come to us if they are \
+                 not encrypted: write the nameservers behind it under dns.nameserver",
+                found[0].ip()
+            ),
+            Ok(_) => {}
+        }
+    }
+
+    fn read(&self) -> Result<Vec<SocketAddr>, String> {
+        let listed = self.listed(&self.resolv_conf);
+        let away = |servers: &[SocketAddr]| -> Vec<SocketAddr> {
+            servers.iter().copied().filter(|server| !server.ip().is_loopback()).collect()
+        };
+        let others = if self.captured { away(&listed) } else { listed.clone() };
+        let behind = || self.behind_stubs.iter().map(|path| away(&self.listed(path))).find(|found| !found.is_empty());
+        let found = match (others.is_empty(), listed.is_empty()) {
+            (false, _) => others,
+            // Stubs alone.
+            (true, false) => behind().unwrap_or(listed),
+            (true, true) => Vec::new(),
+        };
+        if found.is_empty() {
+            return Err(format!("{} names no nameserver that could be asked", self.resolv_conf.display()));
+        }
+        Ok(found)
+    }
+
+    fn listed(&self, path: &Path) -> Vec<SocketAddr> {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        platform::nameservers(&text).into_iter().filter_map(address).filter(|server| !self.is_own(*server)).collect()
+    }
+
+    fn is_own(&self, server: SocketAddr) -> bool {
+        let ip = server.ip();
+        let listens = self.listen.is_some_and(|listen| {
+            listen.port() == PORT && (listen.ip() == ip || (listen.ip().is_unspecified() && is_here(ip)))
+        });
+        listens || self.own.iter().any(|net| net.contains(&ip))
+    }
+}
+
+/// Whether `ip` is this host's own: to such an address the kernel would send from that address. Nothing is sent.
+fn is_here(ip: IpAddr) -> bool {
+    let any = if ip.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+    let from = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((ip, PORT))?;
+        socket.local_addr()
+    });
+    ip.is_loopback() || from.is_ok_and(|from| from.ip() == ip)
+}
+
+/// An address of resolv.conf; a link-local one has its link behind a `%`.
+fn address(text: &str) -> Option<SocketAddr> {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Some(SocketAddr::new(ip, PORT));
+    }
+    let (ip, link) = text.split_once('%')?;
+    let scope = link.parse().ok().or_else(|| if_nametoindex(link).ok())?;
+    Some(SocketAddrV6::new(ip.parse().ok()?, PORT, 0, scope).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::dns::System;
+
+    struct Host {
+        folder: tempfile::TempDir,
+    }
+
+    impl Host {
+        fn new(resolv_conf: &str, behind: Option<&str>) -> Self {
+            let host = Self { folder: tempfile::tempdir().unwrap() };
+            host.write(resolv_conf);
+            if let Some(text) = behind {
+                fs::write(host.path("behind"), text).unwrap();
+            }
+            host
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+
+        fn write(&self, text: &str) {
+            fs::File::create(self.path("resolv.conf")).unwrap().write_all(text.as_bytes()).unwrap();
+        }
+
+        fn system(&self, captured: bool, listen: Option<&str>) -> FromSystem {
+            FromSystem {
+                own: vec!["198.18.0.0/16".parse().unwrap(), "fdfe:dcba:9876::1/126".parse().unwrap()],
+                listen: listen.map(|text| text.parse().unwrap()),
+                captured,
+                resolv_conf: self.path("resolv.conf"),
+                behind_stubs: vec![self.path("missing"), self.path("behind")],
+                known: Mutex::new(None),
+            }
+        }
+    }
+
+    fn asked(resolv_conf: &str, behind: Option<&str>, captured: bool, listen: Option<&str>) -> Vec<String> {
+        let found = Host::new(resolv_conf, behind).system(captured, listen).nameservers();
+        found.unwrap_or_default().iter().map(|server| server.ip().to_string()).collect()
+    }
+
+    #[test]
+    fn a_stub_is_asked_unless_its_questions_would_come_to_us() {
+        let stub = "nameserver 127.0.0.1 # dnsmasq\n";
+        assert_eq!(asked(stub, Some("nameserver 9.9.9.9"), false, None), ["127.0.0.1"]);
+        assert_eq!(asked(stub, Some("nameserver 9.9.9.9"), true, None), ["9.9.9.9"]);
+        assert_eq!(asked(stub, None, true, None), ["127.0.0.1"], "it may speak TLS to those behind it");
+        let both = "nameserver 127.0.0.53\nnameserver 192.0.2.53   # comment\noptions edns0\n";
+        assert_eq!(asked(both, None, true, None), ["192.0.2.53"]);
+    }
+
+    #[test]
+    fn we_are_not_our_own_nameserver() {
+        let text = "nameserver 127.0.0.1\nnameserver 198.18.0.2\nnameserver fdfe:dcba:9876::2\nnameserver 192.0.2.53\n";
+        assert_eq!(asked(text, None, false, Some("0.0.0.0:53")), ["192.0.2.53"]);
+        assert_eq!(asked(text, None, false, Some("127.0.0.1:53")), ["192.0.2.53"]);
+        assert_eq!(asked(text, None, false, Some("127.0.0.1:1053")), ["127.0.0.1", "192.0.2.53"]);
+        assert!(asked("search lan\n", Some("nameserver 9.9.9.9"), false, None).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_files_are_read_again_and_what_was_there_outlives_our_own_address() {
+        let host = Host::new("", None);
+        let system = host.system(true, None);
+        let found = || system.nameservers().map(|found| found[0].ip().to_string());
+        assert!(found().unwrap_err().contains("names no nameserver"));
+        host.write("nameserver 192.0.2.1\n");
+        tokio::time::advance(FRESH).await;
+        assert_eq!(found().unwrap(), "192.0.2.1", "the network came up later");
+        host.write("nameserver 198.18.0.2\n");
+        tokio::time::advance(FRESH).await;
+        assert_eq!(found().unwrap(), "192.0.2.1", "the file is ours now");
+        host.write("nameserver 192.0.2.9\n");
+        tokio::time::advance(FRESH).await;
+        assert_eq!(found().unwrap(), "192.0.2.9", "another network");
+    }
+
+    #[test]
+    fn a_link_local_nameserver_keeps_its_link() {
+        assert_eq!(address("fe80::1%7"), Some("[fe80::1%7]:53".parse().unwrap()));
+        assert_eq!(address("fe80::1%no-such-link"), None);
+        assert_eq!(address("dns.example"), None);
+    }
+
+    fn profile(text: &str) -> Profile {
+        let (profile, report) = crate::profile::read("p.yaml", text.as_bytes());
+        assert!(!report.has_errors(), "{report}");
+        profile.unwrap()
+    }
+
+    #[tokio::test]
+    async fn nobody_is_asked_whom_the_profile_does_not_name() {
+        for (text, expected) in [
+            ("{enable: false, nameserver: [192.0.2.1]}", "[system]"),
+            (
+                "{enable: true, nameserver: [192.0.2.1, 'tcp://dns.example:5353', system]}",
+                "[192.0.2.1:53, dns.example:5353, system]",
+            ),
+            ("{enable: true, nameserver: [dns.example], default-nameserver: [system]}", "[dns.example:53]"),
+        ] {
+            let profile = profile(&format!("dns: {text}\nrules: ['MATCH,DIRECT']\n"));
+            let found = find(&profile, &Addresses::of(&profile), &Dialer::default()).unwrap();
+            assert_eq!(format!("{found:?}"), expected);
+        }
+    }
 }

@@ -55,7 +55,8 @@ impl Wildcards {
     /// # Errors
     /// [`InvalidPattern`]; the set is then as before.
     pub fn insert(&mut self, pattern: &str) -> Result<(), InvalidPattern> {
-        if pattern.starts_with("geosite:") || pattern.starts_with("rule-set:") {
+        let list = pattern.split_once(':').map(|(kind, _)| kind.to_ascii_lowercase());
+        if matches!(list.as_deref(), Some("geosite" | "rule-set")) {
             return Err(InvalidPattern::List);
         }
         if pattern.is_empty() {
@@ -116,9 +117,6 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// The names that mihomo keeps real when a profile says nothing: Windows asks them whether it is online.
-    pub const DEFAULT: [&'static str; 3] = ["dns.msftnsci.com", "www.msftnsci.com", "www.msftconnecttest.com"];
-
     /// A filter of these patterns.
     #[must_use]
     pub fn new(wildcards: Wildcards, mode: FilterMode) -> Self {
@@ -190,6 +188,7 @@ mod tests {
             (".", InvalidPattern::EmptyLabel),
             ("+.", InvalidPattern::EmptyLabel),
             ("geosite:cn", InvalidPattern::List),
+            ("GEOSITE:cn", InvalidPattern::List),
         ] {
             assert_eq!(set.insert(pattern), Err(why), "{pattern:?}");
         }

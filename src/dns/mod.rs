@@ -41,7 +41,7 @@ pub use counters::{Counters, Counts};
 pub use fake_ip::{Fake, Held, OpenError};
 pub use filter::{Filter, FilterMode, InvalidPattern, Wildcards};
 pub use server::{Server, serve, serve_stream};
-pub use upstream::Upstream;
+pub use upstream::{Source, System, Upstream};
 
 use fake_ip::FakeIp;
 use lru::Lru;
@@ -75,7 +75,7 @@ pub struct Config {
     /// How names are answered.
     pub mode: Mode,
     /// `nameserver`, all asked at once; the first that does not fail wins.
-    pub upstreams: Vec<Upstream>,
+    pub nameservers: Vec<Source>,
     /// Makes the sockets towards them.
     pub dialer: Dialer,
     /// The file that keeps fake addresses across restarts.
@@ -106,7 +106,7 @@ impl Dns {
     /// # Errors
     /// A fake range has no address to hand out.
     pub fn open(config: Config) -> Result<Self, OpenError> {
-        let Config { ipv6, mode, upstreams, dialer, log, runtime } = config;
+        let Config { ipv6, mode, nameservers, dialer, log, runtime } = config;
         let counters = Arc::new(Counters::default());
         let mut ranges = dialer.fake.clone();
         let fake = match mode {
@@ -120,7 +120,7 @@ impl Dns {
             }
         };
         let mark = dialer.mark.map(|mark| mark.0);
-        let resolver = Resolver::new(dialer, upstreams, ranges, runtime, Arc::clone(&counters));
+        let resolver = Resolver::new(dialer, nameservers, ranges, runtime, Arc::clone(&counters));
         Ok(Self { ipv6, fake, resolver: Arc::new(resolver), hints: Mutex::new(Lru::new(HINTS)), counters, mark })
     }
 

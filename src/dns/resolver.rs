@@ -18,7 +18,7 @@ use super::counters::{Counters, count};
 use super::key::Parts;
 use super::lru::Lru;
 use super::message::Message;
-use super::upstream::{Exchange, Ids, Upstream};
+use super::upstream::{Exchange, Ids, Source, Upstream};
 use crate::platform::Dialer;
 
 /// Answers kept, as many as mihomo keeps.
@@ -66,7 +66,7 @@ struct Kept {
 /// Asks the nameservers.
 pub(super) struct Resolver {
     dialer: Dialer,
-    upstreams: Vec<Upstream>,
+    sources: Vec<Source>,
     fake: Vec<IpNet>,
     /// Where questions travel: it outlives the worker that asked.
     runtime: Handle,
@@ -81,14 +81,14 @@ type Flights = HashMap<Arc<[u8]>, watch::Receiver<Option<Outcome>>, RandomState>
 impl Resolver {
     pub(super) fn new(
         dialer: Dialer,
-        upstreams: Vec<Upstream>,
+        sources: Vec<Source>,
         fake: Vec<IpNet>,
         runtime: Handle,
         counters: Arc<Counters>,
     ) -> Self {
         Self {
             dialer,
-            upstreams,
+            sources,
             fake,
             runtime,
             ids: Ids::new(),
@@ -100,7 +100,7 @@ impl Resolver {
 
     /// Whether a nameserver stands in the local network, and so may know its private names.
     pub(super) fn is_local(&self) -> bool {
-        self.upstreams.iter().any(|upstream| super::special::is_private(upstream.address.ip()))
+        self.sources.iter().any(Source::is_local)
     }
 
     /// The outcome that is still fresh, if there is one.
@@ -152,12 +152,26 @@ impl Resolver {
     async fn race(&self, key: &[u8]) -> Outcome {
         let exchange =
             Exchange { dialer: &self.dialer, ids: &self.ids, counters: &self.counters, question: Parts::of(key) };
-        let ask = async |upstream: &Upstream| (upstream.address, exchange.ask(*upstream).await);
-        let mut asked: FuturesUnordered<_> = self.upstreams.iter().map(ask).collect();
+        let exchange = &exchange;
+        let ask = |upstream: Upstream| async move { (upstream.address, exchange.ask(upstream).await) };
+        let mut sought: FuturesUnordered<_> = self.sources.iter().map(Source::find).collect();
+        let mut asked = FuturesUnordered::new();
         let mut reported = None;
         let mut failure = Failure::Failed("the profile names no nameserver".into());
         let landed = tokio::time::timeout(TOTAL, async {
-            while let Some((address, answer)) = asked.next().await {
+            loop {
+                // A nameserver whose name is still looked up keeps no other from being asked.
+                let (address, answer) = tokio::select! {
+                    Some(found) = sought.next() => {
+                        match found {
+                            Ok(upstreams) => asked.extend(upstreams.into_iter().map(&ask)),
+                            Err(why) => failure = Failure::Failed(why),
+                        }
+                        continue;
+                    }
+                    Some(answer) = asked.next() => answer,
+                    else => return None,
+                };
                 match answer {
                     Ok(message) if self.has_fake(&message) => {
                         count(&self.counters.upstream_failures);
@@ -169,7 +183,6 @@ impl Resolver {
                     Err(error) => failure = Failure::Failed(format!("nameserver {}: {error}", address).into()),
                 }
             }
-            None
         });
         let message = match landed.await {
             Ok(message) => message,

@@ -9,7 +9,7 @@ use tokio::net::UdpSocket;
 
 use super::*;
 use crate::dns::testing::{Nameserver, addresses, answer, ask, code, faking, ips, mapping, parsed, query, soa};
-use crate::dns::{Answer, Dns, Transport};
+use crate::dns::{Answer, Dns, System, Transport};
 use crate::net::{Lookup, LookupError, Name};
 
 const REAL: &str = "203.0.113.7";
@@ -114,7 +114,7 @@ async fn garbage_before_the_answer_is_ignored_and_counted() {
 async fn an_answer_from_elsewhere_never_arrives() {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let upstream = Upstream { address: socket.local_addr().unwrap(), tcp_only: false };
-    let config = crate::dns::Config { upstreams: vec![upstream], ..mapping(&[]) };
+    let config = crate::dns::Config { nameservers: vec![upstream.into()], ..mapping(&[]) };
     let dns = Arc::new(Dns::open(config).unwrap());
     let asked = tokio::spawn(async move { ask(&dns, &a("www.example.")).await });
     let mut buffer = [0; 512];
@@ -155,7 +155,7 @@ async fn a_truncated_answer_is_fetched_whole_over_tcp() {
 async fn a_nameserver_of_tcp_only_sees_no_datagram() {
     let server = Nameserver::start(|_| Vec::new(), |query| vec![good(query)]).await;
     let upstream = Upstream { tcp_only: true, ..server.upstream() };
-    let dns = Dns::open(crate::dns::Config { upstreams: vec![upstream], ..mapping(&[]) }).unwrap();
+    let dns = Dns::open(crate::dns::Config { nameservers: vec![upstream.into()], ..mapping(&[]) }).unwrap();
     assert_eq!(ips(&ask(&dns, &a("www.example.")).await).len(), 1);
     assert_eq!((server.udp_queries(), server.tcp_queries()), (0, 1));
 }
@@ -202,7 +202,7 @@ async fn a_closed_port_fails_at_once() {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let upstream = Upstream { address: socket.local_addr().unwrap(), tcp_only: false };
     drop(socket);
-    let dns = Dns::open(crate::dns::Config { upstreams: vec![upstream], ..mapping(&[]) }).unwrap();
+    let dns = Dns::open(crate::dns::Config { nameservers: vec![upstream.into()], ..mapping(&[]) }).unwrap();
     let failed = dns.lookup(&name("www.example")).await;
     assert!(matches!(&failed, Err(LookupError::Failed(why)) if why.contains("refused")), "{failed:?}");
 }
@@ -342,4 +342,79 @@ async fn a_lookup_says_why_there_is_no_address() {
     assert!(matches!(dns.lookup(&name("broken.example")).await, Err(LookupError::Failed(_))));
     assert_eq!(dns.lookup(&name("a.invalid")).await, Err(LookupError::NoSuchName));
     assert!(dns.lookup(&name("localhost")).await.unwrap().iter().all(IpAddr::is_loopback));
+}
+
+/// A look-up that fails until it is told an address.
+#[derive(Default)]
+struct Late(parking_lot::Mutex<Option<IpAddr>>);
+
+impl Lookup for Late {
+    fn lookup<'a>(&'a self, _: &'a Name) -> crate::net::BoxFuture<'a, Result<Arc<[IpAddr]>, LookupError>> {
+        let found = *self.0.lock();
+        Box::pin(async move { found.map(|ip| Arc::from([ip])).ok_or(LookupError::TimedOut) })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_nameserver_whose_name_was_not_found_at_first_is_looked_up_again() {
+    let server = Nameserver::answering(good).await;
+    let late = Arc::new(Late::default());
+    let named = Source::Named {
+        name: name("dns.example"),
+        port: server.address.port(),
+        tcp_only: false,
+        lookup: Arc::clone(&late) as Arc<dyn Lookup>,
+    };
+    let dns = Dns::open(crate::dns::Config { nameservers: vec![named], ..mapping(&[]) }).unwrap();
+    let failed = dns.lookup(&name("www.example")).await;
+    assert!(
+        matches!(&failed, Err(LookupError::Failed(why)) if why.contains("dns.example cannot be found")),
+        "{failed:?}"
+    );
+    *late.0.lock() = Some(server.address.ip());
+    // The failure is remembered for a moment.
+    tokio::time::advance(Duration::from_secs(2)).await;
+    let found = dns.lookup(&name("www.example")).await;
+    assert_eq!(found.unwrap()[0], IpAddr::from([203, 0, 113, 7]));
+}
+
+/// A look-up that never ends.
+struct Endless;
+
+impl Lookup for Endless {
+    fn lookup<'a>(&'a self, _: &'a Name) -> crate::net::BoxFuture<'a, Result<Arc<[IpAddr]>, LookupError>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[tokio::test]
+async fn a_nameserver_that_is_still_looked_up_keeps_no_other_from_being_asked() {
+    let server = Nameserver::answering(good).await;
+    let named = Source::Named { name: name("dns.example"), port: 53, tcp_only: false, lookup: Arc::new(Endless) };
+    let nameservers = vec![named, server.upstream().into()];
+    let dns = Dns::open(crate::dns::Config { nameservers, ..mapping(&[]) }).unwrap();
+    assert_eq!(ips(&ask(&dns, &a("www.example.")).await).len(), 1);
+}
+
+/// The nameservers of a system that changes.
+struct Changing(parking_lot::Mutex<Result<Vec<std::net::SocketAddr>, String>>);
+
+impl System for Changing {
+    fn nameservers(&self) -> Result<Vec<std::net::SocketAddr>, String> {
+        self.0.lock().clone()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_nameservers_of_the_system_are_those_of_now() {
+    let server = Nameserver::answering(good).await;
+    let system = Arc::new(Changing(parking_lot::Mutex::new(Err("there are none".to_owned()))));
+    let nameservers = vec![Source::System(Arc::clone(&system) as Arc<dyn System>)];
+    let dns = Dns::open(crate::dns::Config { nameservers, ..mapping(&[]) }).unwrap();
+    let failed = dns.lookup(&name("www.example")).await;
+    assert!(matches!(&failed, Err(LookupError::Failed(why)) if why.contains("there are none")), "{failed:?}");
+    *system.0.lock() = Ok(vec![server.address]);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    let found = dns.lookup(&name("www.example")).await;
+    assert_eq!(found.unwrap()[0], IpAddr::from([203, 0, 113, 7]));
 }

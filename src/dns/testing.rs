@@ -155,7 +155,7 @@ pub(super) fn mapping(upstreams: &[&Nameserver]) -> Config {
     Config {
         ipv6: true,
         mode: Mode::Mapping,
-        upstreams: upstreams.iter().map(|server| server.upstream()).collect(),
+        nameservers: upstreams.iter().map(|server| server.upstream().into()).collect(),
         dialer: Dialer::default(),
         log: None,
         runtime: tokio::runtime::Handle::current(),

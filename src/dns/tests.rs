@@ -116,7 +116,7 @@ async fn special_names_never_leave_the_host() {
 #[tokio::test]
 async fn a_nameserver_of_the_lan_is_asked_for_private_addresses() {
     let upstream = Upstream { address: "192.168.1.1:53".parse().unwrap(), tcp_only: false };
-    let dns = Dns::open(Config { upstreams: vec![upstream], ..mapping(&[]) }).unwrap();
+    let dns = Dns::open(Config { nameservers: vec![upstream.into()], ..mapping(&[]) }).unwrap();
     assert!(of(&dns, "5.1.168.192.in-addr.arpa.", RecordType::PTR).is_none());
 }
 

@@ -1,8 +1,10 @@
-//! One question to one nameserver over plain UDP or TCP.
+//! Where nameservers are, and one question to one of them over plain UDP or TCP.
 
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -12,8 +14,9 @@ use tokio::time::{Instant, timeout_at};
 use super::counters::{Counters, count};
 use super::key::Parts;
 use super::message::Message;
+use super::special::is_private;
 use super::wire::{EDNS_SIZE, HEADER, IN, bit, kind, question_end, rcode, u16_at};
-use crate::net::DialError;
+use crate::net::{DialError, Lookup, Name};
 use crate::platform::{Dialer, UdpSocket};
 
 /// A nameserver.
@@ -23,6 +26,86 @@ pub struct Upstream {
     pub address: SocketAddr,
     /// `tcp://`: never ask over UDP.
     pub tcp_only: bool,
+}
+
+/// Where nameservers are found.
+#[derive(Clone)]
+pub enum Source {
+    /// At an address.
+    Fixed(Upstream),
+    /// At the addresses of a name, which is looked up when a question needs it: the look-up has its own cache and its own
+    /// limits of time, and one that failed is tried again by a later question.
+    Named {
+        /// The name.
+        name: Name,
+        /// The port.
+        port: u16,
+        /// As in [`Upstream`].
+        tcp_only: bool,
+        /// Finds the addresses, without us.
+        lookup: Arc<dyn Lookup>,
+    },
+    /// Those of the system, which may change while we run.
+    System(Arc<dyn System>),
+}
+
+/// Knows the nameservers of the system.
+pub trait System: Send + Sync {
+    /// Their addresses as of now.
+    ///
+    /// # Errors
+    /// In words: why there are none.
+    fn nameservers(&self) -> Result<Vec<SocketAddr>, String>;
+}
+
+/// How many addresses of one name are asked.
+const MOST_ADDRESSES: usize = 3;
+
+impl Source {
+    /// The nameservers that stand behind it now.
+    pub(super) async fn find(&self) -> Result<Vec<Upstream>, Arc<str>> {
+        match self {
+            Self::Fixed(upstream) => Ok(vec![*upstream]),
+            Self::Named { name, port, tcp_only, lookup } => match lookup.lookup(name).await {
+                Ok(found) => {
+                    let at = |ip: &IpAddr| Upstream { address: SocketAddr::new(*ip, *port), tcp_only: *tcp_only };
+                    Ok(found.iter().take(MOST_ADDRESSES).map(at).collect())
+                }
+                Err(error) => Err(format!("the nameserver {name} cannot be found: {error}").into()),
+            },
+            Self::System(system) => {
+                let found = system.nameservers().map_err(Arc::<str>::from)?;
+                Ok(found.into_iter().map(|address| Upstream { address, tcp_only: false }).collect())
+            }
+        }
+    }
+
+    /// Whether one of them stands in the local network, as far as that is known without looking anything up.
+    pub(super) fn is_local(&self) -> bool {
+        match self {
+            Self::Fixed(upstream) => is_private(upstream.address.ip()),
+            Self::Named { .. } => false,
+            Self::System(system) => {
+                system.nameservers().is_ok_and(|found| found.into_iter().any(|server| is_private(server.ip())))
+            }
+        }
+    }
+}
+
+impl From<Upstream> for Source {
+    fn from(upstream: Upstream) -> Self {
+        Self::Fixed(upstream)
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(upstream) => upstream.address.fmt(f),
+            Self::Named { name, port, .. } => write!(f, "{name}:{port}"),
+            Self::System(_) => f.write_str("system"),
+        }
+    }
 }
 
 /// When a datagram that got no answer is sent again, counted from the first one.

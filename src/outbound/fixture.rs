@@ -8,7 +8,7 @@ use super::tls::Fingerprint;
 use super::{Context, Egress, Outbound, Outbounds, Roots};
 use crate::net::{Address, BoxFuture, Host, Lookup, LookupError, Name};
 use crate::platform::Dialer;
-use crate::profile::{Report, parse};
+use crate::profile::{Report, read};
 use crate::session::{Fact, Inbound, Network, Session};
 
 /// A resolver that knows a few names.
@@ -82,16 +82,11 @@ pub(crate) fn build(yaml: &str) -> Tested {
 
 /// Builds the table of a profile's text.
 pub(crate) fn table(yaml: &str) -> (Outbounds, Report) {
-    let mut report = Report::new("test.yaml", yaml);
-    let root = parse(&mut report).unwrap_or_else(|| panic!("{report}"));
-    let items = |key: &str| {
-        let entries = root.entries().unwrap_or_default();
-        let found = entries.iter().find(|entry| &*entry.key.text == key);
-        found.map(|entry| entry.value.items().to_vec()).unwrap_or_default()
-    };
+    let (profile, mut report) = read("test.yaml", yaml.as_bytes());
+    let profile = profile.unwrap_or_else(|| panic!("{report}"));
     let names = Names::shared(&[("localhost.test", &["127.0.0.1"])]);
     let context = Context { egress: Egress::new(Dialer::default(), names), roots: Roots::default() };
-    let built = Outbounds::build(&items("proxies"), &items("proxy-groups"), &context, &mut report);
+    let built = Outbounds::build(&profile.proxies, &profile.groups, &context, &mut report);
     (built, report)
 }
 

@@ -9,6 +9,7 @@ use super::upstream::Upstream;
 use super::{Networks, Outbound};
 use crate::net::{Address, Host};
 use crate::profile::Fields;
+use crate::rules::ascii;
 
 /// A kind of proxy that is built.
 pub struct Kind {
@@ -99,7 +100,7 @@ pub(super) fn upstream(fields: &mut Fields<'_>, name: &str, context: &Context) -
 }
 
 fn tls_options(fields: &mut Fields<'_>) -> Option<tls::Options> {
-    let sni = fields.optional::<String>("sni").filter(|sni| !sni.is_empty());
+    let sni = fields.optional::<String>("sni").filter(|sni| !sni.is_empty()).map(|sni| ascii(&sni));
     let anyone = fields.or("skip-cert-verify", false);
     let trust = match fields.optional::<String>("fingerprint").filter(|pin| !pin.is_empty()) {
         Some(pin) => match Fingerprint::parse(&pin) {

@@ -9,7 +9,7 @@ use foldhash::{HashMap, HashMapExt};
 use super::kind::{Context, KINDS, Kind, PLANNED};
 use super::{Direct, Networks, Outbound, Reject, Select, Unsupported};
 use crate::net::Reject as Manner;
-use crate::profile::{Fields, Node, Report};
+use crate::profile::{Fields, Group, Proxy, Report};
 
 /// An outbound's place in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,6 +26,8 @@ struct Entry {
     group: Option<Arc<Select>>,
     /// Whether flows can go there at all as things stand.
     usable: bool,
+    /// Whether what goes there leaves the host without a proxy. Of a group its present member tells.
+    direct: bool,
 }
 
 /// Why a member was not selected.
@@ -57,13 +59,14 @@ impl Outbounds {
     /// How many entries are not the profile's.
     const BUILT_IN: usize = 5;
 
-    /// Builds what `proxies` and `groups` (the items of `proxies:` and `proxy-groups:`) say. Mistakes go to the report;
-    /// if it then has errors, the table is incomplete and must not be used.
-    pub fn build(proxies: &[Node], groups: &[Node], context: &Context, report: &mut Report) -> Self {
+    /// Builds what the profile's `proxies` and `groups` say. The mistakes of single entries go to the report; names and
+    /// members were checked when the profile was read. If the report has errors, the table is incomplete and must not be
+    /// used.
+    pub fn build(proxies: &[Proxy], groups: &[Group], context: &Context, report: &mut Report) -> Self {
         let mut table = Self { entries: Vec::new(), names: HashMap::new() };
         table.add_built_in(context);
-        for (at, node) in proxies.iter().enumerate() {
-            table.add_proxy(node, &format!("proxies[{at}]"), context, report);
+        for proxy in proxies {
+            table.add_proxy(proxy, context, report);
         }
         groups::add(&mut table, groups, report);
         table
@@ -107,6 +110,16 @@ impl Outbounds {
         index == Self::PASS
     }
 
+    /// Whether flows to `index` leave the host without a proxy as things stand: DIRECT and its like, and groups whose
+    /// present member is one.
+    #[must_use]
+    pub fn goes_direct(&self, mut index: Index) -> bool {
+        while let Some(group) = self.group(index) {
+            index = group.now().index;
+        }
+        self.entries[index.0].direct
+    }
+
     /// Makes `member` the one that new flows of `group` take.
     ///
     /// # Errors
@@ -123,32 +136,29 @@ impl Outbounds {
     fn add_built_in(&mut self, context: &Context) {
         let direct = |name: &str| Arc::new(Direct::new(name, Arc::new(context.egress.clone()), Networks::ALL));
         let pass = "PASS leads nowhere: it only makes a rule be skipped".to_owned();
-        self.push(direct("DIRECT"), None, true);
-        self.push(Arc::new(Reject::new("REJECT", Manner::Answer)), None, true);
-        self.push(Arc::new(Reject::new("REJECT-DROP", Manner::Drop)), None, true);
-        self.push(Arc::new(Unsupported::new("PASS", pass)), None, true);
-        self.push(direct("COMPATIBLE"), None, true);
+        self.push(direct("DIRECT"), true, true);
+        self.push(Arc::new(Reject::new("REJECT", Manner::Answer)), true, false);
+        self.push(Arc::new(Reject::new("REJECT-DROP", Manner::Drop)), true, false);
+        self.push(Arc::new(Unsupported::new("PASS", pass)), true, false);
+        self.push(direct("COMPATIBLE"), true, true);
     }
 
-    fn add_proxy(&mut self, node: &Node, path: &str, context: &Context, report: &mut Report) {
-        let Some(mut fields) = Fields::relaxed(node, path, report) else { return };
-        let name = fields.required::<String>("name");
-        let kind = fields.required::<String>("type");
-        let Some(name) = name.filter(|name| self.is_free(name, &mut fields)) else { return };
-        let Some(kind) = kind else { return };
-        let kind = kind.trim().to_ascii_lowercase();
+    fn add_proxy(&mut self, proxy: &Proxy, context: &Context, report: &mut Report) {
+        let Some(mut fields) = Fields::relaxed(&proxy.node, &*proxy.path, report) else { return };
+        fields.silent(&["name", "type"]);
+        let name = proxy.name.as_str();
+        let kind = proxy.kind.to_ascii_lowercase();
         if let Some(found) = KINDS.iter().find(|known| known.name == kind) {
-            self.add_known(found, &name, fields, context);
-            return;
-        }
-        if PLANNED.contains(&kind.as_str()) {
+            self.add_known(found, name, fields, context);
+        } else if PLANNED.contains(&kind.as_str()) {
             let reason = format!("`{name}`: the proxy kind `{kind}` is not built yet");
             fields.warn("type", format!("{reason}; flows to it are refused"));
-            self.push(Arc::new(Unsupported::new(&name, reason)), None, false);
-            return;
+            self.push(Arc::new(Unsupported::new(name, reason)), false, false);
+        } else {
+            let known: Vec<&str> = KINDS.iter().map(|known| known.name).collect();
+            fields.error("type", format!("expected a proxy kind ({}), found `{kind}`", known.join(", ")));
+            self.push(Arc::new(Unsupported::new(name, format!("`{name}` could not be built"))), false, false);
         }
-        let known: Vec<&str> = KINDS.iter().map(|known| known.name).collect();
-        fields.error("type", format!("expected a proxy kind ({}), found `{kind}`", known.join(", ")));
     }
 
     fn add_known(&mut self, kind: &Kind, name: &str, mut fields: Fields<'_>, context: &Context) {
@@ -165,29 +175,20 @@ impl Outbounds {
         };
         fields.finish();
         if let Some((outbound, usable)) = entry {
-            self.push(outbound, None, usable);
+            self.push(outbound, usable, usable && kind.name == "direct");
         } else {
-            // The name stays known, so that rules that name it are not reported as well.
-            self.push(Arc::new(Unsupported::new(name, format!("`{name}` could not be built"))), None, false);
+            // The name stays known, so that what uses it is not reported as well.
+            self.push(Arc::new(Unsupported::new(name, format!("`{name}` could not be built"))), false, false);
         }
     }
 
-    /// Whether nobody has `name` yet; if somebody has, the report says so.
-    fn is_free(&self, name: &str, fields: &mut Fields<'_>) -> bool {
-        let taken = self.names.contains_key(name);
-        if taken {
-            fields.error("name", format!("the name `{name}` is taken: every proxy and group needs its own"));
-        } else if name.is_empty() {
-            fields.error("name", "expected a name");
+    /// Adds an outbound, unless its name is taken: the report then has that error already.
+    fn push(&mut self, outbound: Arc<dyn Outbound>, usable: bool, direct: bool) {
+        let name = outbound.name().to_owned();
+        if !self.names.contains_key(&name) {
+            self.names.insert(name, Index(self.entries.len()));
+            self.entries.push(Entry { outbound, group: None, usable, direct });
         }
-        !taken && !name.is_empty()
-    }
-
-    fn push(&mut self, outbound: Arc<dyn Outbound>, group: Option<Arc<Select>>, usable: bool) -> Index {
-        let index = Index(self.entries.len());
-        self.names.insert(outbound.name().to_owned(), index);
-        self.entries.push(Entry { outbound, group, usable });
-        index
     }
 }
 

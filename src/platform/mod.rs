@@ -35,6 +35,6 @@ pub use imp::tun::{Framing, HEADROOM, Layout, TunQueue, open_packet, open_tun};
 pub use imp::udp::{Arrival, DatagramSocket};
 pub use journal::{Journal, JournalError};
 pub use plan::{HostOptions, HostPlan, PlanError, Sysctl};
-pub use resolver::DnsPlan;
+pub use resolver::{DnsPlan, nameservers};
 pub use routing::{Family, Link, MarkMatch, Ports, Route, RouteKind, RouteTable, Rule, RuleAction, SeenRoute};
 pub use survey::{NftState, NoRoom, Numbers, Parameters, Survey, Wishes};

@@ -43,7 +43,8 @@ pub(super) fn plan(resolv_conf: Option<&str>, resolved: bool, servers: &[IpAddr]
 }
 
 /// The nameservers of a resolv.conf, as written (resolv.conf(5)).
-fn nameservers(text: &str) -> Vec<&str> {
+#[must_use]
+pub fn nameservers(text: &str) -> Vec<&str> {
     text.lines()
         .filter(|line| first_word(line) == "nameserver")
         .filter_map(|line| line.split_whitespace().nth(1))

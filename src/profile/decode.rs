@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use super::node::{Node, Value};
 use super::report::Report;
 use crate::net::{Host, Name};
+use crate::rules::ascii;
 
 /// A value that can be read from a [`Node`].
 pub trait Decode: Sized {
@@ -58,8 +59,8 @@ decode_scalar! {
     Ipv4Addr, "an IPv4 address", |text| text.parse().ok();
     Ipv6Addr, "an IPv6 address", |text| text.parse().ok();
     IpNet, "a prefix such as 192.168.0.0/16 or fd00::/8", prefix;
-    Name, "a domain name", |text| Name::new(text).ok();
-    Host, "a domain name or an IP address", |text| Host::parse(text).ok();
+    Name, "a domain name", |text| Name::new(&ascii(text)).ok();
+    Host, "a domain name or an IP address", host;
 }
 
 impl Decode for String {
@@ -122,6 +123,25 @@ pub(super) fn integer(text: &str) -> Option<i128> {
     }
     let number = i128::from_str_radix(&digits.replace('_', ""), radix).ok()?;
     Some(if negative { -number } else { number })
+}
+
+/// A host as people write it: names that are not ASCII in the form that the DNS knows, and no mistyped address.
+pub(super) fn host(text: &str) -> Option<Host> {
+    let host = Host::parse(&ascii(text)).ok()?;
+    let plausible = match &host {
+        Host::Ip(_) => true,
+        Host::Name(name) => !ends_in_a_number(name.as_str()) && !name.as_str().contains('*'),
+    };
+    plausible.then_some(host)
+}
+
+/// Whether the last label is a number, as in `256.1.1.1` and `0x7f.1`: no top-level domain is one, and programs read
+/// such a text as an address (RFC 3696 section 2, the URL standard's IPv4 parser).
+fn ends_in_a_number(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let digits = last.strip_prefix("0x").unwrap_or(last);
+    let radix = if digits.len() == last.len() { 10 } else { 16 };
+    digits.chars().all(|digit| digit.is_digit(radix))
 }
 
 /// A prefix; an address alone stands for itself.

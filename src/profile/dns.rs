@@ -2,14 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::decode::{Decode, scalar};
 use super::fields::Fields;
 use super::known;
 use super::nameserver::{Nameserver, nameservers};
 use super::node::{Node, shortened};
+use super::ranges::{Ranges, not_ours, overlap};
 use super::report::Report;
+use crate::rules::ascii;
 
 /// `enhanced-mode`: what a program gets when it asks for an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,7 +40,7 @@ pub enum FilterMode {
 pub struct Dns {
     /// `enable`, default false: then the system's nameservers are asked.
     pub enable: bool,
-    /// `listen`: where we answer over UDP and TCP.
+    /// `listen`: where we answer over UDP and TCP; `None` when `enable` is false.
     pub listen: Option<SocketAddr>,
     /// Whether AAAA has answers: `dns.ipv6`, which follows the profile's `ipv6` when it is not written.
     pub ipv6: bool,
@@ -52,27 +54,35 @@ pub struct Dns {
     pub fake_ip_filter: Vec<String>,
     /// `fake-ip-filter-mode`.
     pub fake_ip_filter_mode: FilterMode,
-    /// `fake-ip-ttl` in seconds, default 1.
+    /// `fake-ip-ttl` in seconds, default 1, at most a day.
     pub fake_ip_ttl: u32,
-    /// `nameserver`: those that can be used, never empty.
+    /// `nameserver`: those that can be used, never empty; the system's when the profile names none.
     pub nameserver: Vec<Nameserver>,
+    /// Whether the profile has `nameserver`. Only where it has not may others be asked in place of the system's.
+    pub nameserver_chosen: bool,
     /// `default-nameserver`: they find the addresses of nameservers that are written as names.
     pub default_nameserver: Vec<Nameserver>,
 }
 
 impl Dns {
-    pub(super) fn decode(profile: &mut Fields<'_>, ipv6: bool) -> Self {
+    /// `device` are the prefixes on the TUN, which the fake ranges must leave alone.
+    pub(super) fn decode(profile: &mut Fields<'_>, ipv6: bool, device: &[Ipv6Net]) -> Self {
         let Some(mut fields) = profile.nested("dns") else { return Self::empty(ipv6) };
         let enable = fields.or("enable", false);
         let ipv6 = ipv6 && fields.or("ipv6", ipv6);
         let enhanced_mode = fields.choice("enhanced-mode", MODES).unwrap_or_default();
         let fake_ip_range = fake_ip_range(&mut fields);
-        let fake_ip_range6 = fake_ip_range6(&mut fields).filter(|_| ipv6);
+        let fake_ip_range6 = fake_ip_range6(&mut fields, device).filter(|_| ipv6);
         let filter_mode = filter_mode(&mut fields);
         let filter = filter(&mut fields, filter_mode.is_none());
-        let listen = listen(&mut fields);
-        let default_nameserver = nameservers(&mut fields, "default-nameserver", default_nameservers(), false);
-        let nameserver = nameservers(&mut fields, "nameserver", vec![Nameserver::System], enable);
+        let listen = listen(&mut fields, enable);
+        let ours = Ranges::new(fake_ip_range, fake_ip_range6, device, listen);
+        // Those that are written and cannot be used are not replaced by others.
+        let default_nameserver =
+            nameservers(&mut fields, "default-nameserver", false, &ours).unwrap_or_else(default_nameservers);
+        let nameserver = nameservers(&mut fields, "nameserver", enable, &ours).filter(|servers| !servers.is_empty());
+        let nameserver = nameserver.unwrap_or_else(|| vec![Nameserver::System]);
+        let nameserver_chosen = fields.has("nameserver");
         let named = nameserver.iter().any(Nameserver::is_named);
         if enable && named && !default_nameserver.iter().any(|server| !server.is_named()) {
             fields.error("default-nameserver", "nobody is left who could find the addresses of the nameservers");
@@ -86,8 +96,9 @@ impl Dns {
             fake_ip_range6,
             fake_ip_filter: filter,
             fake_ip_filter_mode: filter_mode.unwrap_or_default(),
-            fake_ip_ttl: fields.or("fake-ip-ttl", 1),
+            fake_ip_ttl: fields.within("fake-ip-ttl", "seconds", 0..=LONGEST_TTL, 1),
             nameserver,
+            nameserver_chosen,
             default_nameserver,
         };
         fields.without_effect(known::DNS);
@@ -108,6 +119,7 @@ impl Dns {
             fake_ip_filter_mode: FilterMode::default(),
             fake_ip_ttl: 1,
             nameserver: vec![Nameserver::System],
+            nameserver_chosen: false,
             default_nameserver: default_nameservers(),
         }
     }
@@ -116,8 +128,19 @@ impl Dns {
 const MODES: &[(&str, EnhancedMode)] =
     &[("fake-ip", EnhancedMode::FakeIp), ("redir-host", EnhancedMode::RedirHost), ("normal", EnhancedMode::Normal)];
 
-/// Names by which Windows decides whether it is online; a fake address would make it say no.
-const DEFAULT_FILTER: [&str; 3] = ["dns.msftnsci.com", "www.msftnsci.com", "www.msftconnecttest.com"];
+/// A name whose fake address programs may keep for longer would outlive the address.
+const LONGEST_TTL: u32 = 24 * 60 * 60;
+
+/// Names by which Windows decides whether it is online; a fake address would make it say no. mihomo has the first two
+/// misspelt, and profiles copy them.
+const DEFAULT_FILTER: [&str; 6] = [
+    "dns.msftnsci.com",
+    "www.msftnsci.com",
+    "www.msftconnecttest.com",
+    "dns.msftncsi.com",
+    "www.msftncsi.com",
+    "ipv6.msftconnecttest.com",
+];
 
 fn default_nameservers() -> Vec<Nameserver> {
     [[114, 114, 114, 114], [223, 5, 5, 5], [8, 8, 8, 8], [1, 0, 0, 1]]
@@ -139,16 +162,32 @@ fn fake_ip_range(fields: &mut Fields<'_>) -> Ipv4Net {
         fields
             .error("fake-ip-range", format!("{range} is too small to give every name an address of its own"))
             .hint("use a prefix of at most /28; the default is 198.18.0.1/16");
+        return default_range();
+    }
+    if let Some(why) = not_ours(IpNet::V4(range)) {
+        fields
+            .error("fake-ip-range", format!("{range} cannot be fake addresses: {why}"))
+            .hint("take a range that nobody uses; the default is 198.18.0.1/16");
+        return default_range();
     }
     range
 }
 
-fn fake_ip_range6(fields: &mut Fields<'_>) -> Option<Ipv6Net> {
+fn fake_ip_range6(fields: &mut Fields<'_>, device: &[Ipv6Net]) -> Option<Ipv6Net> {
     let range = fields.or("fake-ip-range6", default_range6());
     if range.prefix_len() > 112 {
         fields
             .error("fake-ip-range6", format!("{range} is too small to give every name an address of its own"))
             .hint("use a prefix of at most /112; the default is fdfe:dcba:9877::/64");
+        return None;
+    }
+    let on_device = device.iter().find(|net| overlap(IpNet::V6(**net), IpNet::V6(range)));
+    let why = not_ours(IpNet::V6(range)).map(ToOwned::to_owned);
+    if let Some(why) = why.or_else(|| on_device.map(|net| format!("it overlaps with tun.inet6-address {net}"))) {
+        fields
+            .error("fake-ip-range6", format!("{range} cannot be fake addresses: {why}"))
+            .hint("take a range that nobody uses; the default is fdfe:dcba:9877::/64");
+        return None;
     }
     Some(range)
 }
@@ -176,26 +215,35 @@ fn filter(fields: &mut Fields<'_>, ignored: bool) -> Vec<String> {
     let mut patterns = Vec::with_capacity(node.items().len());
     for (index, item) in node.items().iter().enumerate() {
         let path = format!("{path}[{index}]");
-        let list = item.text().and_then(|text| text.split_once(':')).map(|(kind, _)| kind.trim());
-        if let Some(list @ ("geosite" | "rule-set")) = list {
+        let list = item.text().and_then(|text| text.split_once(':')).map(|(kind, _)| kind.trim().to_ascii_lowercase());
+        if let Some(list @ ("geosite" | "rule-set")) = list.as_deref() {
             fields.report().warn_once(item, path, format!("`{list}:` has no effect here yet"));
             continue;
         }
         let expected = "a name or a pattern such as +.example.com";
-        patterns.extend(scalar(item, &path, fields.report(), expected, pattern));
+        let Some(pattern) = scalar(item, &path, fields.report(), expected, pattern) else { continue };
+        if pattern.split('.').any(|label| label.len() > 1 && label.contains(['*', '+'])) {
+            fields
+                .report()
+                .warn(item, path, format!("`{}` matches no name: `*` stands for one whole label", shortened(&pattern)))
+                .hint("write `*.example.com`, `x.*.com` or `+.example.com`");
+            continue;
+        }
+        patterns.push(pattern);
     }
     patterns
 }
 
-/// A pattern in lower case, if no inner label is empty and it does not end in a dot.
+/// A pattern in the form that names are compared in, if no inner label is empty and it does not end in a dot.
 fn pattern(text: &str) -> Option<String> {
     let labels = text.strip_prefix('.').unwrap_or(text);
     let fine =
         !labels.is_empty() && labels.split('.').all(|label| !label.is_empty() && !label.contains(char::is_whitespace));
-    fine.then(|| text.to_lowercase())
+    // Label by label: the wildcards are no part of a name.
+    fine.then(|| text.split('.').map(ascii).collect::<Vec<_>>().join("."))
 }
 
-fn listen(fields: &mut Fields<'_>) -> Option<SocketAddr> {
+fn listen(fields: &mut Fields<'_>, enable: bool) -> Option<SocketAddr> {
     let text: String = fields.optional::<String>("listen").filter(|text| !text.is_empty())?;
     let address = match text.strip_prefix(':') {
         // As in mihomo a port alone means every address of both families.
@@ -205,8 +253,10 @@ fn listen(fields: &mut Fields<'_>) -> Option<SocketAddr> {
     if address.is_none() {
         let message = format!("expected an address and a port such as 0.0.0.0:1053, found `{}`", shortened(&text));
         fields.error("listen", message);
+    } else if !enable {
+        fields.warn("listen", "nobody is answered there while `dns.enable` is false").hint("write `enable: true`");
     }
-    address
+    address.filter(|_| enable)
 }
 
 impl Decode for Ipv4Net {

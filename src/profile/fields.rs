@@ -1,6 +1,8 @@
 //! Decoding a mapping: each field is asked for by name, and what nobody asked for is reported.
 
-use super::decode::{Decode, mismatch};
+use std::ops::RangeInclusive;
+
+use super::decode::{Decode, integer, mismatch, scalar};
 use super::nearest::nearest;
 use super::node::{Entry, Node, Place, Value};
 use super::report::{Diagnostic, Report};
@@ -70,6 +72,24 @@ impl<'a> Fields<'a> {
     /// The value of a field, or `default` when it is absent, blank or wrong (and then reported).
     pub fn or<T: Decode>(&mut self, key: &'static str, default: T) -> T {
         self.optional(key).unwrap_or(default)
+    }
+
+    /// A whole number within `range`, which messages call `what`; `default` when it is absent, blank or wrong (and then
+    /// reported).
+    pub fn within(&mut self, key: &'static str, what: &str, range: RangeInclusive<u32>, default: u32) -> u32 {
+        let Some(node) = self.node(key) else { return default };
+        let expected = format!("{what} from {} to {}", range.start(), range.end());
+        let read = |text: &str| u32::try_from(integer(text)?).ok().filter(|number| range.contains(number));
+        scalar(node, &self.path_of(key), self.report, &expected, read).unwrap_or(default)
+    }
+
+    /// Adds an error where a key is written that no longer exists; it is then not reported as unknown as well.
+    pub fn renamed(&mut self, old: &'static str, new: &str) {
+        if self.has(old) {
+            self.known.push(old);
+            let message = format!("`{old}` is a key of old Clash and is not read");
+            self.error(old, message).hint(format!("call it `{new}`"));
+        }
     }
 
     /// One of the named choices, without regard to case; `None` when absent, blank or wrong (and then reported).

@@ -9,7 +9,8 @@ use super::decode::{Decode, mismatch};
 use super::dns::Dns;
 use super::fields::Fields;
 use super::known;
-use super::node::{Node, shortened};
+use super::node::{Node, Place, shortened};
+use super::ranges::Ranges;
 use super::report::Report;
 use super::routes::{Group, Proxy, Routes, routes};
 use super::rule_lines::PlacedRule;
@@ -117,6 +118,8 @@ pub struct Profile {
     pub groups: Vec<Group>,
     /// `rules`, in order, without those of types that are not built yet.
     pub rules: Vec<PlacedRule>,
+    /// Where the key `rules` stands, or would.
+    pub rules_place: Place,
 }
 
 impl Profile {
@@ -132,16 +135,42 @@ impl Profile {
         let interface_name = fields.optional::<String>("interface-name").filter(|name| !name.is_empty());
         let routing_mark = fields.optional("routing-mark").filter(|&mark| mark != 0);
         let tun = Tun::decode(&mut fields, ipv6);
-        let dns = Dns::decode(&mut fields, ipv6);
-        let Routes { proxies, groups, rules } = routes(&mut fields, mode);
+        let dns = Dns::decode(&mut fields, ipv6, &tun.inet6_address);
+        for &(old, new) in OLD_KEYS {
+            fields.renamed(old, new);
+        }
+        let Routes { proxies, groups, rules } = routes(&mut fields);
+        let rules_place = fields.place("rules");
+        let ours = Ranges::new(dns.fake_ip_range, dns.fake_ip_range6, &tun.inet6_address, None);
+        ours.check_servers(&proxies, fields.report());
         fields.without_effect(known::TOP_LEVEL);
         known::subtrees(&mut fields);
         fields.finish();
-        let profile =
-            Self { mode, log_level, ipv6, listen, interface_name, routing_mark, tun, dns, proxies, groups, rules };
-        Some(profile)
+        Some(Self {
+            mode,
+            log_level,
+            ipv6,
+            listen,
+            interface_name,
+            routing_mark,
+            tun,
+            dns,
+            proxies,
+            groups,
+            rules,
+            rules_place,
+        })
     }
 }
+
+/// Without these a profile of old Clash would load as one without rules, and everything would go DIRECT.
+const OLD_KEYS: &[(&str, &str)] = &[
+    ("Proxy", "proxies"),
+    ("Proxy Group", "proxy-groups"),
+    ("Rule", "rules"),
+    ("proxy-provider", "proxy-providers"),
+    ("rule-provider", "rule-providers"),
+];
 
 const LOG_LEVELS: &[(&str, LogLevel)] = &[
     ("silent", LogLevel::Silent),

@@ -1,88 +1,159 @@
-//! The members of groups: that they exist, and that no group contains itself.
+//! The members of groups: that they exist, that no group contains itself, and that groups do not nest without end.
 
 use std::collections::HashMap;
 
 use super::decode::Decode;
 use super::fields::Fields;
 use super::report::Report;
-use super::routes::{Group, Names};
+use super::routes::{Brought, Group, Names};
 
-/// The names under `proxies` that exist. A group without any is an error, unless providers would fill it.
-pub(super) fn members(group: &Group, names: &Names, report: &mut Report) -> Vec<String> {
-    let Some(mut fields) = Fields::relaxed(&group.node, &*group.path, report) else { return Vec::new() };
+/// How deep groups may contain each other: a flow passes all of them, each time. Real profiles stay below five.
+const MAX_NESTING: usize = 64;
+/// Of so many ways round each is told; each costs a look at all of it.
+const MOST_ROUNDS: usize = 64;
+
+/// Reads the names under `proxies` that exist, and what else brings members. A group that nothing fills is an error.
+pub(super) fn read_members(group: &mut Group, names: &mut Names, report: &mut Report) {
+    let node = group.node.clone();
+    let Some(mut fields) = Fields::relaxed(&node, &*group.path, report) else { return };
     let path = fields.path_of("proxies");
     let items = fields.node("proxies").map_or(&[][..], |node| node.items());
-    let mut members = Vec::with_capacity(items.len());
     for (index, item) in items.iter().enumerate() {
         let path = format!("{path}[{index}]");
-        let Some(name) = String::decode(item, &path, fields.report()) else { continue };
+        let Some(name) = String::decode(item, &path, fields.report()) else {
+            group.wrong = true;
+            continue;
+        };
         if name == "GLOBAL" && !names.defines(&name) {
             fields.report().error(item, path, "GLOBAL has every group as a member and cannot be one itself");
+            group.wrong = true;
         } else if names.has(&name) {
-            members.push(name);
+            group.proxies.push(name);
         } else {
             names.undefined(&name, item.place, &path, fields.report());
+            group.wrong = true;
         }
     }
-    if items.is_empty() {
-        empty(&mut fields, &group.name);
+    group.brought = brought(&mut fields);
+    let nothing = items.is_empty() && group.brought == Brought::default();
+    if nothing {
+        let message = format!("the group `{}` is empty", super::node::shortened(&group.name));
+        fields.error("proxies", message).hint("list its members under `proxies`");
+        group.wrong = true;
     }
-    members
 }
 
-fn empty(fields: &mut Fields<'_>, name: &str) {
-    const PROVIDED: [&str; 4] = ["use", "include-all", "include-all-proxies", "include-all-providers"];
-    let key = PROVIDED.into_iter().find(|key| fields.has(key));
-    match key {
-        Some(key) => fields.warn(
-            key,
-            format!("`{key}` has no effect yet, so the group `{name}` is empty: it refuses every flow that reaches it"),
-        ),
-        None => {
-            fields.error("proxies", format!("the group `{name}` is empty")).hint("list its members under `proxies`")
-        }
+/// As in mihomo `include-all` is both of the two keys below it.
+fn brought(fields: &mut Fields<'_>) -> Brought {
+    let all = fields.or("include-all", false);
+    let proxies = fields.or("include-all-proxies", false);
+    let providers = fields.or("include-all-providers", false);
+    let used = fields.node("use").is_some_and(|providers| !providers.items().is_empty());
+    let providers = match (used, providers, all) {
+        (true, ..) => Some("use"),
+        (_, true, _) => Some("include-all-providers"),
+        (.., true) => Some("include-all"),
+        _ => None,
     };
+    Brought { proxies: all || proxies, providers }
 }
 
-/// Adds one error for each way in which groups contain each other; it names the way round.
-pub(super) fn refuse_cycles(groups: &[Group], report: &mut Report) {
-    let numbers: HashMap<&str, usize> = groups.iter().enumerate().map(|(n, group)| (group.name.as_str(), n)).collect();
-    let mut done = vec![false; groups.len()];
-    let mut on_way = vec![false; groups.len()];
+/// A walk over groups that contain each other, with a stack of its own: a profile may chain more of them than a
+/// thread's stack has room for.
+struct Walk {
+    /// Where each group stands in the list.
+    numbers: HashMap<String, usize>,
+    /// How deep a group nests; 0 until that is known.
+    height: Vec<usize>,
+    on_way: Vec<bool>,
+    /// Whether a group was found too deep: a chain of thousands is one mistake.
+    too_deep: bool,
+    /// Ways round that were found.
+    rounds: usize,
+}
+
+/// Adds one error for each way in which groups contain each other, naming the way round, and one if they nest too deep.
+/// The member that makes it so is taken out, so that whoever follows members comes to an end.
+pub(super) fn refuse_cycles(groups: &mut [Group], report: &mut Report) {
+    let numbers = groups.iter().enumerate().map(|(number, group)| (group.name.clone(), number)).collect();
+    let mut walk =
+        Walk { numbers, height: vec![0; groups.len()], on_way: vec![false; groups.len()], too_deep: false, rounds: 0 };
     for first in 0..groups.len() {
+        if walk.height[first] == 0 {
+            walk.from(first, groups, report);
+        }
+    }
+}
+
+impl Walk {
+    fn from(&mut self, first: usize, groups: &mut [Group], report: &mut Report) {
         // The way from `first` to the group looked at, each with the number of its members already followed.
-        // A stack of our own: a profile may chain more groups than a thread's stack has room for.
-        let mut way = if done[first] { Vec::new() } else { vec![(first, 0)] };
+        let mut way = vec![(first, 0)];
         while let Some((group, followed)) = way.last_mut() {
-            let group = *group;
-            on_way[group] = true;
-            let member = groups[group].proxies.get(*followed);
+            let (number, at) = (*group, *followed);
+            self.on_way[number] = true;
             *followed += 1;
-            match member.map(|name| numbers.get(name.as_str())) {
-                None => {
-                    done[group] = true;
-                    on_way[group] = false;
-                    way.pop();
+            let Some(member) = groups[number].proxies.get(at) else {
+                self.height[number] = 1 + self.highest_member(&groups[number]);
+                self.on_way[number] = false;
+                way.pop();
+                continue;
+            };
+            let Some(&next) = self.numbers.get(member) else { continue };
+            let wrong = self.on_way[next] || self.height[next] >= MAX_NESTING;
+            if !wrong && self.height[next] > 0 {
+                continue;
+            }
+            // What stands at `at` is looked at again: another member, or this one once its height is known.
+            *followed -= 1;
+            if wrong {
+                if let Some(message) = self.message(next, &way, groups) {
+                    complain(&groups[number], at, message, report);
                 }
-                Some(Some(&next)) if on_way[next] => {
-                    let names =
-                        way.iter().map(|&(number, _)| number).skip_while(|&number| number != next).chain([next]);
-                    let names: Vec<&str> = names.map(|number| groups[number].name.as_str()).collect();
-                    report_cycle(&groups[next], &names, report);
-                }
-                Some(Some(&next)) if !done[next] => way.push((next, 0)),
-                Some(_) => {}
+                groups[number].proxies.remove(at);
+                groups[number].wrong = true;
+            } else {
+                way.push((next, 0));
             }
         }
     }
+
+    /// What is wrong with the last group of `way` having `next` as a member, unless that was said often enough.
+    fn message(&mut self, next: usize, way: &[(usize, usize)], groups: &[Group]) -> Option<String> {
+        if !self.on_way[next] {
+            let said = std::mem::replace(&mut self.too_deep, true);
+            return (!said).then(|| format!("groups contain each other more than {MAX_NESTING} levels deep"));
+        }
+        self.rounds += 1;
+        if self.rounds > MOST_ROUNDS {
+            return None;
+        }
+        let round = way.iter().map(|&(number, _)| number).skip_while(|&number| number != next).chain([next]);
+        let names: Vec<&str> = round.map(|number| groups[number].name.as_str()).collect();
+        Some(format!("groups contain each other: {}", in_short(&names)))
+    }
+
+    fn highest_member(&self, group: &Group) -> usize {
+        let heights = group.proxies.iter().filter_map(|name| self.numbers.get(name)).map(|&number| self.height[number]);
+        heights.max().unwrap_or(0)
+    }
 }
 
-/// `way` begins and ends with the name of `group`.
-fn report_cycle(group: &Group, way: &[&str], report: &mut Report) {
-    let members = group.node.child("proxies").map_or(&[][..], |node| node.items());
-    let member = members.iter().position(|item| item.text() == way.get(1).copied());
-    let place = member.map_or(group.node.place, |index| members[index].place);
+/// The names of a long way are cut in the middle.
+fn in_short(names: &[&str]) -> String {
+    const ENDS: usize = 4;
+    if names.len() <= 2 * ENDS {
+        return names.join(" -> ");
+    }
+    let (head, tail) = (names[..ENDS].join(" -> "), names[names.len() - ENDS..].join(" -> "));
+    format!("{head} -> … -> {tail}")
+}
+
+/// An error at the member at `at` of those that are left.
+fn complain(group: &Group, at: usize, message: String, report: &mut Report) {
+    let items = group.node.child("proxies").map_or(&[][..], |node| node.items());
+    let member = items.iter().position(|item| item.text() == group.proxies.get(at).map(String::as_str));
+    let place = member.map_or(group.node.place, |index| items[index].place);
     let path = format!("{}.proxies[{}]", group.path, member.unwrap_or_default());
-    let message = format!("groups contain each other: {}", way.join(" -> "));
     report.error(place, path, message).hint("take one of these members out");
 }

@@ -13,11 +13,15 @@ mod nameserver;
 mod nearest;
 mod node;
 mod parse;
+mod ranges;
 mod report;
 mod routes;
 mod rule_lines;
 mod tun;
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 pub use decode::{Decode, mismatch, scalar};
@@ -28,7 +32,7 @@ pub use nameserver::Nameserver;
 pub use node::{Entry, Key, Node, Place, Position, Scalar, Value};
 pub use parse::parse;
 pub use report::{Block, Diagnostic, Report, Severity};
-pub use routes::{BUILT_IN, Group, Proxy};
+pub use routes::{BUILT_IN, Brought, Group, Proxy};
 pub use rule_lines::PlacedRule;
 pub use tun::{Hijack, Tun};
 
@@ -42,10 +46,7 @@ const MAX_BYTES: u64 = 64 << 20;
 #[must_use]
 pub fn load(path: &Path) -> (Option<Profile>, Report) {
     let name = path.display().to_string();
-    let bytes = std::fs::metadata(path).and_then(|file| match file.len() {
-        0..=MAX_BYTES => std::fs::read(path),
-        _ => Err(std::io::Error::other("the file is larger than 64 MiB")),
-    });
+    let bytes = open(path).and_then(bounded);
     match bytes {
         Ok(bytes) => read(&name, &bytes),
         Err(error) => {
@@ -54,6 +55,34 @@ pub fn load(path: &Path) -> (Option<Profile>, Report) {
             (None, report)
         }
     }
+}
+
+/// Opens what a profile may be: a regular file, standard input, or the pipe of a shell's `<(command)`. A device or a
+/// FIFO that lies about could be read without end, or never say a word.
+fn open(path: &Path) -> io::Result<File> {
+    let kind = std::fs::metadata(path)?.file_type();
+    // What has no name but that of a descriptor cannot be resolved to one.
+    let is_descriptor = kind.is_fifo() && path.canonicalize().is_err();
+    if kind.is_file() || is_descriptor || path == Path::new("/dev/stdin") {
+        return File::open(path);
+    }
+    let found = match kind {
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a FIFO",
+        kind if kind.is_socket() => "a socket",
+        _ => "a device",
+    };
+    Err(io::Error::other(format!("it is {found}; expected a regular file, or /dev/stdin")))
+}
+
+/// Reads it whole, unless it is too large to be a profile.
+fn bounded(file: File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(io::Error::other("it is larger than 64 MiB"));
+    }
+    Ok(bytes)
 }
 
 /// Reads the text of a profile; `file` is the name that messages show. The rest is as in [`load`].

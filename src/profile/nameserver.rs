@@ -1,7 +1,11 @@
 //! The entries of `nameserver` and `default-nameserver`.
 
+use std::net::SocketAddr;
+
+use super::decode::host;
 use super::fields::Fields;
 use super::node::Node;
+use super::ranges::Ranges;
 use super::report::Report;
 use crate::net::{Address, Host};
 
@@ -25,6 +29,14 @@ impl Nameserver {
             Self::System => false,
         }
     }
+
+    /// Its address, if that is written.
+    fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Udp(address) | Self::Tcp(address) => address.socket(),
+            Self::System => None,
+        }
+    }
 }
 
 /// What one entry is.
@@ -35,29 +47,26 @@ enum Entry {
     Wrong,
 }
 
-/// The usable servers under `key`, or `default` when nothing is written. Where servers are `needed` and none of those
-/// written can be used, that is an error that names them.
+/// The usable servers under `key`; `None` when nothing is written. Where servers are `needed` and none of those written
+/// can be used, that is an error that names them.
 pub(super) fn nameservers(
     fields: &mut Fields<'_>,
     key: &'static str,
-    default: Vec<Nameserver>,
     needed: bool,
-) -> Vec<Nameserver> {
-    let Some(node) = fields.node(key) else { return default };
+    ours: &Ranges,
+) -> Option<Vec<Nameserver>> {
+    let node = fields.node(key)?;
     let path = fields.path_of(key);
     let mut usable = Vec::new();
     let mut wrong = false;
     for (index, item) in node.items().iter().enumerate() {
-        match entry(item, &format!("{path}[{index}]"), fields.report()) {
+        match entry(item, &format!("{path}[{index}]"), ours, fields.report()) {
             Entry::Usable(server) => usable.push(server),
             Entry::Wrong => wrong = true,
             Entry::Later(scheme) => later(item, &format!("{path}[{index}]"), &scheme, fields.report()),
         }
     }
-    if !usable.is_empty() {
-        return usable;
-    }
-    if needed && !wrong {
+    if usable.is_empty() && needed && !wrong {
         let written: Vec<&str> = node.items().iter().filter_map(Node::text).collect();
         let message = match written.as_slice() {
             [] => "expected at least one nameserver".to_owned(),
@@ -65,7 +74,7 @@ pub(super) fn nameservers(
         };
         fields.error(key, message).hint("add one such as `udp://9.9.9.9`, `tcp://9.9.9.9` or `system`");
     }
-    default
+    Some(usable)
 }
 
 fn later(item: &Node, path: &str, scheme: &str, report: &mut Report) {
@@ -76,7 +85,7 @@ fn later(item: &Node, path: &str, scheme: &str, report: &mut Report) {
     report.warn(item, path, message);
 }
 
-fn entry(item: &Node, path: &str, report: &mut Report) -> Entry {
+fn entry(item: &Node, path: &str, ours: &Ranges, report: &mut Report) -> Entry {
     let text = item.text().unwrap_or_default().trim();
     let (server, fragment) = text.split_once('#').map_or((text, None), |(server, rest)| (server, Some(rest)));
     let (scheme, rest) = server.split_once("://").unwrap_or(("udp", server));
@@ -95,6 +104,10 @@ fn entry(item: &Node, path: &str, report: &mut Report) -> Entry {
             .hint("write `9.9.9.9`, `9.9.9.9:53`, `[2620:fe::fe]:53`, `udp://host`, `tcp://host:53` or `system`");
         return Entry::Wrong;
     };
+    if let Some(why) = found.address().and_then(|server| ours.no_nameserver_at(server)) {
+        report.error(item, path, format!("nobody answers at {}: {why}", item.found()));
+        return Entry::Wrong;
+    }
     if let Some(fragment) = fragment {
         let message =
             format!("`#{fragment}` has no effect yet: this nameserver is asked directly, not through a proxy");
@@ -113,11 +126,6 @@ fn address(text: &str) -> Option<Address> {
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().ok()?),
         _ => (text, 53),
     };
-    let host = Host::parse(host).ok()?;
-    // A name without a letter is a mistyped address: `8.8.8`, `300.1.1.1`.
-    let plausible = match &host {
-        Host::Name(name) => name.as_str().bytes().any(|byte| byte.is_ascii_alphabetic()),
-        Host::Ip(_) => true,
-    };
-    (plausible && port != 0).then_some(Address { host, port })
+    let host = self::host(host)?;
+    (port != 0).then_some(Address { host, port })
 }

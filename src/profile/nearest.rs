@@ -6,6 +6,8 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
     let limit = (written.len() / 3).clamp(1, 3);
     candidates
         .into_iter()
+        // Each character more or less is an edit.
+        .filter(|candidate| candidate.chars().count().abs_diff(written.len()) <= limit)
         .map(|candidate| (distance(&written, &candidate.to_lowercase().chars().collect::<Vec<_>>()), candidate))
         .filter(|&(edits, _)| edits <= limit)
         .min_by_key(|&(edits, _)| edits)

@@ -112,7 +112,8 @@ impl<'a> Builder<'a> {
             return Err(self.too_deep(at));
         }
         if let Some(Frame { open: Open::Mapping(Mapping { key: None, .. }), .. }) = self.stack.last() {
-            self.report.error(at, "", "expected a plain key, found a list or a mapping");
+            let path = self.path();
+            self.report.error(at, path, "expected a plain key, found a list or a mapping");
             return Err(Stop);
         }
         self.stack.push(Frame { open, at, anchor, height: 0, anchored: false });
@@ -139,7 +140,8 @@ impl<'a> Builder<'a> {
 
     fn alias(&mut self, id: usize, at: Position) -> Result<(), Stop> {
         let Some(mut built) = self.anchors.get(&id).cloned() else {
-            self.report.error(at, "", "this alias stands inside the very anchor that it names");
+            let path = self.path();
+            self.report.error(at, path, "this alias stands inside the very anchor that it names");
             return Err(Stop);
         };
         built.node.place = Place { at, origin: Some(built.node.place.at) };
@@ -162,9 +164,10 @@ impl<'a> Builder<'a> {
         match &mut frame.open {
             Open::Sequence { items } => items.push(node),
             Open::Mapping(mapping) => match mapping.key.take() {
-                None => {
-                    mapping.key = Some(key(&node, self.report)?);
-                }
+                None => match key(&node) {
+                    Some(key) => mapping.key = Some(key),
+                    None => return Err(self.no_key(&node)),
+                },
                 Some(key) => {
                     if node.is_null() && node.place.at.length == 0 {
                         node.place = key.place;
@@ -231,12 +234,20 @@ impl<'a> Builder<'a> {
         if self.nodes <= MAX_NODES {
             return Ok(());
         }
-        self.report.error(at, "", format!("the profile has more than {MAX_NODES} keys and values"));
+        let path = self.path();
+        self.report.error(at, path, format!("the profile has more than {MAX_NODES} keys and values"));
         Err(Stop)
     }
 
+    fn no_key(&mut self, node: &Node) -> Stop {
+        let path = self.path();
+        self.report.error(node, path, format!("expected a plain key, found {}", node.found()));
+        Stop
+    }
+
     fn too_deep(&mut self, at: Position) -> Stop {
-        self.report.error(at, "", format!("lists and mappings nest deeper than {MAX_DEPTH} levels"));
+        let path = self.path();
+        self.report.error(at, path, format!("lists and mappings nest deeper than {MAX_DEPTH} levels"));
         Stop
     }
 
@@ -245,7 +256,8 @@ impl<'a> Builder<'a> {
         let at = Position { line: narrow(marker.line()), column: narrow(marker.col()).saturating_add(1), length: 1 };
         let line = source.lines().nth(marker.line().saturating_sub(1)).unwrap_or_default();
         let indentation = &line[..line.len() - line.trim_start_matches([' ', '\t']).len()];
-        let diagnostic = self.report.error(at, "", format!("this is not valid YAML: {}", error.info()));
+        let path = self.path();
+        let diagnostic = self.report.error(at, path, format!("this is not valid YAML: {}", error.info()));
         diagnostic.hint(if indentation.contains('\t') {
             "YAML does not allow tabs in the indentation; use spaces"
         } else {
@@ -285,14 +297,11 @@ impl Entry {
     }
 }
 
-fn key(node: &Node, report: &mut Report) -> Result<Key, Stop> {
+fn key(node: &Node) -> Option<Key> {
     match &node.value {
-        Value::Scalar(scalar) => Ok(Key { text: scalar.text.clone(), place: node.place }),
-        Value::Null => Ok(Key { text: "".into(), place: node.place }),
-        Value::Sequence(_) | Value::Mapping(_) => {
-            report.error(node, "", format!("expected a plain key, found {}", node.found()));
-            Err(Stop)
-        }
+        Value::Scalar(scalar) => Some(Key { text: scalar.text.clone(), place: node.place }),
+        Value::Null => Some(Key { text: "".into(), place: node.place }),
+        Value::Sequence(_) | Value::Mapping(_) => None,
     }
 }
 
@@ -409,6 +418,20 @@ mod tests {
         assert!(text.contains("not valid YAML"), "{text}");
         assert!(failure("a:\n\tb: 1\n").contains("tabs"), "{}", failure("a:\n\tb: 1\n"));
         assert!(failure("a: *nowhere\n").contains("p.yaml:1:4"), "{}", failure("a: *nowhere\n"));
+    }
+
+    #[test]
+    fn syntax_errors_name_the_key_that_they_are_in() {
+        for (text, path) in [
+            ("mixed-port: @7890\n", "mixed-port"),
+            ("a: 1\nrules:\n  - x\n  - \"MATCH,DIRECT\n", "rules[1]"),
+            ("tun:\n  device: [a, b\nc: 1\n", "tun.device[1]"),
+            ("a:\n  b: *nowhere\n", "a.b"),
+            ("a: {? [x] : y}\n", "a"),
+        ] {
+            let text = failure(text);
+            assert!(text.contains(&format!(": error: {path}: ")), "{path}: {text}");
+        }
     }
 
     #[test]

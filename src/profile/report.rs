@@ -1,7 +1,7 @@
 //! Everything that is wrong with a profile, collected: one readable block for each mistake.
 
 use std::collections::HashMap;
-use std::fmt;
+use std::fmt::{self, Write};
 
 use super::node::{Place, Position};
 
@@ -166,6 +166,30 @@ impl Report {
         Block { report: self, diagnostic }
     }
 
+    /// One mistake for programs: file, line and column (from 1; 0 for the file as a whole), key path, level, message,
+    /// hint (null where there is none), and the lines that have the same mistake.
+    #[must_use]
+    pub fn json(&self, diagnostic: &Diagnostic) -> serde_json::Value {
+        let Diagnostic { severity, place, path, message, hint, repeats } = diagnostic;
+        let repeats: Vec<u32> = repeats.iter().map(|position| position.line).collect();
+        serde_json::json!({
+            "file": self.file,
+            "line": place.at.line,
+            "column": place.at.column,
+            "path": path,
+            "level": severity.to_string(),
+            "message": message,
+            "hint": hint,
+            "also": repeats,
+        })
+    }
+
+    /// How many mistakes there are beyond those that are kept.
+    #[must_use]
+    pub fn left_out(&self) -> usize {
+        self.errors + self.warnings - self.diagnostics.len()
+    }
+
     fn add(&mut self, severity: Severity, place: Place, path: String, message: String) -> &mut Diagnostic {
         let count = match severity {
             Severity::Error => &mut self.errors,
@@ -195,9 +219,9 @@ impl fmt::Display for Report {
             }
             self.block(diagnostic).fmt(f)?;
         }
-        match self.errors + self.warnings - self.diagnostics.len() {
+        match self.left_out() {
             0 => Ok(()),
-            more => writeln!(f, "\n{}: and {more} more", self.file),
+            more => writeln!(f, "\n{}: and {more} more", Clean(&self.file)),
         }
     }
 }
@@ -216,20 +240,20 @@ impl fmt::Display for Block<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { report, diagnostic } = self;
         let at = diagnostic.place.at;
-        f.write_str(&report.file)?;
+        write!(f, "{}", Clean(&report.file))?;
         if at.line > 0 {
             write!(f, ":{at}")?;
         }
         write!(f, ": {}: ", diagnostic.severity)?;
         if !diagnostic.path.is_empty() {
-            write!(f, "{}: ", diagnostic.path)?;
+            write!(f, "{}: ", Clean(&diagnostic.path))?;
         }
-        writeln!(f, "{}", diagnostic.message)?;
+        writeln!(f, "{}", Clean(&diagnostic.message))?;
         if let Some(line) = report.line(at.line) {
             underline(f, line, at)?;
         }
         if let Some(origin) = diagnostic.place.origin {
-            writeln!(f, "  = the value was written at {}:{origin}", report.file)?;
+            writeln!(f, "  = the value was written at {}:{origin}", Clean(&report.file))?;
         }
         if !diagnostic.repeats.is_empty() {
             write!(f, "  = also at line")?;
@@ -242,9 +266,25 @@ impl fmt::Display for Block<'_> {
             }
         }
         match &diagnostic.hint {
-            Some(hint) => writeln!(f, "  = hint: {hint}"),
+            Some(hint) => writeln!(f, "  = hint: {}", Clean(hint)),
             None => Ok(()),
         }
+    }
+}
+
+/// Whether a terminal does something at `c` instead of showing it: control characters, and those that turn the direction
+/// of the text round.
+fn acts(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Text of the profile for a terminal: what would act there is escaped.
+struct Clean<'a>(&'a str);
+
+impl fmt::Display for Clean<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| if acts(c) { write!(f, "{}", c.escape_default()) } else { f.write_char(c) })
     }
 }
 
@@ -253,8 +293,7 @@ fn underline(f: &mut fmt::Formatter<'_>, line: &str, at: Position) -> fmt::Resul
     let column = usize::try_from(at.column.saturating_sub(1)).unwrap_or(0);
     let length = usize::try_from(at.length).unwrap_or(0);
     let skipped = column.saturating_sub(CONTEXT);
-    let shown: String =
-        line.chars().skip(skipped).take(CONTEXT * 2).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let shown: String = line.chars().skip(skipped).take(CONTEXT * 2).map(|c| if acts(c) { ' ' } else { c }).collect();
     let offset = column - skipped;
     let carets = length.min(shown.chars().count().saturating_sub(offset)).max(1);
     let gutter = at.line.to_string().len().max(3);
@@ -304,6 +343,30 @@ mod tests {
         let (shown, carets) = (text.lines().nth(1).unwrap(), text.lines().nth(2).unwrap());
         assert!(shown.len() < 140);
         assert_eq!(shown.find("HERE"), carets.find("^^^^"));
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_escaped_wherever_it_stands() {
+        let evil = "a\u{1b}[31m\n\u{202e}b";
+        let mut report = Report::new(evil, evil);
+        report.error(Position { line: 1, column: 1, length: 3 }, evil, evil).hint(evil);
+        let text = report.to_string();
+        assert!(!text.chars().any(|c| c != '\n' && acts(c)), "{text:?}");
+        assert_eq!(text.matches("a\\u{1b}[31m\\n\\u{202e}b").count(), 4, "file, path, message and hint: {text}");
+        assert_eq!(text.lines().count(), 4);
+    }
+
+    #[test]
+    fn programs_get_each_mistake_as_an_object() {
+        let mut report = Report::new("p.yaml", "a: 1");
+        report.warn_once(Position { line: 1, column: 4, length: 1 }, "a[0]", "odd").hint("stop");
+        report.warn_once(Position { line: 7, column: 4, length: 1 }, "a[1]", "odd");
+        let json = report.json(report.diagnostics()[0]);
+        assert_eq!(
+            json,
+            serde_json::json!({"file": "p.yaml", "line": 1, "column": 4, "path": "a[0]", "level": "warning",
+                               "message": "odd", "hint": "stop", "also": [7]})
+        );
     }
 
     #[test]

@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 
 use super::fields::Fields;
-use super::general::Mode;
 use super::groups;
 use super::nearest::nearest;
-use super::node::{Node, Place};
+use super::node::{Node, Place, shortened};
 use super::report::Report;
 use super::rule_lines::{self, PlacedRule};
 
@@ -33,18 +32,37 @@ pub struct Group {
     pub name: String,
     /// `type`, as written.
     pub kind: String,
-    /// `proxies`: the names of its members, each of which exists. Empty when it has only provider members.
+    /// `proxies`: the names of its members, each of which exists. No group contains itself, on whichever way, and groups
+    /// nest at most 64 deep: members that would break that are left out.
     pub proxies: Vec<String>,
+    /// What brings members beside `proxies`.
+    pub brought: Brought,
+    /// Whether the report has an error about its members; then nothing more needs to be said about them.
+    pub wrong: bool,
     /// The whole entry.
     pub node: Node,
     /// Its key path, as in `proxy-groups[0]`.
     pub path: String,
 }
 
+/// The keys of a group that bring members without naming them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Brought {
+    /// `include-all` or `include-all-proxies`: every proxy of the profile.
+    pub proxies: bool,
+    /// The key that asks for the proxies of providers, of `use`, `include-all-providers` and `include-all`.
+    pub providers: Option<&'static str>,
+}
+
+/// How many misspelt names get a hint. More of them are no slips of the finger, and each costs a look at every name.
+const MOST_HINTS: usize = 32;
+
 /// The names that rules and groups may use, with the place of each.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     places: HashMap<String, Place>,
+    /// Names that nobody defines, and what to do about each.
+    hints: HashMap<String, String>,
 }
 
 impl Names {
@@ -58,14 +76,23 @@ impl Names {
     }
 
     /// Adds an error for `name`, which nobody defines, and the nearest name that somebody does.
-    pub(super) fn undefined(&self, name: &str, place: Place, path: &str, report: &mut Report) {
-        let diagnostic = report.error(place, path, format!("there is no proxy or group named `{name}`"));
-        let mut names: Vec<&str> = self.places.keys().map(String::as_str).chain(BUILT_IN.iter().copied()).collect();
-        names.sort_unstable();
-        diagnostic.hint(match nearest(name, names) {
-            Some(near) => format!("did you mean `{near}`?"),
-            None => "define it under `proxies` or `proxy-groups`, or use DIRECT or REJECT".to_owned(),
-        });
+    pub(super) fn undefined(&mut self, name: &str, place: Place, path: &str, report: &mut Report) {
+        let diagnostic = report.error(place, path, format!("there is no proxy or group named `{}`", shortened(name)));
+        if !self.hints.contains_key(name) {
+            if self.hints.len() >= MOST_HINTS {
+                return;
+            }
+            let mut names: Vec<&str> = self.places.keys().map(String::as_str).chain(BUILT_IN.iter().copied()).collect();
+            names.sort_unstable();
+            let hint = match nearest(name, names) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => "define it under `proxies` or `proxy-groups`, or use DIRECT or REJECT".to_owned(),
+            };
+            self.hints.insert(name.to_owned(), hint);
+        }
+        if let Some(hint) = self.hints.get(name) {
+            diagnostic.hint(hint.as_str());
+        }
     }
 
     /// Takes a name into the list, unless it is there already or built in.
@@ -75,7 +102,8 @@ impl Names {
             return;
         }
         if let Some(first) = self.places.get(name) {
-            let message = format!("the name `{name}` is used twice; the first one stands at line {}", first.at.line);
+            let line = first.at.line;
+            let message = format!("the name `{}` is used twice; the first one stands at line {line}", shortened(name));
             report.error(place, path, message).hint("proxies and groups share one set of names");
             return;
         }
@@ -91,7 +119,7 @@ pub(super) struct Routes {
 }
 
 /// Reads the three lists. Every name that is used and not defined is an error at the place that uses it.
-pub(super) fn routes(fields: &mut Fields<'_>, mode: Mode) -> Routes {
+pub(super) fn routes(fields: &mut Fields<'_>) -> Routes {
     let mut names = Names::default();
     let mut proxies = Vec::new();
     for (index, node) in list(fields, "proxies").iter().enumerate() {
@@ -108,19 +136,15 @@ pub(super) fn routes(fields: &mut Fields<'_>, mode: Mode) -> Routes {
         if let Some((name, kind)) = head(node, &path, fields.report()) {
             let place = node.child("name").map_or(node.place, Place::from);
             names.define(&name, place, &format!("{path}.name"), name == "GLOBAL", fields.report());
-            groups.push(Group { name, kind, proxies: Vec::new(), node: node.clone(), path });
+            let (proxies, brought) = (Vec::new(), Brought::default());
+            groups.push(Group { name, kind, proxies, brought, wrong: false, node: node.clone(), path });
         }
     }
     for group in &mut groups {
-        group.proxies = groups::members(group, &names, fields.report());
+        groups::read_members(group, &mut names, fields.report());
     }
-    groups::refuse_cycles(&groups, fields.report());
-    let rules = rule_lines::read(list(fields, "rules"), &names, fields.report());
-    if mode == Mode::Rule && !rule_lines::take_everything(&rules) && !fields.report().has_errors() {
-        fields
-            .warn("rules", "no rule takes everything: what none of them takes goes DIRECT")
-            .hint("end the rules with `MATCH,DIRECT`, or with `MATCH,` and the name of a proxy or group");
-    }
+    groups::refuse_cycles(&mut groups, fields.report());
+    let rules = rule_lines::read(list(fields, "rules"), &mut names, fields.report());
     Routes { proxies, groups, rules }
 }
 

@@ -25,14 +25,9 @@ struct LeftOut<'a> {
     rule: NotYet,
 }
 
-/// Whether the last rule that can be reached takes every flow.
-pub(super) fn take_everything(rules: &[PlacedRule]) -> bool {
-    rules.iter().any(|placed| placed.rule.kind == "MATCH")
-}
-
 /// The rules that work. Wrong ones are errors; those of types that are not built yet are left out with a warning that
 /// says what happens to their flows instead.
-pub(super) fn read(items: &[Node], names: &Names, report: &mut Report) -> Vec<PlacedRule> {
+pub(super) fn read(items: &[Node], names: &mut Names, report: &mut Report) -> Vec<PlacedRule> {
     let mut rules = Vec::with_capacity(items.len());
     let mut left_out = Vec::new();
     for (index, node) in items.iter().enumerate() {
@@ -64,17 +59,16 @@ pub(super) fn read(items: &[Node], names: &Names, report: &mut Report) -> Vec<Pl
         }
     }
     warn_left_out(&left_out, &rules, report);
-    warn_unreachable(&rules, report);
     rules
 }
 
-fn check_target(target: &str, node: &Node, path: &str, names: &Names, report: &mut Report) {
+fn check_target(target: &str, node: &Node, path: &str, names: &mut Names, report: &mut Report) {
     if !names.has(target) {
         names.undefined(target, spot(node, target), path, report);
     }
 }
 
-fn refuse(error: &RuleError, node: &Node, path: &str, names: &Names, report: &mut Report) {
+fn refuse(error: &RuleError, node: &Node, path: &str, names: &mut Names, report: &mut Report) {
     match error {
         RuleError::Shape => {
             let diagnostic = report.error(node, path, format!("{error}, found {}", node.found()));
@@ -110,7 +104,7 @@ fn refuse(error: &RuleError, node: &Node, path: &str, names: &Names, report: &mu
 
 /// A rule that is left out must not send a flow DIRECT unnoticed, so the warning says where its flows end.
 fn warn_left_out(left_out: &[LeftOut<'_>], rules: &[PlacedRule], report: &mut Report) {
-    let last = rules.iter().find(|placed| placed.rule.kind == "MATCH").map(|placed| &placed.rule);
+    let last = rules.iter().map(|placed| &placed.rule).find(|rule| rule.kind == "MATCH" && &*rule.target != "PASS");
     let end = last.map_or("DIRECT", |rule| &rule.target);
     let because = last.map_or("because no rule takes everything".to_owned(), |rule| format!("by line {}", rule.line));
     for LeftOut { node, path, rule } in left_out {
@@ -126,15 +120,6 @@ fn warn_left_out(left_out: &[LeftOut<'_>], rules: &[PlacedRule], report: &mut Re
                  or name the destinations with DOMAIN-SUFFIX and IP-CIDR"
             ));
         }
-    }
-}
-
-fn warn_unreachable(rules: &[PlacedRule], report: &mut Report) {
-    let Some(last) = rules.iter().position(|placed| placed.rule.kind == "MATCH") else { return };
-    if let Some(next) = rules.get(last + 1) {
-        let message =
-            format!("no flow reaches this rule or those below: line {} takes everything", rules[last].rule.line);
-        report.warn(next.place, &*next.path, message).hint("move MATCH to the end");
     }
 }
 

@@ -29,32 +29,6 @@ fn yaml_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Each profile in tests/fixtures/bad has its messages beside it. `BLESS=1` writes them anew, to be read in the diff.
-#[test]
-fn every_kind_of_bad_input_gets_its_message() {
-    for path in yaml_files(&root().join("tests/fixtures/bad")) {
-        let name = path.file_name().unwrap().to_str().unwrap();
-        let (_, report) = read(name, &fs::read(&path).unwrap());
-        let expected = path.with_extension("txt");
-        if std::env::var_os("BLESS").is_some() {
-            fs::write(&expected, report.to_string()).unwrap();
-        }
-        assert_eq!(report.to_string(), fs::read_to_string(&expected).unwrap_or_default(), "{name}");
-        for diagnostic in report.diagnostics() {
-            assert!(diagnostic.place.at.line > 0 && diagnostic.place.at.column > 0, "{name}: {diagnostic:?}");
-        }
-    }
-}
-
-#[test]
-fn the_profiles_that_we_ship_load_without_a_word() {
-    for path in yaml_files(&root().join("profiles")) {
-        let (profile, report) = load(&path);
-        assert!(report.is_empty(), "{report}");
-        assert!(profile.unwrap().tun.enable, "{}", path.display());
-    }
-}
-
 #[test]
 fn the_gateway_answers_names_on_its_lan_address_and_forwards() {
     let profile = load(&root().join("profiles/gateway.yaml")).0.unwrap();
@@ -142,6 +116,18 @@ fn nameservers_are_read_as_mihomo_writes_them() {
 }
 
 #[test]
+fn nobody_takes_the_place_of_a_nameserver_that_cannot_be_used() {
+    let text = "dns: {enable: true, nameserver: [dns.example], default-nameserver: ['tls://192.0.2.1']}\n";
+    assert!(said(text).contains("dns.default-nameserver: nobody is left who could find"), "{}", said(text));
+    assert!(good("dns: {enable: true, default-nameserver: ['tls://192.0.2.1']}\n").dns.default_nameserver.is_empty());
+    for listen in ["'127.0.0.1:1053'", "'0.0.0.0:1053'", "':1053'"] {
+        let text = said(&format!("dns: {{enable: true, listen: {listen}, nameserver: ['127.0.0.1:1053']}}\n"));
+        assert!(text.contains("there we answer ourselves"), "{text}");
+        good(&format!("dns: {{enable: true, listen: {listen}, nameserver: ['127.0.0.1:1054']}}\n"));
+    }
+}
+
+#[test]
 fn one_usable_nameserver_is_enough() {
     let text = "dns: {enable: true, nameserver: [https://dns.example/dns-query, 9.9.9.9]}\nrules: ['MATCH,DIRECT']";
     assert_eq!(good(text).dns.nameserver.len(), 1);
@@ -175,20 +161,6 @@ fn rules_know_their_line_and_text() {
 }
 
 #[test]
-fn a_long_chain_of_groups_is_no_cycle_and_needs_no_deep_stack() {
-    let chain: String = (0..20_000)
-        .map(|n| {
-            format!(
-                "  - {{name: g{n}, type: select, proxies: [{}]}}\n",
-                if n == 0 { "DIRECT".into() } else { format!("g{}", n - 1) }
-            )
-        })
-        .rev()
-        .collect();
-    assert_eq!(good(&format!("proxy-groups:\n{chain}rules: ['MATCH,g19999']\n")).groups.len(), 20_000);
-}
-
-#[test]
 fn every_known_key_without_effect_gets_exactly_one_warning() {
     for key in known::TOP_LEVEL.iter().chain(known::SUBTREES.iter().map(|(key, _)| key)) {
         assert_eq!(said(&format!("{key}:\nmode: direct\n")).matches("has no effect yet").count(), 1, "{key}");
@@ -214,6 +186,52 @@ fn a_file_that_is_not_there_is_an_error_and_not_a_panic() {
     let (profile, report) = load(&root().join("profiles/no-such-profile.yaml"));
     assert!(profile.is_none() && report.has_errors());
     assert!(report.to_string().contains("no-such-profile.yaml: error: the profile cannot be read: No such file"));
+}
+
+#[test]
+fn numbers_that_would_end_or_stop_the_clock_are_refused_and_zero_is_the_default() {
+    let tun = |value: &str| said(&format!("tun: {{udp-timeout: {value}}}\nmode: direct\n"));
+    assert_eq!(good("tun: {udp-timeout: 0}\nmode: direct\n").tun.udp_timeout.as_secs(), 300);
+    assert_eq!(good("tun: {udp-timeout: 86400}\nmode: direct\n").tun.udp_timeout.as_secs(), 86_400);
+    for value in ["86401", "18446744073709551615", "-1", "99999999999999999999999999999999999999999"] {
+        let text = tun(value);
+        assert!(text.starts_with("p.yaml:1:20: error: tun.udp-timeout: expected seconds from 0 to 86400"), "{text}");
+    }
+    let text = said("dns: {fake-ip-ttl: 4294967295}\nmode: direct\n");
+    assert!(text.contains("dns.fake-ip-ttl: expected seconds from 0 to 86400"), "{text}");
+}
+
+#[test]
+fn names_are_read_in_the_form_that_the_dns_knows() {
+    let filter = |text: &str| good(&format!("dns: {{fake-ip-filter: [{text}]}}\nmode: direct\n")).dns.fake_ip_filter;
+    assert_eq!(filter("'+.MÜNCHEN.example', '*.a.example'"), ["+.xn--mnchen-3ya.example", "*.a.example"]);
+    assert_eq!(filter("'a*b.example', x.example"), ["x.example"]);
+    let text = said("dns: {fake-ip-filter: ['a*b.example', 'GEOSITE:cn']}\nmode: direct\n");
+    assert!(text.contains("matches no name") && text.contains("`geosite:` has no effect here yet"), "{text}");
+}
+
+#[test]
+fn a_mistyped_address_is_no_name() {
+    for wrong in ["256.1.1.1", "0x7f.1", "1.2.3", "8", "a.0xff", "*.example", "1.2.3.4:1080"] {
+        let (_, report) = read("p.yaml", format!("dns: {{nameserver: ['{wrong}']}}\nmode: direct\n").as_bytes());
+        // A nameserver may have a port.
+        assert_eq!(report.has_errors(), !wrong.ends_with(":1080"), "{wrong}: {report}");
+        assert!(super::decode::host(wrong).is_none(), "{wrong}");
+    }
+    for right in ["a1.example", "1e100.net", "192.0.2.1", "[2001:db8::1]", "localhost", "xn--p1ai"] {
+        assert!(super::decode::host(right).is_some(), "{right}");
+    }
+    assert_eq!(super::decode::host("ｅｘａｍｐｌｅ.com").unwrap().to_string(), "example.com");
+}
+
+#[test]
+fn misspelt_names_cost_little_and_the_first_ones_get_a_hint() {
+    let proxies: String = (0..400).map(|n| format!("  - {{name: proxy number {n}, type: direct}}\n")).collect();
+    let rules: String = (0..2000).map(|n| format!("  - DOMAIN,n{n}.example,proxy numbr {n}\n")).collect();
+    let (_, report) = read("p.yaml", format!("proxies:\n{proxies}rules:\n{rules}").as_bytes());
+    let hints = report.errors().filter(|error| error.hint.is_some()).count();
+    assert!((1..100).contains(&hints), "{hints}");
+    assert!(report.to_string().contains("did you mean `proxy number 0`?"));
 }
 
 #[test]

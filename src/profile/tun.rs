@@ -3,12 +3,13 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use ipnet::Ipv6Net;
+use ipnet::{IpNet, Ipv6Net};
 
 use super::decode::{Decode, scalar};
 use super::fields::Fields;
 use super::known;
 use super::node::{Node, shortened};
+use super::ranges::{not_ours, overlap};
 use super::report::Report;
 
 /// Which queries are answered by us whoever they were sent to.
@@ -47,16 +48,18 @@ pub struct Tun {
     pub table_index: u32,
     /// `iproute2-rule-index`: the first priority of our rules, if free.
     pub rule_index: u32,
-    /// `udp-timeout`, default 300 s: how long an idle association lives.
+    /// `udp-timeout`, default 300 s, at most a day: how long an idle association lives.
     pub udp_timeout: Duration,
 }
 
 /// `inet6-address` when the profile has none.
 const INET6_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xfdfe, 0xdcba, 0x9876, 0, 0, 0, 0, 1);
-/// RFC 8200 section 5: no link that carries IPv6 has a smaller MTU.
-const IPV6_MINIMUM_MTU: u16 = 1280;
-/// RFC 791: every host must accept datagrams of this size.
-const IPV4_MINIMUM_MTU: u16 = 576;
+/// RFC 8200 section 5: no link that carries IPv6 has a smaller MTU. The same holds without IPv6, so that the device, the
+/// stack and the routes have one rule.
+const SMALLEST_MTU: u16 = 1280;
+/// Beyond this an association is no longer idle but forgotten.
+const LONGEST_UDP_TIMEOUT: u32 = 24 * 60 * 60;
+const UDP_TIMEOUT: u32 = 300;
 
 impl Tun {
     pub(super) fn decode(profile: &mut Fields<'_>, ipv6: bool) -> Self {
@@ -68,7 +71,7 @@ impl Tun {
             enable: fields.or("enable", false),
             device: device(&mut fields),
             stack: stack(&mut fields),
-            mtu: mtu(&mut fields, ipv6),
+            mtu: mtu(&mut fields),
             dns_hijack: fields.or("dns-hijack", defaults.dns_hijack),
             auto_route: fields.or("auto-route", true),
             auto_detect_interface: fields.or("auto-detect-interface", true),
@@ -77,7 +80,7 @@ impl Tun {
             inet6_address: inet6_address(&mut fields, ipv6),
             table_index: fields.or("iproute2-table-index", defaults.table_index),
             rule_index: fields.or("iproute2-rule-index", defaults.rule_index),
-            udp_timeout: fields.optional("udp-timeout").map_or(defaults.udp_timeout, Duration::from_secs),
+            udp_timeout: udp_timeout(&mut fields),
         };
         fields.without_effect(known::TUN);
         fields.finish();
@@ -99,7 +102,7 @@ impl Tun {
             inet6_address: if ipv6 { vec![default_inet6()] } else { Vec::new() },
             table_index: 2022,
             rule_index: 9000,
-            udp_timeout: Duration::from_secs(300),
+            udp_timeout: Duration::from_secs(UDP_TIMEOUT.into()),
         }
     }
 }
@@ -109,8 +112,41 @@ fn default_inet6() -> Ipv6Net {
 }
 
 fn inet6_address(fields: &mut Fields<'_>, ipv6: bool) -> Vec<Ipv6Net> {
-    let written: Option<Vec<Ipv6Net>> = fields.optional("inet6-address");
-    if ipv6 { written.unwrap_or_else(|| vec![default_inet6()]) } else { Vec::new() }
+    let Some(node) = fields.node("inet6-address") else {
+        return if ipv6 { vec![default_inet6()] } else { Vec::new() };
+    };
+    let path = fields.path_of("inet6-address");
+    let mut nets: Vec<Ipv6Net> = Vec::new();
+    for (index, item) in node.items().iter().enumerate() {
+        let path = format!("{path}[{index}]");
+        let Some(net) = Ipv6Net::decode(item, &path, fields.report()) else { continue };
+        match why_not(net, &nets) {
+            None => nets.push(net),
+            Some(why) => {
+                fields.report().error(item, path, format!("{net} cannot be on the device: {why}"));
+            }
+        }
+    }
+    if ipv6 { nets } else { Vec::new() }
+}
+
+/// Why the device cannot have `net` beside the earlier ones.
+fn why_not(net: Ipv6Net, earlier: &[Ipv6Net]) -> Option<String> {
+    if let Some(why) = not_ours(IpNet::V6(net)) {
+        return Some(why.to_owned());
+    }
+    let next = u128::from(net.addr()).checked_add(1).map(Ipv6Addr::from);
+    if !next.is_some_and(|next| net.contains(&next)) {
+        return Some("it has no address behind ours, where names would be answered; a /126 has".to_owned());
+    }
+    let other = earlier.iter().find(|other| overlap(IpNet::V6(net), IpNet::V6(**other)))?;
+    Some(format!("it overlaps with {other}"))
+}
+
+/// 0 is mihomo's way to say "the default".
+fn udp_timeout(fields: &mut Fields<'_>) -> Duration {
+    let seconds = fields.within("udp-timeout", "seconds", 0..=LONGEST_UDP_TIMEOUT, UDP_TIMEOUT);
+    Duration::from_secs(if seconds == 0 { UDP_TIMEOUT } else { seconds }.into())
 }
 
 fn device(fields: &mut Fields<'_>) -> Option<String> {
@@ -135,17 +171,17 @@ fn stack(fields: &mut Fields<'_>) -> Option<String> {
     Some(stack)
 }
 
-fn mtu(fields: &mut Fields<'_>, ipv6: bool) -> u16 {
-    // 0 is mihomo's way to say "the default".
-    let mtu = fields.optional("mtu").filter(|&mtu| mtu != 0).unwrap_or(1500);
-    if mtu < IPV4_MINIMUM_MTU {
-        fields.error("mtu", format!("expected an MTU from {IPV4_MINIMUM_MTU} to 65535 bytes, found {mtu}"));
-    } else if ipv6 && mtu < IPV6_MINIMUM_MTU {
-        fields
-            .error("mtu", format!("IPv6 needs an MTU of at least {IPV6_MINIMUM_MTU} bytes, found {mtu}"))
-            .hint("raise it, or write `ipv6: false`");
+/// 0 is mihomo's way to say "the default".
+fn mtu(fields: &mut Fields<'_>) -> u16 {
+    const DEFAULT: u16 = 1500;
+    let written = fields.optional::<u16>("mtu").filter(|&mtu| mtu != 0).unwrap_or(DEFAULT);
+    if written >= SMALLEST_MTU {
+        return written;
     }
-    mtu
+    fields
+        .error("mtu", format!("expected an MTU from {SMALLEST_MTU} to 65535 bytes, found {written}"))
+        .hint("links that carry IPv6 have at least 1280 (RFC 8200); the default is 1500");
+    DEFAULT
 }
 
 impl Decode for Hijack {

@@ -73,8 +73,10 @@ fn name(payload: &str) -> Result<Name, BadPayload> {
     Name::new(&ascii(payload)).map_err(|_| harmless(None))
 }
 
-/// Lower-case, in punycode where it is not ASCII. Text that has no such form stays as it is and matches nothing.
-fn ascii(text: &str) -> String {
+/// The form in which names are compared: lower-case, in punycode where it is not ASCII. Text that has no such form stays
+/// as it is and matches nothing.
+#[must_use]
+pub fn ascii(text: &str) -> String {
     let lower = text.to_lowercase();
     if lower.is_ascii() {
         return lower;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::session::{FactKind, Session};
 
+pub use domain::ascii;
 pub use line::{Line, NotYet, Rule, RuleError, parse};
 
 /// What a rule says of a session.

@@ -4,7 +4,7 @@ use super::support::client::act_in;
 use super::support::packet::inject;
 use super::support::peers::dns::Behaviour;
 use super::support::sites::{NAME, V4, V6, zone};
-use super::support::tunproxy::{Place, Said};
+use super::support::tunproxy::{Place, Said, binary};
 use super::support::{Dump, Sites, Topology, run};
 
 const TUN: &str = "/dev/net/tun";
@@ -58,6 +58,49 @@ fn a_missing_profile_is_refused_by_its_name() {
         let said = Said::of(&mut place.run_command(&lab.host));
         assert_eq!(said.code, Some(1));
         assert!(said.stderr.contains("profile.yaml: error: the profile cannot be read"), "{said:?}");
+    });
+}
+
+#[test]
+fn a_check_for_programs_is_one_object_a_line() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let place = Place::new("mixed-prot: 7890\nmixed-port: seventy\nrules: ['MATCH,nowhere']\n");
+        let mut command = lab.host.command(binary());
+        command.args(["check", "--log-format", "json", "--profile"]).arg(&place.profile);
+        let said = Said::of(&mut command);
+        assert_eq!(said.code, Some(1), "{said:?}");
+        let objects: Vec<serde_json::Value> =
+            said.stdout.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
+        let places: Vec<_> =
+            objects.iter().map(|it| (it["line"].as_u64(), it["path"].as_str(), it["level"].as_str())).collect();
+        let expected = [
+            (Some(1), Some("mixed-prot"), Some("warning")),
+            (Some(2), Some("mixed-port"), Some("error")),
+            (Some(3), Some("rules[0]"), Some("error")),
+        ];
+        assert_eq!(places, expected, "{said:?}");
+        assert_eq!(objects[0]["hint"], "did you mean `mixed-port`?");
+    });
+}
+
+#[test]
+fn a_nameserver_that_cannot_be_found_at_the_start_is_not_replaced_by_another() {
+    run(&["dig"], || {
+        let lab = Topology::desktop();
+        let sites = Sites::open(&lab);
+        // Whoever finds names is not there; the profile's nameserver must not become anybody else.
+        let place = Place::new(
+            "mode: direct\ndns: {enable: true, listen: '127.0.0.1:5353', nameserver: ['tcp://dns.example.test'],
+             default-nameserver: [192.168.1.99]}\n",
+        );
+        let tunproxy = place.start(&lab.host);
+        let mut dig = lab.host.command("dig");
+        dig.args(["+tries=1", "+timeout=20", "-p", "5353", "@127.0.0.1", NAME, "A"]);
+        let said = Said::of(&mut dig);
+        assert!(said.stdout.contains("status: SERVFAIL"), "{said:?}");
+        assert_eq!(sites.dns.queries.all(), Vec::<String>::new(), "{}", tunproxy.output());
+        assert!(tunproxy.stop().success());
     });
 }
 

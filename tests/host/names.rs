@@ -2,10 +2,11 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use super::support::peers::Peers;
 use super::support::peers::dns::Zone;
 use super::support::sites::{NAME, zone};
-use super::support::tunproxy::Place;
-use super::support::{Sites, Topology, run};
+use super::support::tunproxy::{Place, Said};
+use super::support::{Sites, Topology, run, world};
 
 const FAKE_IP: &str = "
 mode: rule
@@ -89,19 +90,107 @@ fn a_filtered_name_keeps_its_real_address() {
     });
 }
 
+/// Eleven addresses to hand out for eight names, so that names meet on their first choice and the order in which they
+/// are asked decides; only the log can know it after a restart.
+const NARROW: &str = "
+mode: rule
+dns:
+  enable: true
+  listen: 127.0.0.1:5353
+  enhanced-mode: fake-ip
+  fake-ip-range: 198.18.0.0/28
+  nameserver: [192.168.1.1]
+rules: ['MATCH,DIRECT']
+";
+
+/// The addresses that the run in `lab` gives `names`, asked in this order.
+fn asked(lab: &Topology, names: &[String]) -> Vec<(String, String)> {
+    let ask = |name: &String| {
+        let mut dig = lab.host.command("dig");
+        dig.args(["+tries=1", "+timeout=20", "+short", "-p", "5353", "@127.0.0.1", name, "A"]);
+        let said = Said::of(&mut dig);
+        assert!(said.succeeded() && said.stdout.starts_with("198.18.0."), "{said:?}");
+        (name.clone(), said.stdout.trim().to_owned())
+    };
+    let mut found: Vec<_> = names.iter().map(ask).collect();
+    found.sort();
+    found
+}
+
 #[test]
-fn a_name_keeps_its_address_over_restarts_whatever_is_asked_first() {
+fn names_keep_their_addresses_over_a_crash_and_a_stop_whatever_is_asked_first() {
     run(&["dig"], || {
         let lab = Topology::desktop();
-        let _sites = Sites::open(&lab);
-        let place = Place::new(FAKE_IP);
-        let ask = |name: &str| dig(&lab, &place, &format!("+short {name} A"));
-        let names = ["one.example.test", "two.example.test", "three.example.test"];
-        let first: Vec<String> = names.iter().map(|name| ask(name)).collect();
-        let mut later: Vec<String> = names.iter().rev().map(|name| ask(name)).collect();
-        later.reverse();
-        assert_eq!(first, later);
-        assert_ne!(first[0], first[1]);
+        let forward: Vec<String> = (0..8).map(|number| format!("n{number}.example.test")).collect();
+        let backward: Vec<String> = forward.iter().rev().cloned().collect();
+        let place = Place::new(NARROW);
+        let first = place.start(&lab.host);
+        let given = asked(&lab, &forward);
+        // As a crash would: nothing is written after this.
+        let place = first.kill();
+        let second = place.start(&lab.host);
+        assert_eq!(asked(&lab, &backward), given, "after a crash");
+        assert!(second.stop().success());
+        let third = place.start(&lab.host);
+        assert_eq!(asked(&lab, &backward), given, "after a stop");
+        assert!(third.stop().success());
+        let elsewhere = Place::new(NARROW).start(&lab.host);
+        assert_ne!(asked(&lab, &backward), given, "without the log the order decides");
+        assert!(elsewhere.stop().success());
+    });
+}
+
+#[test]
+fn a_stub_on_loopback_is_asked_and_what_it_alone_knows_is_found() {
+    run(&["dig"], || {
+        let lab = Topology::desktop();
+        let sites = Sites::open(&lab);
+        let at_host = Peers::new(&lab.host);
+        let stub =
+            at_host.dns("127.0.0.1:53".parse().unwrap(), Zone::default().address("nas.home.test", "192.168.1.7"));
+        world::set_resolv_conf("nameserver 127.0.0.1 # the stub\n");
+        for dns in
+            ["enable: true, listen: '127.0.0.1:5353', nameserver: [system]", "enable: true, listen: '127.0.0.1:5353'"]
+        {
+            let place = Place::new(&format!("mode: direct\ndns: {{{dns}}}\n"));
+            let tunproxy = place.start(&lab.host);
+            let mut ask = lab.host.command("dig");
+            ask.args(["+tries=1", "+timeout=20", "+short", "-p", "5353", "@127.0.0.1", "nas.home.test", "A"]);
+            assert_eq!(Said::of(&mut ask).stdout, "192.168.1.7\n", "{}", tunproxy.output());
+            assert!(tunproxy.stop().success());
+        }
+        assert_eq!(stub.queries.count(|query| query.ends_with("nas.home.test A")), 2);
+        assert_eq!(sites.dns.queries.all(), Vec::<String>::new(), "nobody else was asked");
+    });
+}
+
+#[test]
+fn a_nameserver_that_appears_later_is_asked_then() {
+    run(&["curl"], || {
+        let lab = Topology::desktop();
+        let sites = Sites::open(&lab);
+        world::set_resolv_conf("# no network yet\n");
+        let place = Place::new("mode: direct\ndns: {enable: false}\nmixed-port: 7890\n");
+        let tunproxy = place.start(&lab.host);
+        assert!(tunproxy.output().contains("names no nameserver"), "{}", tunproxy.output());
+        world::set_resolv_conf("nameserver 192.168.1.1\n");
+        // The files are read again after five seconds at most, and a failure is remembered for one.
+        let mut curl = lab.host.command("curl");
+        curl.args([
+            "-sS",
+            "--retry",
+            "30",
+            "--retry-delay",
+            "1",
+            "--retry-all-errors",
+            "--proxy",
+            "http://127.0.0.1:7890",
+        ]);
+        curl.arg(format!("http://{NAME}/late"));
+        let said = Said::of(&mut curl);
+        assert!(said.stdout.contains(&format!("host={NAME} path=/late")), "{said:?}");
+        assert!(sites.dns.queries.count(|query| query.contains(NAME)) > 0);
+        assert!(tunproxy.stop().success());
     });
 }
 

@@ -76,7 +76,7 @@ const fn request(words: &'static str, act: Act, rule: &'static str, way: &'stati
 }
 
 /// All of them, in order.
-pub(super) const REQUESTS: [Request; 18] = [
+pub(super) const REQUESTS: [Request; 19] = [
     request(
         "GET www.shop.example/",
         Act::Get4("www.shop.example", 80, "/"),
@@ -130,6 +130,13 @@ pub(super) const REQUESTS: [Request; 18] = [
         "UDP to ads.example:443",
         Act::Datagram("ads.example", 443),
         "DOMAIN-SUFFIX,ads.example,REJECT",
+        "REJECT",
+        "refused",
+    ),
+    request(
+        "UDP to mail.office.example:443",
+        Act::Datagram("mail.office.example", 443),
+        "DOMAIN-KEYWORD,office,REJECT",
         "REJECT",
         "refused",
     ),

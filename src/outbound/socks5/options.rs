@@ -26,24 +26,33 @@ pub(super) fn build(fields: &mut Fields<'_>, name: &str, context: &Context) -> O
     let networks = networks(fields, false);
     let username = fields.or("username", String::new());
     let password = fields.or("password", String::new());
-    let credentials = match (username.is_empty(), password.is_empty()) {
-        (true, true) => None,
-        _ => {
-            let mut good = true;
-            for (key, value) in [("username", &username), ("password", &password)] {
-                if !(1..=255).contains(&value.len()) {
-                    fields.error(key, "expected 1 to 255 bytes: SOCKS5 carries no other user names and passwords");
-                    good = false;
-                }
-            }
-            good.then_some(())?;
-            Some(Credentials { username, password })
-        }
-    };
+    let credentials = credentials(fields, username, password);
     Some(Arc::new(Socks5 {
         upstream: Arc::new(upstream?),
-        credentials,
+        credentials: credentials?,
         udp: networks.udp,
         drops: Arc::new(Drops::default()),
     }))
+}
+
+/// As in mihomo a user name turns authentication on, and its password may be empty. Outer `None`: the report has why.
+fn credentials(fields: &mut Fields<'_>, username: String, password: String) -> Option<Option<Credentials>> {
+    if username.is_empty() {
+        if !password.is_empty() {
+            fields.warn("password", "without `username` the password is not sent");
+        }
+        return Some(None);
+    }
+    let mut good = true;
+    for (key, value) in [("username", &username), ("password", &password)] {
+        if value.len() > 255 {
+            fields.error(key, "expected at most 255 bytes: SOCKS5 carries no longer user names and passwords");
+            good = false;
+        }
+    }
+    if password.is_empty() {
+        // RFC 1929 has at least one byte; servers take none all the same.
+        fields.warn("username", "there is no `password`: an empty one is sent");
+    }
+    good.then_some(Some(Credentials { username, password }))
 }

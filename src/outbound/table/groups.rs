@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Entry, Index, Outbounds};
 use crate::outbound::{Member, Outbound, Select, Unsupported};
-use crate::profile::{Fields, Node, Place, Report};
+use crate::profile::{Fields, Group, Place, Report};
 
 /// How a group finds its present member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,130 +36,131 @@ const WITHOUT_EFFECT: &[&str] = &[
     "tolerance",
     "strategy",
     "expected-status",
-    "filter",
-    "exclude-filter",
-    "exclude-type",
-    "include-all-providers",
     "interface-name",
     "routing-mark",
     "empty-fallback",
 ];
 
+/// Keys that choose among members. Until they work, who the members would be cannot be told.
+const CHOICES: [&str; 3] = ["filter", "exclude-filter", "exclude-type"];
+
 /// A group as it was written.
-struct Written {
-    name: String,
+struct Written<'a> {
+    group: &'a Group,
     kind: Kind,
     members: Vec<Index>,
     default: Option<String>,
     disable_udp: bool,
+    /// Of its name.
     place: Place,
-    path: String,
+    /// Of its type.
+    kind_place: Place,
+    /// Why it can have no member now; the report says so already.
+    refuses: Option<String>,
 }
 
 /// Adds the groups to `table`, and GLOBAL if the profile does not have its own.
-pub(super) fn add(table: &mut Outbounds, nodes: &[Node], report: &mut Report) {
+pub(super) fn add(table: &mut Outbounds, groups: &[Group], report: &mut Report) {
     let proxies = table.entries.len();
-    let heads = reserve(table, nodes, report);
-    let groups: Vec<Written> = heads.into_iter().filter_map(|head| read(table, proxies, head, report)).collect();
-
-    let mut built: Vec<Option<Entry>> = groups.iter().map(|_| None).collect();
-    for at in order(&groups, proxies, report) {
-        let entry = build(table, &built, proxies, &groups[at], report);
+    let mut own = Vec::with_capacity(groups.len());
+    for group in groups {
+        // A name that is taken is an error in the report.
+        if !table.names.contains_key(&group.name) {
+            table.names.insert(group.name.clone(), Index(proxies + own.len()));
+            own.push(group);
+        }
+    }
+    let written: Vec<Written<'_>> = own.iter().map(|group| read(table, proxies, group, report)).collect();
+    let mut built: Vec<Option<Entry>> = written.iter().map(|_| None).collect();
+    for at in order(&written, proxies) {
+        let entry = build(table, &built, proxies, &written[at], report);
         built[at] = Some(entry);
     }
-    for (group, entry) in groups.iter().zip(built) {
-        // Only a group in a cycle was not built, and that is an error in the report.
-        table.entries.push(entry.unwrap_or_else(|| refusing(&group.name, "is part of a cycle")));
+    for (group, entry) in own.iter().zip(built) {
+        table.entries.push(entry.unwrap_or_else(|| refusing(&group.name, "contains itself")));
     }
     add_global(table);
 }
 
-/// An entry with a name of its own, whose index is thereby known.
-struct Head<'a> {
-    node: &'a Node,
-    path: String,
-    name: String,
-}
-
-/// Gives every group that has a free name its index, so that groups can name later ones.
-fn reserve<'a>(table: &mut Outbounds, nodes: &'a [Node], report: &mut Report) -> Vec<Head<'a>> {
-    let mut heads = Vec::new();
-    for (at, node) in nodes.iter().enumerate() {
-        let path = format!("proxy-groups[{at}]");
-        let Some(mut fields) = Fields::relaxed(node, path.clone(), report) else { continue };
-        let Some(name) = fields.required::<String>("name") else { continue };
-        if table.is_free(&name, &mut fields) {
-            table.names.insert(name.clone(), Index(table.entries.len() + heads.len()));
-            heads.push(Head { node, path, name });
-        }
-    }
-    heads
-}
-
 /// Reads one group. A wrong one stays in its place, without members, as its index is taken.
-fn read(table: &Outbounds, proxies: usize, head: Head<'_>, report: &mut Report) -> Option<Written> {
-    let Head { node, path, name } = head;
-    let mut fields = Fields::relaxed(node, path.clone(), report)?;
-    fields.silent(&["name", "hidden", "icon"]);
-    let kind = match (fields.choice("type", KINDS), fields.has("type")) {
-        (Some(kind), _) => kind,
-        (None, true) => Kind::Select,
-        (None, false) => {
-            fields.error("type", "the key `type` is required and missing");
-            Kind::Select
-        }
-    };
-    let disable_udp = fields.or("disable-udp", false);
-    let default = fields.optional::<String>("default-selected");
-    let mut members = members(table, &mut fields);
-    if fields.or("include-all", false) | fields.or("include-all-proxies", false) {
-        members.extend(all_proxies(table, proxies));
+fn read<'a>(table: &Outbounds, proxies: usize, group: &'a Group, report: &mut Report) -> Written<'a> {
+    let (kind, members) = (Kind::Select, Vec::new());
+    let place = group.node.place;
+    let mut written =
+        Written { group, kind, members, default: None, disable_udp: false, place, kind_place: place, refuses: None };
+    let Some(mut fields) = Fields::relaxed(&group.node, &*group.path, report) else { return written };
+    fields.silent(&["name", "hidden", "icon", "proxies", "use"]);
+    fields.silent(&["include-all", "include-all-proxies", "include-all-providers"]);
+    (written.place, written.kind_place) = (fields.place("name"), fields.place("type"));
+    written.kind = fields.choice("type", KINDS).unwrap_or(Kind::Select);
+    written.disable_udp = fields.or("disable-udp", false);
+    written.default = fields.optional::<String>("default-selected").filter(|name| !name.is_empty());
+    written.members = group.proxies.iter().filter_map(|name| table.index(name)).collect();
+    if group.brought.proxies {
+        written.members.extend(all_proxies(table, proxies, &written.members));
     }
-    let provided = fields.node("use").is_some_and(|providers| !providers.items().is_empty());
-    if provided {
-        let (place, at) = (fields.place("use"), fields.path_of("use"));
-        fields.report().warn_once(place, at, "proxy providers are not built yet: their proxies are missing here");
-    }
-    let listed = fields.node("proxies").is_some_and(|proxies| !proxies.items().is_empty());
-    if members.is_empty() && !provided && !listed {
-        fields.error("proxies", format!("the group `{name}` has no members: expected `proxies`"));
+    written.refuses = choices(group, &mut fields);
+    if written.refuses.is_none() {
+        written.refuses = provided(group, &written.members, &mut fields);
     }
     fields.without_effect(WITHOUT_EFFECT);
-    let place = fields.place("name");
     fields.finish();
-    Some(Written { name, kind, members, default, disable_udp, place, path })
+    written
 }
 
-fn members(table: &Outbounds, fields: &mut Fields<'_>) -> Vec<Index> {
-    let Some(node) = fields.node("proxies") else { return Vec::new() };
-    let list = fields.path_of("proxies");
-    let mut members = Vec::new();
-    for (at, item) in node.items().iter().enumerate() {
-        let path = format!("{list}[{at}]");
-        match item.text().map(|text| (text, table.index(text))) {
-            Some((_, Some(index))) => members.push(index),
-            Some((text, None)) => {
-                fields.report().error(item, path, format!("no proxy or group is called `{text}`"));
-            }
-            None => {
-                fields.report().error(item, path, format!("expected the name of a proxy, found {}", item.found()));
-            }
+/// `filter` and its like: a group that has one refuses, because it would otherwise have members that its author took
+/// out. `filter` leaves members alone that are named.
+fn choices(group: &Group, fields: &mut Fields<'_>) -> Option<String> {
+    let mut refuses = None;
+    for key in CHOICES {
+        let written = fields.optional::<String>(key).is_some_and(|text| !text.is_empty());
+        let brought = group.brought.proxies || group.brought.providers.is_some();
+        if !written || refuses.is_some() {
+            continue;
+        }
+        if key == "filter" && !brought {
+            fields.warn(
+                key,
+                "`filter` has no effect: it chooses among what `include-all` and `use` bring, not among `proxies`",
+            );
+        } else {
+            let why = format!("has `{key}`, which is not built yet");
+            fields.warn(key, format!("the group `{}` {why}: it refuses every flow that reaches it", group.name));
+            refuses = Some(why);
         }
     }
-    members
+    refuses
 }
 
-/// mihomo sorts what `include-all` brings by name.
-fn all_proxies(table: &Outbounds, proxies: usize) -> Vec<Index> {
-    let built_in = Outbounds::BUILT_IN;
-    let mut all: Vec<Index> = (built_in..proxies).map(Index).collect();
+/// What is to be said of proxies that only a provider would bring; whether the group then refuses.
+fn provided(group: &Group, members: &[Index], fields: &mut Fields<'_>) -> Option<String> {
+    let key = group.brought.providers?;
+    if members.is_empty() && !group.wrong {
+        let message = format!(
+            "proxy providers are not built yet: `{}` is empty and refuses every flow that reaches it",
+            group.name
+        );
+        fields.warn(key, message);
+        return Some("is filled by proxy providers, which are not built yet".to_owned());
+    }
+    if key != "include-all" {
+        let (place, path) = (fields.place(key), fields.path_of(key));
+        fields.report().warn_once(place, path, "proxy providers are not built yet: their proxies are missing here");
+    }
+    None
+}
+
+/// mihomo sorts what `include-all` brings by name; a proxy that is a member already is not brought again.
+fn all_proxies(table: &Outbounds, proxies: usize, named: &[Index]) -> Vec<Index> {
+    let mut all: Vec<Index> =
+        (Outbounds::BUILT_IN..proxies).map(Index).filter(|index| !named.contains(index)).collect();
     all.sort_by_key(|index| table.outbound(*index).name());
     all
 }
 
-/// The groups, each after its members (Kahn); those in a cycle, and those that lead to one, are left out.
-fn order(groups: &[Written], proxies: usize, report: &mut Report) -> Vec<usize> {
-    let inner = |group: &Written| -> Vec<usize> {
+/// The groups, each after its members (Kahn). None contains itself, which was seen to when the profile was read.
+fn order(groups: &[Written<'_>], proxies: usize) -> Vec<usize> {
+    let inner = |group: &Written<'_>| -> Vec<usize> {
         group.members.iter().filter_map(|index| index.0.checked_sub(proxies)).filter(|at| *at < groups.len()).collect()
     };
     let mut waits: Vec<usize> = groups.iter().map(|group| inner(group).len()).collect();
@@ -180,76 +181,75 @@ fn order(groups: &[Written], proxies: usize, report: &mut Report) -> Vec<usize> 
             }
         }
     }
-    if let Some(start) = (0..groups.len()).find(|at| waits[*at] > 0) {
-        // Every group that still waits has a member that does, so this walk meets a group twice.
-        let mut path = vec![start];
-        let mut at = start;
-        while let Some(next) = inner(&groups[at]).into_iter().find(|member| waits[*member] > 0) {
-            let met = path.iter().position(|seen| *seen == next);
-            path.push(next);
-            if let Some(met) = met {
-                path.drain(..met);
-                break;
-            }
-            at = next;
-        }
-        let first = &groups[path[0]];
-        let names: Vec<&str> = path.iter().map(|at| groups[*at].name.as_str()).collect();
-        let message = format!("these groups lead in a circle: {}", names.join(" -> "));
-        report.error(first.place, format!("{}.proxies", first.path), message);
-    }
     order
 }
 
-fn build(table: &Outbounds, built: &[Option<Entry>], proxies: usize, group: &Written, report: &mut Report) -> Entry {
+fn build(
+    table: &Outbounds,
+    built: &[Option<Entry>],
+    proxies: usize,
+    written: &Written<'_>,
+    report: &mut Report,
+) -> Entry {
+    let Group { name, path, .. } = written.group;
     // The order of building makes every member an entry by now.
     let entry = |index: Index| match index.0.checked_sub(proxies) {
         Some(at) => built.get(at).and_then(Option::as_ref),
         None => table.entries.get(index.0),
     };
     let known: Vec<(Index, &Entry)> =
-        group.members.iter().filter_map(|&at| entry(at).map(|found| (at, found))).collect();
-    let place = (group.place, group.path.clone());
-    if group.kind == Kind::Relay {
-        let message = format!("`{}`: `type: relay` is not built yet; flows to it are refused", group.name);
-        report.warn(place.0, place.1, message);
-        return refusing(&group.name, "is of type relay, which is not built yet");
+        written.members.iter().filter_map(|&at| entry(at).map(|found| (at, found))).collect();
+    if written.kind == Kind::Relay {
+        let message = format!("`{name}`: `type: relay` is not built yet; flows to it are refused");
+        report.warn(written.place, path, message);
+        return refusing(name, "is of type relay, which is not built yet");
+    }
+    if let Some(why) = &written.refuses {
+        return refusing(name, why);
     }
     let Some(usable) = known.iter().position(|(_, entry)| entry.usable) else {
-        let message = format!("no member of `{}` can be used yet; flows to it are refused", group.name);
-        report.warn(place.0, place.1, message);
-        return refusing(&group.name, "has no member that is built yet");
+        // Where the profile has errors, a wrong entry may be why.
+        if !report.has_errors() {
+            let message = format!("no member of `{name}` can be used yet; flows to it are refused");
+            report.warn(written.place, path, message);
+        }
+        return refusing(name, "has no member that is built yet");
     };
-    let now = match group.kind {
+    let now = match written.kind {
         Kind::Measures(kind) => {
-            let message = format!("`type: {kind}` acts as `select` for now, on its first usable member");
-            report.warn_once(place.0, format!("{}.type", place.1), message);
+            let (member, direct) = (known[usable].1.outbound.name(), known[usable].1.direct);
+            let way = if direct { ": its flows go DIRECT" } else { "" };
+            let message =
+                format!("`type: {kind}` acts as `select` for now, on the first member that is built, `{member}`{way}");
+            report.warn(written.kind_place, format!("{path}.type"), message);
             usable
         }
-        _ => default(group, &known, report),
+        _ => default(written, &known, report),
     };
-    let usable = known[now].1.usable;
+    let (usable, direct) = (known[now].1.usable, known[now].1.direct);
     let members =
         known.iter().map(|(index, entry)| Member { index: *index, outbound: Arc::clone(&entry.outbound) }).collect();
-    match Select::new(&group.name, members, now, group.disable_udp).map(Arc::new) {
-        Some(select) => Entry { outbound: Arc::clone(&select) as Arc<dyn Outbound>, group: Some(select), usable },
-        None => refusing(&group.name, "has no members"),
+    match Select::new(name, members, now, written.disable_udp).map(Arc::new) {
+        Some(select) => {
+            Entry { outbound: Arc::clone(&select) as Arc<dyn Outbound>, group: Some(select), usable, direct }
+        }
+        None => refusing(name, "has no members"),
     }
 }
 
 /// The member that a `select` group begins with.
-fn default(group: &Written, known: &[(Index, &Entry)], report: &mut Report) -> usize {
-    let Some(wanted) = &group.default else { return 0 };
+fn default(written: &Written<'_>, known: &[(Index, &Entry)], report: &mut Report) -> usize {
+    let Some(wanted) = &written.default else { return 0 };
     known.iter().position(|(_, entry)| entry.outbound.name() == wanted).unwrap_or_else(|| {
-        let path = format!("{}.default-selected", group.path);
-        report.warn(group.place, path, format!("`{wanted}` is not a member; the first one is selected"));
+        let path = format!("{}.default-selected", written.group.path);
+        report.warn(written.place, path, format!("`{wanted}` is not a member; the first one is selected"));
         0
     })
 }
 
 fn refusing(name: &str, why: &str) -> Entry {
     let outbound = Arc::new(Unsupported::new(name, format!("the group `{name}` {why}")));
-    Entry { outbound, group: None, usable: false }
+    Entry { outbound, group: None, usable: false, direct: false }
 }
 
 /// GLOBAL, which `mode: global` uses: DIRECT, REJECT, the proxies and the groups in the order of the profile.
@@ -264,6 +264,8 @@ fn add_global(table: &mut Outbounds) {
         .map(|index| Member { index, outbound: Arc::clone(table.outbound(index)) })
         .collect();
     if let Some(global) = Select::new("GLOBAL", members, 0, false).map(Arc::new) {
-        table.push(Arc::clone(&global) as Arc<dyn Outbound>, Some(global), true);
+        table.names.insert("GLOBAL".to_owned(), Index(table.entries.len()));
+        let outbound = Arc::clone(&global) as Arc<dyn Outbound>;
+        table.entries.push(Entry { outbound, group: Some(global), usable: true, direct: true });
     }
 }

@@ -110,7 +110,7 @@ async fn a_detour_that_is_not_built_refuses_rather_than_go_straight() {
 }
 
 #[test]
-fn groups_that_will_measure_take_the_first_usable_member_and_say_so_once() {
+fn groups_that_will_measure_take_the_first_usable_member_and_name_it() {
     let (table, report) = table(&format!(
         "{PROXIES}proxy-groups:
   - {{name: auto, type: url-test, proxies: [future, a, b], url: http://x.test, interval: 300}}
@@ -126,7 +126,15 @@ fn groups_that_will_measure_take_the_first_usable_member_and_say_so_once() {
     assert_eq!(chain(&table, "pick"), "pick > future");
     assert_eq!(chain(&table, "all"), "all > a");
     assert_eq!(chain(&table, "chosen"), "chosen > b");
-    assert_eq!(report.to_string().matches("`type: url-test` acts as `select`").count(), 1, "{report}");
+    let text = report.to_string();
+    assert!(
+        text.contains("`type: url-test` acts as `select` for now, on the first member that is built, `a`\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains("`type: url-test` acts as `select` for now, on the first member that is built, `b`\n"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -135,23 +143,89 @@ fn every_mistake_is_told_with_its_place() {
         ("proxies: [{name: p, type: sock5, server: a.test, port: 1}]", "test.yaml:1:27: error: proxies[0].type"),
         ("proxies: [{type: socks5, server: a.test, port: 1}]", "the key `name` is required"),
         ("proxies: [{name: p, type: socks5, server: a.test, port: 0}]", "a port from 1 to 65535"),
-        ("proxies: [{name: p, type: socks5, server: a.test, port: 1, username: u}]", "1 to 255 bytes"),
         ("proxies: [{name: p, type: socks5, server: a.test, port: 1, fingerprint: ab}]", "64 hexadecimal digits"),
-        ("proxies: [{name: DIRECT, type: direct}]", "the name `DIRECT` is taken"),
+        ("proxies: [{name: DIRECT, type: direct}]", "`DIRECT` is a built-in target"),
         ("proxies: [text]", "expected a mapping"),
-        ("proxy-groups: [{name: g, type: select, proxies: [nobody]}]", "proxy-groups[0].proxies[0]: no proxy or group"),
-        ("proxy-groups: [{name: g, type: select}]", "has no members"),
+        (
+            "proxy-groups: [{name: g, type: select, proxies: [nobody]}]",
+            "proxy-groups[0].proxies[0]: there is no proxy or group",
+        ),
+        ("proxy-groups: [{name: g, type: select}]", "the group `g` is empty"),
         ("proxy-groups: [{name: g, type: selct, proxies: [DIRECT]}]", "did you mean `select`?"),
         ("proxy-groups: [{name: g, proxies: [DIRECT]}]", "the key `type` is required"),
-        ("proxy-groups: [{name: g, type: select, proxies: [g]}]", "in a circle: g -> g"),
+        ("proxy-groups: [{name: g, type: select, proxies: [g]}]", "contain each other: g -> g"),
         (
             "proxy-groups: [{name: a, type: select, proxies: [b]}, {name: b, type: select, proxies: [c, DIRECT]},
               {name: c, type: select, proxies: [DIRECT, b]}]",
-            "in a circle: b -> c -> b",
+            "contain each other: b -> c -> b",
         ),
     ] {
         let told_here = error(yaml);
         assert!(told_here.contains(told), "{told_here}");
+    }
+}
+
+#[test]
+fn a_flow_that_a_missing_proxy_sends_direct_is_announced() {
+    for (groups, direct) in [
+        ("{name: g, type: fallback, proxies: [future, DIRECT]}", true),
+        ("{name: g, type: url-test, proxies: [future, plain]}", true),
+        ("{name: g, type: fallback, proxies: [future, inner]}, {name: inner, type: select, proxies: [DIRECT]}", true),
+        ("{name: g, type: fallback, proxies: [future, b, DIRECT]}", false),
+    ] {
+        let (table, report) = table(&format!("{PROXIES}  - {{name: plain, type: direct}}\nproxy-groups: [{groups}]\n"));
+        let text = report.to_string();
+        assert_eq!(text.contains("its flows go DIRECT"), direct, "{text}");
+        assert_eq!(table.goes_direct(table.index("g").unwrap()), direct, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_group_whose_members_cannot_be_told_refuses_rather_than_take_all() {
+    for keys in
+        ["include-all: true, filter: b", "proxies: [a, b], exclude-filter: a", "proxies: [a, b], exclude-type: http"]
+    {
+        let (table, report) = table(&format!("{PROXIES}proxy-groups: [{{name: g, type: select, {keys}}}]\n"));
+        assert!(!report.has_errors(), "{report}");
+        assert_eq!(report.to_string().matches("it refuses every flow").count(), 1, "{report}");
+        assert!(refusal(&table, "g").await.contains("not built yet"));
+    }
+    let (table, report) =
+        table(&format!("{PROXIES}proxy-groups: [{{name: g, type: select, proxies: [a], filter: b}}]\n"));
+    assert!(report.to_string().contains("`filter` has no effect"), "{report}");
+    assert_eq!(chain(&table, "g"), "g > a");
+}
+
+#[test]
+fn include_all_brings_the_proxies_by_name_behind_those_that_are_named() {
+    let table = built("  - {name: g, type: select, proxies: [future], include-all: true}");
+    let group = table.group(table.index("g").unwrap()).unwrap();
+    let names: Vec<&str> = group.members().iter().map(|member| member.outbound.name()).collect();
+    assert_eq!(names, ["future", "a", "b"]);
+}
+
+#[test]
+fn paths_are_those_of_the_file_when_an_earlier_entry_is_dropped() {
+    let text = error("proxies: [{name: p, type: socks5, server: a.test, port: 1}, {name: q, type: sock5}]");
+    assert!(text.contains("proxies[1].type"), "{text}");
+    let (_, report) = table("proxies: [{type: socks5, server: a.test, port: 1}, {name: q, type: sock5}]");
+    assert!(report.to_string().contains("proxies[1].type"), "{report}");
+    assert_eq!(report.errors().count(), 2, "{report}");
+}
+
+#[test]
+fn a_user_name_without_a_password_is_a_warning() {
+    let (_, report) = table("proxies: [{name: p, type: socks5, server: a.test, port: 1, username: u}]");
+    assert!(!report.has_errors() && report.to_string().contains("an empty one is sent"), "{report}");
+    let (_, report) = table("proxies: [{name: p, type: socks5, server: a.test, port: 1, password: u}]");
+    assert!(!report.has_errors() && report.to_string().contains("is not sent"), "{report}");
+}
+
+#[test]
+fn names_that_are_not_ascii_can_be_on_a_certificate() {
+    for keys in ["server: münchen.example, tls: true", "server: a.test, tls: true, sni: Bücher.example"] {
+        let (_, report) = table(&format!("proxies: [{{name: p, type: http, port: 443, {keys}}}]"));
+        assert!(report.is_empty(), "{report}");
     }
 }
 
