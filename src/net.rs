@@ -217,8 +217,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Questions without an answer after which the connection is given up.
 const KEEP_ALIVE_RETRIES: u32 = 9;
 
-/// Has the kernel find out by itself whether the peer of an idle TCP connection is still there. That costs packets, and no
-/// wake-up of ours.
+/// Has the kernel find out by itself whether the peer of an idle TCP connection is still there. That costs packets, and
+/// no wake-up of ours.
 pub fn keep_alive(socket: &impl AsFd) {
     let keep_alive =
         socket2::TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE).with_retries(KEEP_ALIVE_RETRIES);

@@ -85,8 +85,8 @@ pub(crate) async fn relay<C: Client>(client: &mut C, upstream: &mut BoxStream, a
     end
 }
 
-/// A flow being relayed. Dropped before its end (we stop, or something panics) it resets both sides: an orderly end would
-/// make a part look like the whole.
+/// A flow being relayed. Dropped before its end (we stop, or something panics) it resets both sides: an orderly end
+/// would make a part look like the whole.
 struct Relay<'a, C: Client> {
     client: &'a mut C,
     upstream: &'a mut BoxStream,

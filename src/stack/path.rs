@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 const LIFETIME: Duration = Duration::from_secs(600);
 /// Clients remembered; with more the memory starts afresh, which costs each of their flows one lost segment.
 const MOST: usize = 1024;
-/// No smaller MTU is believed: every link must carry that much (RFC 8200 section 5; RFC 791 for datagrams put together).
+/// No smaller MTU is believed: every link of IPv6 carries that much (RFC 8200 section 5), and every host of IPv4 takes
+/// that much (RFC 791).
 const LEAST: [u16; 2] = [576, 1280];
 
 /// Path MTUs by client, where one was learned.
@@ -16,8 +17,8 @@ const LEAST: [u16; 2] = [576, 1280];
 pub(super) struct Paths(HashMap<IpAddr, (u16, Instant), foldhash::fast::RandomState>);
 
 impl Paths {
-    /// Notes that the path to `client` carries packets of `mtu` bytes, where the device carries `device`; 0 is what a router
-    /// says that cannot tell. Returns the MTU to use from now on.
+    /// Notes that the path to `client` carries packets of `mtu` bytes, where the device carries `device`; 0 is what a
+    /// router says that cannot tell. Returns the MTU to use from now on.
     pub(super) fn learn(&mut self, client: IpAddr, mtu: u32, device: usize, now: Instant) -> u16 {
         let most = u16::try_from(device).unwrap_or(u16::MAX);
         let mtu = u16::try_from(mtu).unwrap_or(u16::MAX).max(LEAST[usize::from(client.is_ipv6())]).min(most);

@@ -17,8 +17,9 @@ const SUPER_PACKET: usize = 64_000;
 ///
 /// IPv6 super-packets: smoltcp 0.14 makes them, and then drops them as longer than the MTU
 /// (`InterfaceInner::dispatch_ip`, which also forgets their segment size). So its IPv6 interface believes in an MTU as
-/// large as they are, and what would follow from that is put right here. A path with a smaller MTU than the device: smoltcp
-/// takes the segment size from the SYN and never changes it.
+/// large as they are, and what would follow from that is put right here.
+///
+/// Paths with a smaller MTU than the device: smoltcp takes the segment size from the SYN and never changes it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cut {
     /// The largest payload of a segment of this flow.

@@ -103,8 +103,8 @@ impl Flow {
         ended.expect_err("nothing was written")
     }
 
-    /// Offers what waits to somebody who takes nothing, as a relay with a stalled upstream does. Ends with the error that it
-    /// is told.
+    /// Offers what waits to somebody who takes nothing, as a relay with a stalled upstream does. Ends with the error that
+    /// it is told.
     pub(crate) async fn stalled(&self) -> io::Error {
         let ended: io::Result<usize> =
             poll_fn(|cx| self.poll(|stream| stream.poll_recv_with(cx, |_, _| Poll::Pending))).await;
