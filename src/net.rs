@@ -5,11 +5,14 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
+use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 /// A boxed future that may cross threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -154,6 +157,17 @@ impl fmt::Display for Address {
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
     /// Makes the coming drop an abort: the peer sees a reset (`SO_LINGER` 0), not an orderly end.
     fn reset(&mut self) {}
+
+    /// Ready when the peer has reset the stream or is lost, for one who neither reads nor writes; None where that shows
+    /// in no other way.
+    fn broken(&self) -> Option<BoxFuture<'static, ()>> {
+        None
+    }
+
+    /// Bytes that were written and that the peer has not acknowledged, as far as that is known. An abort loses them.
+    fn unacknowledged(&self) -> usize {
+        0
+    }
 }
 
 /// A [`Stream`] of any kind.
@@ -163,14 +177,61 @@ impl Stream for BoxStream {
     fn reset(&mut self) {
         (**self).reset();
     }
+
+    fn broken(&self) -> Option<BoxFuture<'static, ()>> {
+        (**self).broken()
+    }
+
+    fn unacknowledged(&self) -> usize {
+        (**self).unacknowledged()
+    }
 }
 
 impl Stream for tokio::net::TcpStream {
     fn reset(&mut self) {
         // A failure leaves an orderly close, which is the next best thing.
-        let _ = socket2::SockRef::from(&*self).set_linger(Some(std::time::Duration::ZERO));
+        let _ = socket2::SockRef::from(&*self).set_linger(Some(Duration::ZERO));
+    }
+
+    fn broken(&self) -> Option<BoxFuture<'static, ()>> {
+        // The socket's own readiness has no place for one who waits for errors alone.
+        let twin = self.as_fd().try_clone_to_owned().ok()?;
+        // SAFETY: the twin is its own one descriptor, which nobody exchanges.
+        let twin = unsafe { AsyncFd::register_with_interest(twin, Interest::ERROR) }.ok()?;
+        Some(Box::pin(async move { drop(twin.ready(Interest::ERROR).await) }))
+    }
+
+    fn unacknowledged(&self) -> usize {
+        let mut bytes = 0;
+        // SAFETY: the request writes one int, to which the pointer leads (tcp(7), SIOCOUTQ).
+        match unsafe { unacknowledged(self.as_raw_fd(), &raw mut bytes) } {
+            Ok(_) => usize::try_from(bytes).unwrap_or(0),
+            Err(_) => 0,
+        }
     }
 }
+
+/// An idle peer is asked for a sign of life after this time, and again each time that it gives none (mihomo, as all
+/// programs in Go: 15 s).
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Questions without an answer after which the connection is given up.
+const KEEP_ALIVE_RETRIES: u32 = 9;
+
+/// Has the kernel find out by itself whether the peer of an idle TCP connection is still there. That costs packets, and
+/// no wake-up of ours.
+pub fn keep_alive(socket: &impl AsFd) {
+    let keep_alive =
+        socket2::TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE).with_retries(KEEP_ALIVE_RETRIES);
+    // Without it a vanished peer is noticed later.
+    let _ = socket2::SockRef::from(socket).set_tcp_keepalive(&keep_alive);
+}
+
+nix::ioctl_read_bad!(
+    /// SIOCOUTQ.
+    unacknowledged,
+    libc::TIOCOUTQ,
+    libc::c_int
+);
 
 /// What came back on a [`Datagram`].
 #[derive(Debug, Clone, PartialEq, Eq)]

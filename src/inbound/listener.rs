@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
 use super::access::Access;
+use crate::net::keep_alive;
 use crate::platform::tcp_listener;
 use crate::session::Inbound;
 
@@ -171,6 +172,7 @@ impl Listener {
             }
             return None;
         };
+        keep_alive(&stream);
         Some(Accepted {
             stream: stream.into_std().ok()?,
             peer,

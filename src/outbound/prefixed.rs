@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::net::{BoxStream, Stream};
+use crate::net::{BoxFuture, BoxStream, Stream};
 
 /// Gives out `prefix` before it reads from the stream within.
 pub struct Prefixed<S> {
@@ -25,6 +25,14 @@ impl<S: Stream + 'static> Prefixed<S> {
 impl<S: Stream> Stream for Prefixed<S> {
     fn reset(&mut self) {
         self.inner.reset();
+    }
+
+    fn broken(&self) -> Option<BoxFuture<'static, ()>> {
+        self.inner.broken()
+    }
+
+    fn unacknowledged(&self) -> usize {
+        self.inner.unacknowledged()
     }
 }
 

@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::imp;
-use crate::net::{DialError, Reach};
+use crate::net::{DialError, Reach, keep_alive};
 
 pub use tokio::net::UdpSocket;
 
@@ -40,6 +40,7 @@ impl Dialer {
         self.refuse_fake(to.ip())?;
         let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         self.prepare(&socket2::SockRef::from(&socket))?;
+        keep_alive(&socket);
         let stream =
             tokio::time::timeout(DIAL_TIMEOUT, socket.connect(to)).await.map_err(|_| DialError::TimedOut)??;
         // Small writes of a client are small writes of ours: the kernel must not wait to join them.

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{self, RecvError, State};
@@ -53,8 +53,14 @@ pub(super) struct Flow {
     pub(super) finishing: bool,
     /// The time for which the stack's timer queue holds an entry.
     pub(super) armed: Option<Instant>,
+    /// Who waits for the other side of its relay, by direction, and still has to learn of the flow's end.
+    pub(super) watchers: [Option<Waker>; 2],
     pub(super) progress: Progress,
 }
+
+/// Places in [`Flow::watchers`].
+const RECEIVING: usize = 0;
+const SENDING: usize = 1;
 
 /// What flows tell the stack between its turns.
 #[derive(Default)]
@@ -99,6 +105,25 @@ impl Flow {
         self.socket().abort();
     }
 
+    /// Whether it ended by anything else than the FINs of both sides.
+    fn is_broken(&mut self) -> bool {
+        !self.progress.finished && self.socket().state() == State::Closed
+    }
+
+    /// Wakes `waker` when the flow comes to its end. smoltcp's own wakers would do so too, and at every segment.
+    fn watch(&mut self, way: usize, waker: &Waker) {
+        match &mut self.watchers[way] {
+            Some(known) if known.will_wake(waker) => {}
+            place => *place = Some(waker.clone()),
+        }
+    }
+
+    /// Marks it as gone from the table, and tells whoever waits for something else.
+    pub(super) fn bury(&mut self) {
+        self.dead = true;
+        self.watchers.iter_mut().filter_map(Option::take).for_each(Waker::wake);
+    }
+
     /// FIN, now or behind the handshake.
     pub(super) fn finish(&mut self) {
         self.finishing = self.socket().state() == State::SynReceived;
@@ -115,12 +140,31 @@ impl Flow {
     }
 
     /// Gives the rings' pages back if they hold nothing.
-    pub(super) fn release_if_empty(&mut self) -> bool {
-        let empty = self.receive_ring_is_empty() && self.socket().send_queue() == 0;
-        if empty {
+    pub(super) fn release_if_empty(&mut self) {
+        if self.receive_ring_is_empty() && self.socket().send_queue() == 0 {
             self.rings.release();
         }
-        empty
+    }
+
+    /// Has smoltcp send keep-alives until the client is heard. False: it has been asked already, or owes an answer to
+    /// something else, or to nobody.
+    pub(super) fn ask_for_sign(&mut self, again: Duration) -> bool {
+        let socket = self.sockets.get_mut::<tcp::Socket<'static>>(self.handle);
+        let open = matches!(socket.state(), State::Established | State::CloseWait | State::FinWait2);
+        if !open || socket.send_queue() > 0 || self.progress.probing {
+            return false;
+        }
+        self.progress.probing = true;
+        socket.set_keep_alive(Some(again.into()));
+        true
+    }
+
+    /// A segment has come from the client.
+    pub(super) fn heard(&mut self, now: Instant) {
+        self.progress.heard = now;
+        if std::mem::take(&mut self.progress.probing) {
+            self.socket().set_keep_alive(None);
+        }
     }
 }
 
@@ -158,8 +202,20 @@ impl FlowStream {
         Poll::Pending
     }
 
+    /// Ready when the handshake is over: the client has answered the SYN-ACK, or the flow has come to its end.
+    pub fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut flow = self.flow.borrow_mut();
+        let socket = flow.socket();
+        if socket.state() != State::SynReceived {
+            return Poll::Ready(());
+        }
+        socket.register_recv_waker(cx.waker());
+        Poll::Pending
+    }
+
     /// Hands the bytes that wait to `read`, which says how many it took. `Ok(0)` means the client sent FIN; bytes that
-    /// `read` cannot take stay in the ring, and the client's window closes.
+    /// `read` cannot take stay in the ring, and the client's window closes. Whatever `read` waits for, the end of the
+    /// flow wakes the task too: bytes that nobody takes are given up when the client resets.
     ///
     /// # Errors
     /// `ConnectionReset` when the client sent RST, and what `read` reports.
@@ -194,12 +250,18 @@ impl FlowStream {
                 self.shared.mark(&self.flow, flow);
                 Poll::Ready(Ok(taken))
             }
+            Ok(Poll::Pending) if flow.is_broken() => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            Ok(Poll::Pending) => {
+                flow.watch(RECEIVING, cx.waker());
+                Poll::Pending
+            }
             Ok(other) => other,
             Err(_) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
         }
     }
 
     /// Hands free space to `write`, which says how many bytes it put there. `Ok(0)` means that `write` has no more.
+    /// Whatever `write` waits for, the end of the flow wakes the task too.
     ///
     /// # Errors
     /// `ConnectionReset` when the client sent RST, and what `write` reports.
@@ -228,13 +290,11 @@ impl FlowStream {
                 self.shared.mark(&self.flow, flow);
                 Poll::Ready(Ok(put))
             }
-            Ok(other) => {
-                // Behind the client's FIN nobody reads any more, so this way must learn of a reset.
-                if !socket.may_recv() {
-                    socket.register_send_waker(cx.waker());
-                }
-                other
+            Ok(Poll::Pending) => {
+                flow.watch(SENDING, cx.waker());
+                Poll::Pending
             }
+            Ok(other) => other,
             Err(_) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
         }
     }

@@ -1,14 +1,15 @@
-//! How many flows wait for their dial, in all and of one source: beyond that SYNs are dropped.
+//! How many flows are being opened, in all and of one source: beyond that SYNs are dropped.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-/// In all: each may hold a socket and a resolver's question.
+/// In all: each may hold a socket and a resolver's question, or waits for a client that may never have been there.
 const MOST: usize = 4096;
-/// Of one source, so that one client's scan leaves room for the others.
+/// Of one source, so that one client's scan leaves room for the others. This host itself has no such limit: its address
+/// stands for all its programs, and a burst towards one slow server is no scan.
 const MOST_OF_SOURCE: u32 = 256;
 
-/// The count of flows whose SYN-ACK is held.
+/// The count of flows whose handshake is not over: the SYN-ACK is held, or the client has not answered it.
 #[derive(Default)]
 pub(super) struct Held {
     sources: HashMap<IpAddr, u32, foldhash::fast::RandomState>,
@@ -16,9 +17,10 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Whether one more of `source` may wait.
-    pub(super) fn has_room(&self, source: IpAddr) -> bool {
-        self.total < MOST && self.sources.get(&source).is_none_or(|held| *held < MOST_OF_SOURCE)
+    /// Whether one more of `source` may wait; `own` says that it is this host.
+    pub(super) fn has_room(&self, source: IpAddr, own: bool) -> bool {
+        let of_source = || self.sources.get(&source).copied().unwrap_or_default();
+        self.total < MOST && (own || of_source() < MOST_OF_SOURCE)
     }
 
     pub(super) fn enter(&mut self, source: IpAddr) {

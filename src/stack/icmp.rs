@@ -1,7 +1,8 @@
 //! ICMP and ICMPv6: errors about packets that cannot go on, and echo replies for addresses that are ours.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use super::Tuple;
 use super::frame::Transmit;
 use super::ip::{self, Packet};
 
@@ -58,6 +59,47 @@ pub(super) fn unreachable(quoted: &[u8], why: Unreachable, transmit: &mut dyn Tr
         body[8..].copy_from_slice(quoted);
     });
     true
+}
+
+/// What a router says of a TCP segment of ours: its next link carries no packet of that size (RFC 1191, RFC 8201).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TooBig {
+    /// The flow, seen from its client.
+    pub(super) tuple: Tuple,
+    /// Where the segment began.
+    pub(super) sequence: u32,
+    /// The link's MTU in bytes; 0 if the router does not know.
+    pub(super) mtu: u32,
+}
+
+impl TooBig {
+    /// Reads the message; None if it is another, or speaks of something else than TCP.
+    pub(super) fn read(packet: &Packet<'_>) -> Option<Self> {
+        let body = packet.payload();
+        let (head, quoted) = body.split_at_checked(8)?;
+        let word = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
+        let (mtu, start, protocol) = match (packet.protocol, head[0], head[1]) {
+            (ip::ICMP, 3, 4) if quoted.len() >= 20 && quoted[0] >> 4 == 4 && is_first(quoted) => {
+                (word & 0xffff, usize::from(quoted[0] & 15) * 4, quoted[9])
+            }
+            // What we send has no extension headers.
+            (ip::ICMPV6, 2, _) if quoted.len() >= 40 && quoted[0] >> 4 == 6 => (word, 40, quoted[6]),
+            _ => return None,
+        };
+        let segment = quoted.get(start..start + 8).filter(|_| protocol == ip::TCP)?;
+        let port = |at: usize| u16::from_be_bytes([segment[at], segment[at + 1]]);
+        let (source, destination) = addresses(quoted)?;
+        Some(Self {
+            tuple: Tuple { client: SocketAddr::new(destination, port(2)), server: SocketAddr::new(source, port(0)) },
+            sequence: u32::from_be_bytes([segment[4], segment[5], segment[6], segment[7]]),
+            mtu,
+        })
+    }
+}
+
+/// Whether what begins with `quoted`, an IPv4 header, is whole or a first fragment.
+fn is_first(quoted: &[u8]) -> bool {
+    quoted[6] & 0x1f == 0 && quoted[7] == 0
 }
 
 /// Answers an echo request.

@@ -14,6 +14,7 @@ pub mod frame;
 mod held;
 mod icmp;
 pub mod ip;
+mod path;
 mod port;
 mod progress;
 mod ring;
@@ -73,7 +74,11 @@ pub enum Event<'a> {
     Incoming(Tuple, FlowStream),
     /// A UDP datagram; the stack keeps no state for it.
     Datagram(Datagram<'a>),
-    /// A TCP segment of no flow here. Another worker may own it; if none does, [`Stack::reset`] answers it.
+    /// A packet that its pieces have made up. It is to be ingested like one that was read, with a
+    /// [plain](VirtioHeader::PLAIN) header: it may be another worker's.
+    Whole(Vec<u8>),
+    /// A TCP segment of no flow here, or an ICMP error about one. Another worker may own the flow; if none does,
+    /// [`Stack::reset`] answers what is to be answered.
     Stray(Tuple),
 }
 
@@ -86,9 +91,9 @@ impl std::fmt::Debug for FlowStream {
 /// What the stack counted since its start. Dropped packets are counted once each, by reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counters {
-    /// Packets read.
+    /// Packets read, and those that pieces have made up.
     pub packets: u64,
-    /// Bytes read.
+    /// Their bytes.
     pub bytes: u64,
     /// Dropped: lengths that contradict each other.
     pub bad_length: u64,
@@ -113,8 +118,6 @@ pub struct Stack {
     config: Config,
     table: Table,
     reassembly: fragment::Reassembly,
-    /// A reassembled packet lives here while its datagram is looked at.
-    assembled: Vec<u8>,
     next_id: u32,
     counters: Counters,
 }
@@ -125,14 +128,7 @@ impl Stack {
     pub fn new(config: Config, now: Instant) -> Self {
         let table = Table::new(&config, now);
         let next_id = (config.seed >> 32) as u32;
-        Self {
-            config,
-            table,
-            reassembly: fragment::Reassembly::default(),
-            assembled: Vec::new(),
-            next_id,
-            counters: Counters::default(),
-        }
+        Self { config, table, reassembly: fragment::Reassembly::default(), next_id, counters: Counters::default() }
     }
 
     /// Takes one packet in. Answers that cannot wait go to `transmit`; what somebody else has to do is returned.
@@ -150,35 +146,33 @@ impl Stack {
             return None;
         }
         if let Some(fragment) = packet.fragment {
-            self.counters.fragments += 1;
-            self.assembled = match self.reassembly.add(&packet, fragment, now) {
-                Ok(whole) => whole?,
-                Err(why) => {
-                    self.counters.drop(why);
-                    return None;
-                }
-            };
-            let Self { config, table, assembled, counters, .. } = self;
-            let whole = Packet::parse(assembled).and_then(|packet| match packet.fragment {
-                None => Ok(packet),
-                Some(_) => Err(Malformed::Options), // Fragments of a fragment.
-            });
-            let packet = match whole {
-                Ok(packet) => packet,
-                Err(why) => {
-                    counters.drop(why);
-                    return None;
-                }
-            };
-            return deliver(config, table, counters, packet, VirtioHeader::PLAIN, now, transmit);
+            return self.gather(&packet, fragment, now).map(Event::Whole);
         }
         let Self { config, table, counters, .. } = self;
         deliver(config, table, counters, packet, frame.header, now, transmit)
     }
 
-    /// Answers a segment that belongs to no flow, by the rules of RFC 9293 section 3.10.7.1.
+    /// Adds a piece to its packet; returns that once it is whole.
+    fn gather(&mut self, packet: &Packet<'_>, fragment: ip::Fragment, now: Instant) -> Option<Vec<u8>> {
+        self.counters.fragments += 1;
+        let whole = self.reassembly.add(packet, fragment, now).and_then(|whole| match whole {
+            // Pieces of a piece have no honest source.
+            Some(whole) if Packet::parse(&whole)?.fragment.is_some() => Err(Malformed::Options),
+            whole => Ok(whole),
+        });
+        whole.unwrap_or_else(|why| {
+            self.counters.drop(why);
+            None
+        })
+    }
+
+    /// Answers a segment that belongs to no flow, by the rules of RFC 9293 section 3.10.7.1. An error about one gets no
+    /// answer.
     pub fn reset(&mut self, frame: Frame<'_>, now: Instant, transmit: &mut dyn Transmit) {
-        self.table.reset(frame.packet, now, transmit);
+        match Packet::parse(frame.packet) {
+            Ok(packet) if packet.protocol == ip::TCP => self.table.reset(packet.bytes, now, transmit),
+            _ => self.counters.ignored += 1,
+        }
     }
 
     /// Emits what flows have to say, and runs their timers. Returns whether something is left for the next turn, either
@@ -241,6 +235,13 @@ impl Stack {
     #[must_use]
     pub fn flows(&self) -> usize {
         self.table.len()
+    }
+
+    /// Bytes of address space that the rings of flows have taken, which is never given back, and the most of it that
+    /// may be in memory for the flows of now.
+    #[must_use]
+    pub fn ring_memory(&self) -> (usize, usize) {
+        self.table.ring_memory()
     }
 
     /// Whether a flow of these two ends is here.
@@ -326,8 +327,16 @@ fn deliver<'a>(
             None
         }
         _ => {
-            counters.ignored += 1;
-            None
+            let told =
+                icmp::TooBig::read(&packet).filter(|_| header.checksum_trusted() || icmp::checksum_holds(&packet));
+            match told {
+                Some(message) if !table.too_big(&message, now) => Some(Event::Stray(message.tuple)),
+                Some(_) => None,
+                None => {
+                    counters.ignored += 1;
+                    None
+                }
+            }
         }
     }
 }

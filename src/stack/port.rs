@@ -7,21 +7,47 @@ use smoltcp::time::Instant;
 
 use super::frame::Transmit;
 use super::progress::is_ahead;
-use super::tcp::clamp_segment_size;
+use super::tcp::{clamp_segment_size, pieces};
 
 /// The largest packet given to the device in one piece. The kernel cuts what exceeds a device's `gso_max_size` with
 /// its link header in software, which halves the speed of forwarded downloads; 64 000 stays below.
 const SUPER_PACKET: usize = 64_000;
 
-/// How IPv6 super-packets come about: smoltcp 0.14 makes them, and then drops them as longer than the MTU
+/// The size of a flow's segments where smoltcp does not know it.
+///
+/// IPv6 super-packets: smoltcp 0.14 makes them, and then drops them as longer than the MTU
 /// (`InterfaceInner::dispatch_ip`, which also forgets their segment size). So its IPv6 interface believes in an MTU as
 /// large as they are, and what would follow from that is put right here.
+///
+/// Paths with a smaller MTU than the device: smoltcp takes the segment size from the SYN and never changes it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cut {
-    /// Payload of each segment of this flow.
+    /// The largest payload of a segment of this flow.
     pub(super) segment: NonZeroU16,
     /// The largest payload that the real MTU allows, which SYN-ACKs announce.
     pub(super) most: u16,
+    /// Bytes of the headers in front of it.
+    headers: usize,
+}
+
+impl Cut {
+    /// For super-packets over IPv6, on a device with this MTU, to a client that announced `size`.
+    pub(super) fn of_device(mtu: usize, size: Option<u16>) -> Option<Self> {
+        let most = u16::try_from(mtu.saturating_sub(60)).unwrap_or(u16::MAX);
+        // As smoltcp reads it: 536 where nothing is said, and at least 48.
+        let size = size.filter(|size| *size > 0).unwrap_or(536).max(48).min(most);
+        NonZeroU16::new(size).map(|segment| Self { segment, most, headers: 60 })
+    }
+
+    /// The same as `known`, on a path with this MTU; larger segments than before never come of it.
+    pub(super) fn for_path(known: Option<Self>, v6: bool, mtu: u16) -> Option<Self> {
+        let headers = if v6 { 60 } else { 40 };
+        let segment = NonZeroU16::new(mtu.saturating_sub(headers))?;
+        Some(match known {
+            Some(cut) => Self { segment: cut.segment.min(segment), ..cut },
+            None => Self { segment, most: u16::MAX, headers: usize::from(headers) },
+        })
+    }
 }
 
 /// What the interface for one IP version may leave to the device.
@@ -51,7 +77,7 @@ pub(super) struct Port<'a> {
     pub(super) incoming: Option<&'a [u8]>,
     pub(super) transmit: &'a mut dyn Transmit,
     pub(super) capabilities: &'a DeviceCapabilities,
-    /// Set where super-packets are cut by [`Cut`]'s measure.
+    /// Set where packets are cut by [`Cut`]'s measure.
     pub(super) cut: Option<Cut>,
     /// The end of everything that this flow has sent so far.
     pub(super) end: Option<u32>,
@@ -128,6 +154,7 @@ impl phy::TxToken for Outgoing<'_> {
         let mut result = None;
         let last = self.last;
         let (cut, end, sums) = (self.cut, self.end, self.sums);
+        let over = cut.filter(|cut| len > cut.headers + usize::from(cut.segment.get()));
         let mut fill = |packet: &mut [u8]| {
             if let Some(write) = write.take() {
                 result = Some(write(packet));
@@ -141,9 +168,19 @@ impl phy::TxToken for Outgoing<'_> {
             }
         };
         // Only bare acknowledgements have options, and those never reach beyond one segment.
-        let cut = cut.map(|cut| cut.segment).filter(|segment| len > 60 + usize::from(segment.get()));
-        if self.transmit.ready() {
-            self.transmit.transmit(len, self.gso.or(cut), &mut fill);
+        match over.map(|cut| cut.segment) {
+            _ if !self.transmit.ready() => {}
+            // A device that completes no checksums cuts nothing either. What it does not take is sent again.
+            Some(segment) if sums => {
+                let mut whole = vec![0; len];
+                fill(&mut whole);
+                for piece in pieces(&whole, usize::from(segment.get())) {
+                    if self.transmit.ready() {
+                        self.transmit.transmit(piece.len(), None, &mut |packet| packet.copy_from_slice(&piece));
+                    }
+                }
+            }
+            segment => self.transmit.transmit(len, self.gso.into_iter().chain(segment).min(), &mut fill),
         }
         match (result, write) {
             (Some(result), _) => result,

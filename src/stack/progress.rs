@@ -9,8 +9,10 @@ use super::port::Sent;
 
 /// A client that has not acknowledged anything for so long is gone (Linux gives up after 13 to 30 minutes).
 const DEAF: Duration = Duration::from_secs(600);
-/// The same for a handshake that was never completed, and for a flow without a task (Linux: about a minute for both).
+/// The same for a flow without a task (Linux: about a minute).
 const LINGER: Duration = Duration::from_secs(60);
+/// The same for a handshake: the SYN-ACK and four repetitions. Each one that is forged holds a place until then.
+const HANDSHAKE: Duration = Duration::from_secs(20);
 /// At most one challenge acknowledgement per flow in so long (RFC 5961 section 7).
 const CHALLENGE: Duration = Duration::from_secs(1);
 
@@ -23,8 +25,14 @@ pub(super) struct Progress {
     pub(super) highest: u32,
     /// The end of what was sent, FIN included, and the last acknowledgement.
     pub(super) sent: (u32, u32),
+    /// The highest acknowledgement of the client.
+    pub(super) acknowledged: u32,
     /// Something was sent after the SYN-ACK.
     pub(super) past_syn: bool,
+    /// The client's FIN was taken, behind all its data.
+    pub(super) finished: bool,
+    /// The client was silent for so long that it was asked whether it is still there.
+    pub(super) probing: bool,
     /// When the client's last segment came.
     pub(super) heard: Instant,
     /// When data last moved.
@@ -43,7 +51,10 @@ impl Progress {
             consumed: 0,
             highest: initial.wrapping_add(1),
             sent: (0, 0),
+            acknowledged: 0,
             past_syn: false,
+            finished: false,
+            probing: false,
             heard: now,
             moved: now,
             warm: None,
@@ -68,6 +79,9 @@ impl Progress {
             return;
         }
         let first = self.sent == (0, 0);
+        if first {
+            self.acknowledged = sent.end.wrapping_sub(1);
+        }
         self.past_syn |= !sent.syn;
         // A repeated segment says nothing new about the end.
         if first || is_ahead(sent.end, self.sent.0) {
@@ -76,13 +90,27 @@ impl Progress {
         self.sent.1 = sent.acknowledgement;
     }
 
+    /// The client has acknowledged what lies before `acknowledgement`.
+    pub(super) fn note_acknowledged(&mut self, acknowledgement: u32) {
+        let sane = self.end().is_some_and(|end| is_ahead(end, acknowledgement));
+        if sane && is_ahead(acknowledgement, self.acknowledged) {
+            self.acknowledged = acknowledgement;
+        }
+    }
+
+    /// Whether a segment that began with `sequence` may be on its way to the client (RFC 5927 section 4.1).
+    pub(super) fn is_in_flight(&self, sequence: u32) -> bool {
+        self.end()
+            .is_some_and(|end| is_ahead(sequence, self.acknowledged) && sequence != end && is_ahead(end, sequence))
+    }
+
     /// When the client is to be given up if it stays silent; None while it owes nothing.
     ///
     /// A probe of a shut window that is answered counts as a sign of life, except for an orphan: nobody but we would
     /// keep that, and the client could pin it for ever.
     pub(super) fn patience(&mut self, state: State, unsent: usize, orphan: bool, now: Instant) -> Option<Instant> {
         let control = matches!(state, State::SynReceived | State::FinWait1 | State::Closing | State::LastAck);
-        if !control && unsent == 0 {
+        if !control && !self.probing && unsent == 0 {
             self.owes = None;
             return None;
         }
@@ -94,7 +122,7 @@ impl Progress {
         self.owes = Some((since, unsent));
         let silent = since.max(self.heard);
         Some(match (state, orphan) {
-            (State::SynReceived, _) => since + LINGER,
+            (State::SynReceived, _) => since + HANDSHAKE,
             (_, true) => (silent + LINGER).min(since + DEAF),
             (_, false) => silent + DEAF,
         })

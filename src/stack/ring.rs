@@ -25,6 +25,7 @@ const WARM_BYTES: usize = 8 << 10;
 #[derive(Default)]
 pub(super) struct Pool {
     free: [Vec<NonNull<u8>>; SIZES.len()],
+    mapped: usize,
 }
 
 /// A pair of rings, one for each direction; goes back to its pool when dropped.
@@ -48,6 +49,11 @@ impl Pool {
         Some(Rings { base, class, touched: 0, pool: Rc::clone(pool) })
     }
 
+    /// Bytes of address space taken so far. They are never given back.
+    pub(super) fn mapped(&self) -> usize {
+        self.mapped
+    }
+
     fn grow(&mut self, class: usize) -> Option<()> {
         let pair = SIZES[class] * 2;
         let length = NonZeroUsize::new(pair * PAIRS_PER_MAPPING)?;
@@ -58,6 +64,7 @@ impl Pool {
         // A huge page would make two megabytes resident for the first byte. A refusal costs memory only.
         // SAFETY: the range is the mapping just made; the advice changes no content.
         let _ = unsafe { madvise(start, length.get(), MmapAdvise::MADV_NOHUGEPAGE) };
+        self.mapped += length.get();
         for index in 0..PAIRS_PER_MAPPING {
             // SAFETY: the offset stays inside the mapping.
             self.free[class].push(unsafe { start.cast::<u8>().add(index * pair) });
@@ -87,6 +94,11 @@ impl Rings {
     /// Notes that `bytes` more went through one of the rings.
     pub(super) fn touch(&mut self, bytes: usize) {
         self.touched = self.touched.saturating_add(bytes);
+    }
+
+    /// The most bytes of either ring that may be in memory.
+    pub(super) fn touched(&self) -> usize {
+        self.touched.min(2 * SIZES[self.class])
     }
 
     /// Gives the pages of both rings back; they read as zeroes afterwards. Only for rings that hold nothing.

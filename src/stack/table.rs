@@ -21,6 +21,8 @@ use smoltcp::wire::HardwareAddress;
 use super::flow::{Flow, Refusal, Shared};
 use super::frame::Transmit;
 use super::held::Held;
+use super::icmp::TooBig;
+use super::path::Paths;
 use super::port::{Cut, Port, Sent, capabilities};
 use super::ring::Pool;
 use super::timers::Timers;
@@ -29,6 +31,7 @@ use super::{Config, Handle, Tuple, Unreachable, since};
 
 /// Packets that one flow may emit in a turn: a megabyte in super-packets.
 const SHARE: usize = 16;
+
 pub(super) struct Table {
     /// For IPv4 and for IPv6.
     sides: [Side; 2],
@@ -39,6 +42,7 @@ pub(super) struct Table {
     pool: Rc<RefCell<Pool>>,
     flows: HashMap<Tuple, Handle, foldhash::fast::RandomState>,
     held: Held,
+    paths: Paths,
     graveyard: Graveyard,
     shared: Rc<Shared>,
     /// Flows being polled in this turn; kept for its capacity.
@@ -48,6 +52,8 @@ pub(super) struct Table {
     timers: Timers,
     /// By tuple, not by handle: an entry must not keep a flow's rings from their pool.
     warm: VecDeque<(Instant, Tuple)>,
+    /// When to look for flows whose clients have been silent for long.
+    look: Instant,
 }
 
 /// What smoltcp needs for one IP version.
@@ -106,12 +112,14 @@ impl Table {
             pool: Rc::default(),
             flows: HashMap::default(),
             held: Held::default(),
+            paths: Paths::default(),
             graveyard: Graveyard::default(),
             shared: Rc::default(),
             turn: Vec::new(),
             ended: config.tell_ended.then(Vec::new),
             timers: Timers::default(),
             warm: VecDeque::new(),
+            look: now,
         }
     }
 
@@ -123,6 +131,24 @@ impl Table {
         self.flows.len()
     }
 
+    /// Bytes of address space that rings have taken so far, and of it the most that may be resident for live flows.
+    pub(super) fn ring_memory(&self) -> (usize, usize) {
+        let touched = self.flows.values().map(|flow| flow.borrow().rings.touched()).sum();
+        (self.pool.borrow().mapped(), touched)
+    }
+
+    /// A router says that a segment of ours was too large for its next link. Smaller ones follow when that segment is
+    /// sent again. False: there is no such flow here.
+    pub(super) fn too_big(&mut self, message: &TooBig, now: Instant) -> bool {
+        let Some(handle) = self.flows.get(&message.tuple) else { return false };
+        let mut flow = handle.borrow_mut();
+        if flow.progress.is_in_flight(message.sequence) {
+            let mtu = self.paths.learn(message.tuple.client.ip(), message.mtu, self.mtu, now);
+            flow.cut = Cut::for_path(flow.cut, message.tuple.client.is_ipv6(), mtu);
+        }
+        true
+    }
+
     pub(super) fn reset(&mut self, bytes: &[u8], now: Instant, transmit: &mut dyn Transmit) {
         let mut nobody = SocketSet::new(Vec::new());
         let side = &mut self.sides[usize::from(bytes.first().is_some_and(|byte| byte >> 4 == 6))];
@@ -132,6 +158,7 @@ impl Table {
     pub(super) fn poll(&mut self, now: Instant, transmit: &mut dyn Transmit) -> bool {
         self.fire_timers(now);
         self.cool_down(now);
+        self.look_for_silent(now);
         let mut turn = std::mem::take(&mut self.turn);
         std::mem::swap(&mut turn, &mut *self.shared.dirty.borrow_mut());
         // Whom the full device kept waiting comes before those who filled it.
@@ -169,7 +196,7 @@ impl Table {
                 self.forget(handle);
                 return;
             }
-        } else {
+        } else if flow.socket().state() != State::SynReceived {
             self.uncount(flow);
         }
         let done = self.emit(flow, now, transmit);
@@ -189,7 +216,12 @@ impl Table {
                 drop(guard);
                 self.forget(handle);
             }
-            _ => self.arm(flow, now),
+            _ => {
+                if flow.rings.touched() > 0 {
+                    self.keep_warm(flow, now);
+                }
+                self.arm(flow, now);
+            }
         }
     }
 
@@ -275,7 +307,7 @@ impl Table {
     fn forget(&mut self, handle: &Handle) {
         let mut flow = handle.borrow_mut();
         self.uncount(&mut flow);
-        flow.dead = true;
+        flow.bury();
         // Wakes the task of a flow that was replaced; everywhere else the socket has come to an end by itself.
         if flow.held.is_some() {
             flow.socket().abort();

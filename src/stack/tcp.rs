@@ -9,6 +9,7 @@ use super::ip::{self, Malformed, Packet};
 const FIN: u8 = 1;
 const SYN: u8 = 2;
 const RST: u8 = 4;
+const PSH: u8 = 8;
 const ACK: u8 = 16;
 
 /// What the table must know of a segment.
@@ -16,6 +17,8 @@ const ACK: u8 = 16;
 pub(super) struct Segment {
     pub(super) tuple: Tuple,
     pub(super) sequence: u32,
+    /// What it acknowledges, if it does.
+    pub(super) acknowledgement: Option<u32>,
     /// Bytes of payload.
     pub(super) payload: usize,
     /// The maximum segment size that it announces.
@@ -53,6 +56,8 @@ impl Segment {
                 server: SocketAddr::new(packet.destination, word(2)),
             },
             sequence: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
+            acknowledgement: (flags & ACK != 0)
+                .then(|| u32::from_be_bytes([header[8], header[9], header[10], header[11]])),
             payload: bytes.len() - length,
             segment_size,
             flags,
@@ -148,6 +153,29 @@ pub(super) fn fin_alone(packet: &[u8], end: u32) -> Vec<u8> {
     bytes[start + 13] |= FIN;
     bytes[start + 4..start + 8].copy_from_slice(&end.to_be_bytes());
     bytes
+}
+
+/// Cuts `packet`, a whole one without IPv6 extension headers, into segments of at most `most` bytes of payload, as a
+/// device with offloads does.
+pub(super) fn pieces(packet: &[u8], most: usize) -> impl Iterator<Item = Vec<u8>> {
+    let start = ip::header_length(packet);
+    let (head, payload) = packet.split_at(start + usize::from(packet[start + 12] >> 4) * 4);
+    payload.chunks(most.max(1)).enumerate().map(move |(number, part)| {
+        let mut piece = [head, part].concat();
+        let at = number * most;
+        let sequence = u32::from_be_bytes([head[start + 4], head[start + 5], head[start + 6], head[start + 7]]);
+        let sequence = sequence.wrapping_add(super::flow::low_bits(at));
+        piece[start + 4..start + 8].copy_from_slice(&sequence.to_be_bytes());
+        if at + part.len() < payload.len() {
+            // These belong to the last one.
+            piece[start + 13] &= !(FIN | PSH);
+        }
+        ip::shorten(&mut piece);
+        piece[start + 16..start + 18].fill(0);
+        let sum = super::checksum::transport(&piece, start, ip::TCP);
+        piece[start + 16..start + 18].copy_from_slice(&sum.to_be_bytes());
+        piece
+    })
 }
 
 /// Sends a bare acknowledgement from the server's end of `tuple`.

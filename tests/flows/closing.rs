@@ -127,6 +127,51 @@ fn a_reset_after_the_clients_fin_reaches_a_task_that_only_waits_to_write() {
 }
 
 #[test]
+fn the_clients_reset_reaches_a_task_that_waits_for_somebody_else() {
+    on_every_net(|world| async move {
+        // The upstream takes nothing and says nothing; the client fills the ring and is killed.
+        let mut peer = Peer::new(&world, 3000, 500);
+        let flow = peer.open().await;
+        for _ in 0..3 {
+            peer.data(&[7; 1000]);
+        }
+        world.settle().await;
+        let reset = peer.segment(RST, &[]).packet();
+        let other = world.clone();
+        world.spawn(async move {
+            other.sleep(Duration::from_secs(5)).await;
+            other.inject(&reset);
+        });
+        assert_eq!(flow.stalled().await.kind(), std::io::ErrorKind::ConnectionReset);
+        flow.close();
+        world.settle().await;
+        assert_eq!(world.flows(), 0);
+    });
+}
+
+#[test]
+fn data_before_the_clients_fin_is_not_given_up_when_nobody_takes_it_for_a_while() {
+    on_every_net(|world| async move {
+        let mut peer = Peer::new(&world, 3000, 500);
+        let flow = peer.open().await;
+        flow.shutdown();
+        let fin = peer.replies().await.pop().expect("a FIN came");
+        peer.expected = fin.sequence.wrapping_add(1);
+        peer.data(b"the last of it");
+        peer.send(FIN | ACK, &[]);
+        world.settle().await;
+        assert_eq!(world.flows(), 0, "both directions are over");
+        let stalled = flow.clone();
+        world.spawn(async move {
+            stalled.stalled().await;
+            panic!("nothing is wrong with it");
+        });
+        world.sleep(Duration::from_secs(60)).await;
+        assert_eq!(flow.read_all().await.unwrap(), b"the last of it");
+    });
+}
+
+#[test]
 fn the_tasks_reset_in_mid_stream_reaches_the_client() {
     on_every_net(|world| async move {
         let conn = world.connect(80);

@@ -13,6 +13,8 @@ mod windows;
 #[cfg(test)]
 mod weather;
 #[cfg(test)]
+mod paths;
+#[cfg(test)]
 mod limits;
 #[cfg(test)]
 mod idleness;

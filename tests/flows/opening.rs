@@ -31,7 +31,7 @@ fn a_held_flow_asks_for_no_timer_and_no_turn() {
         Peer::new(&world, 1000, 5).syn();
         let _flow = world.arrival().await;
         world.settle().await;
-        assert_eq!(world.deadline(), None);
+        assert!(world.rests());
         let turns = world.turns();
         world.sleep(Duration::from_secs(30)).await;
         assert!(world.turns() - turns <= 2, "{} turns for one sleeper", world.turns() - turns);
@@ -180,7 +180,7 @@ fn an_accepted_flow_whose_client_is_never_heard_of_again_is_given_up() {
         let answers = peer.replies().await;
         assert!(answers[0].is(SYN | ACK));
         assert!(flow.read(1).await.is_err());
-        assert!(world.elapsed() < Duration::from_secs(200), "after {:?}", world.elapsed());
+        assert!(world.elapsed() < Duration::from_secs(60), "after {:?}", world.elapsed());
         world.sleep(Duration::from_secs(130)).await;
         assert_eq!((world.flows(), world.deadline()), (0, None));
     });

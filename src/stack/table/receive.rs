@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -165,7 +164,8 @@ impl Table {
 
     fn open(&mut self, packet: &Packet<'_>, segment: &Segment, now: Instant) -> Option<Handle> {
         let source = segment.tuple.client.ip();
-        if !self.held.has_room(source) {
+        let own = self.own.contains(&source);
+        if !self.held.has_room(source, own) {
             return None;
         }
         let mut rings = Pool::take(&self.pool, self.flows.len())?;
@@ -176,8 +176,7 @@ impl Table {
         socket.set_nagle_enabled(false);
         socket.pause_synack(true);
         // No packet is lost between this host's programs and us; a LAN or Wi-Fi client is another matter.
-        let lossless = self.own.contains(&source);
-        socket.set_congestion_control(if lossless { CongestionControl::None } else { CongestionControl::Cubic });
+        socket.set_congestion_control(if own { CongestionControl::None } else { CongestionControl::Cubic });
         socket.listen((segment.tuple.server.ip(), segment.tuple.server.port())).ok()?;
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
@@ -186,7 +185,7 @@ impl Table {
             sockets,
             handle,
             rings,
-            cut: self.cut(segment),
+            cut: self.cut(segment, now),
             held: Some(packet.bytes[..packet.bytes.len().min(128)].into()),
             counted: true,
             dead: false,
@@ -195,9 +194,11 @@ impl Table {
             refusal: None,
             finishing: false,
             armed: None,
+            watchers: [None, None],
             progress: Progress::new(segment.sequence, now),
         }));
         self.held.enter(source);
+        self.start_looking(now);
         self.flows.insert(segment.tuple, Rc::clone(&flow));
         Some(flow)
     }
@@ -221,20 +222,20 @@ impl Table {
         }
     }
 
-    /// The measure by which super-packets to a new client are cut, if smoltcp does not see to that.
-    fn cut(&self, syn: &Segment) -> Option<Cut> {
-        if !self.offload || !syn.tuple.server.is_ipv6() {
-            return None;
+    /// The measure by which packets to a new client are cut, if smoltcp does not see to that.
+    fn cut(&self, syn: &Segment, now: Instant) -> Option<Cut> {
+        let v6 = syn.tuple.server.is_ipv6();
+        let own = if self.offload && v6 { Cut::of_device(self.mtu, syn.segment_size) } else { None };
+        match self.paths.find(syn.tuple.client.ip(), now) {
+            Some(mtu) => Cut::for_path(own, v6, mtu),
+            None => own,
         }
-        let most = u16::try_from(self.mtu.saturating_sub(60)).unwrap_or(u16::MAX);
-        // As smoltcp reads it: 536 where nothing is said, and at least 48.
-        let size = syn.segment_size.filter(|size| *size > 0).unwrap_or(536).max(48).min(most);
-        NonZeroU16::new(size).map(|segment| Cut { segment, most })
     }
 
     fn feed(&mut self, handle: &Handle, bytes: &[u8], segment: &Segment, now: Instant, transmit: &mut dyn Transmit) {
         let mut guard = handle.borrow_mut();
         let flow = &mut *guard;
+        flow.heard(now);
         let side = &mut self.sides[usize::from(flow.tuple.server.is_ipv6())];
         let (measure, sockets, time) = ((flow.cut, flow.progress.end()), &mut flow.sockets, since(self.epoch, now));
         match contained(|| side.ingest(bytes, measure, sockets, time, transmit)) {
@@ -242,7 +243,11 @@ impl Table {
             Some(None) => {}
             None => flow.give_up(),
         }
-        flow.progress.heard = now;
+        let state = flow.socket().state();
+        flow.progress.finished |= matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
+        if let Some(acknowledgement) = segment.acknowledgement {
+            flow.progress.note_acknowledged(acknowledgement);
+        }
         if flow.finishing && flow.socket().state() != State::SynReceived {
             flow.finish();
         }

@@ -103,6 +103,26 @@ impl Flow {
         ended.expect_err("nothing was written")
     }
 
+    /// Offers what waits to somebody who takes nothing, as a relay with a stalled upstream does. Ends with the error that
+    /// it is told.
+    pub(crate) async fn stalled(&self) -> io::Error {
+        let ended: io::Result<usize> =
+            poll_fn(|cx| self.poll(|stream| stream.poll_recv_with(cx, |_, _| Poll::Pending))).await;
+        ended.expect_err("nothing was moved")
+    }
+
+    /// Reads to the end.
+    pub(crate) async fn read_all(&self) -> io::Result<Vec<u8>> {
+        let mut all = Vec::new();
+        loop {
+            let part = self.read(usize::MAX).await?;
+            if part.is_empty() {
+                return Ok(all);
+            }
+            all.extend(part);
+        }
+    }
+
     pub(crate) async fn write_pattern(&self, length: usize) -> io::Result<()> {
         let mut at = 0;
         while at < length {

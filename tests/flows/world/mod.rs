@@ -53,12 +53,14 @@ pub(crate) struct Net {
     pub(crate) buffer: usize,
     /// Packets that the device takes in one turn.
     pub(crate) room: usize,
+    /// A router between client and device whose link to the client carries no more than this.
+    pub(crate) hop: Option<u16>,
 }
 
 impl Net {
     pub(crate) fn new(offload: bool, v6: bool) -> Self {
         let weather = Weather::CALM;
-        Self { offload, v6, own: true, ipv6: true, weather, seed: 1, buffer: 256 << 10, room: usize::MAX }
+        Self { offload, v6, own: true, ipv6: true, weather, seed: 1, buffer: 256 << 10, room: usize::MAX, hop: None }
     }
 
     /// With and without offloads, IPv4 and IPv6.
@@ -222,6 +224,11 @@ impl World {
         self.stack().deadline()
     }
 
+    /// Whether nothing is due within the hour: what is left is the look for clients that vanished.
+    pub(crate) fn rests(&self) -> bool {
+        self.deadline().is_none_or(|deadline| deadline >= self.now() + Duration::from_secs(3600))
+    }
+
     /// Turns of the loop in which there was something to do.
     pub(crate) fn turns(&self) -> u64 {
         self.0.turns.get()
@@ -327,6 +334,10 @@ impl World {
         let brought = event.is_some();
         match event {
             None => {}
+            Some(Event::Whole(packet)) => {
+                drop((stack, device));
+                return self.ingest(VirtioHeader::PLAIN, &packet);
+            }
             Some(Event::Stray(_)) => {
                 self.0.strays.set(self.0.strays.get() + 1);
                 stack.reset(frame, self.now(), &mut *device);
@@ -403,7 +414,9 @@ impl World {
         for packet in written {
             moved = true;
             self.note(&packet, true);
-            if packet::destination(&packet) == inner.net.client() {
+            if let Some(mtu) = inner.net.hop.filter(|mtu| packet.len() > usize::from(*mtu)) {
+                self.inject(&packet::too_big(&packet, mtu));
+            } else if packet::destination(&packet) == inner.net.client() {
                 inner.link.borrow_mut().enter(link::Way::ToClient, packet, VirtioHeader::PLAIN, now);
             } else {
                 inner.peers.borrow_mut().push_back(Seen::read(&packet, true));

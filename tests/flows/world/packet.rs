@@ -224,3 +224,16 @@ pub(crate) fn echo(from: IpAddr, to: IpAddr, sequence: u16, payload: &[u8]) -> V
     seal(&mut packet);
     packet
 }
+
+/// The message of a router whose next link carries `mtu` bytes, about a packet that begins with `quoted`.
+pub(crate) fn too_big(quoted: &[u8], mtu: u16) -> Vec<u8> {
+    let v6 = quoted[0] >> 4 == 6;
+    let router = if v6 { "2001:db8:1::ff" } else { "192.0.2.254" }.parse().unwrap();
+    let mut body = if v6 { vec![2, 0, 0, 0, 0, 0] } else { vec![3, 4, 0, 0, 0, 0] };
+    body.extend(mtu.to_be_bytes());
+    // As little as a router may quote.
+    body.extend(&quoted[..header_length(quoted) + 8]);
+    let mut message = ip(router, source(quoted), if v6 { 58 } else { 1 }, &body);
+    seal(&mut message);
+    message
+}

@@ -1,0 +1,194 @@
+//! Packets in: read from the queue or taken over from another worker, given to the stack, and what the stack asks for
+//! in return.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::task::spawn_local;
+
+use super::back::TunBack;
+use super::crew::{Crew, Parcel};
+use super::streams::stream;
+use super::{QUOTED, Tunnel};
+use crate::dispatch::Back;
+use crate::dns::{Answer, Dns, Question, Transport};
+use crate::session::{Fact, Inbound, Network, Session};
+use crate::stack::{self, Claim, Datagram, Event, Frame, Tuple, VirtioHeader};
+
+/// Packets read before flows get their turn.
+const BATCH: usize = 64;
+
+/// An answer that leaves once its fake addresses are in the log.
+pub(super) struct Reply {
+    from: SocketAddr,
+    to: SocketAddr,
+    message: Vec<u8>,
+}
+
+impl Tunnel {
+    /// Reads and ingests up to a batch, and sends what came of it. True: more may wait.
+    pub(super) fn read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> io::Result<bool> {
+        let mut replies = Vec::new();
+        let more = self.read_batch(cx, buffer, &mut replies);
+        self.dispatcher.flush();
+        self.answer(replies);
+        more
+    }
+
+    fn read_batch(&self, cx: &mut Context<'_>, buffer: &mut [u8], replies: &mut Vec<Reply>) -> io::Result<bool> {
+        let mut more = self.take_parcels(cx, replies);
+        let Poll::Ready(guard) = self.queue.poll_read_ready(cx) else { return Ok(more) };
+        let mut guard = guard?;
+        for turn in 0..BATCH {
+            match guard.try_io(|queue| queue.get_ref().read(buffer)) {
+                Ok(Ok((layout, length))) => {
+                    let header = layout
+                        .header
+                        .and_then(|at| buffer.get(at..at + VirtioHeader::LEN)?.try_into().ok())
+                        .map_or(VirtioHeader::PLAIN, VirtioHeader::parse);
+                    let frame = Frame { header, packet: &buffer[layout.packet..length] };
+                    self.ingest(frame, replies);
+                    more |= turn + 1 == BATCH;
+                }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_would_block) => break,
+            }
+        }
+        Ok(more)
+    }
+
+    /// Ingests what other workers handed over, up to a batch. True: more may wait.
+    fn take_parcels(&self, cx: &mut Context<'_>, replies: &mut Vec<Reply>) -> bool {
+        for _ in 0..BATCH {
+            let parcel = self.crew.borrow_mut().inbox.poll_recv(cx);
+            let Poll::Ready(Some(Parcel { header, packet })) = parcel else { return false };
+            self.digest(Frame { header, packet: &packet }, true, replies);
+        }
+        true
+    }
+
+    /// Ingests a packet of our own queue, or one that we have put together, unless another worker has to.
+    pub(super) fn ingest(&self, frame: Frame<'_>, replies: &mut Vec<Reply>) {
+        let crew = self.crew.borrow();
+        if crew.is_alone() {
+            drop(crew);
+            return self.digest(frame, false, replies);
+        }
+        let claim = stack::claim(frame.packet);
+        let elsewhere = match claim {
+            None => None,
+            Some(Claim::Flow(tuple)) => Some(crew.claim(tuple)).filter(|owner| !crew.is(*owner)),
+            Some(Claim::Piece(source, destination, id)) => crew.owner_of_fragments((source, destination, id)),
+        };
+        if let Some(owner) = elsewhere {
+            self.hand(&crew, owner, frame);
+            return;
+        }
+        drop(crew);
+        self.digest(frame, false, replies);
+        if let Some(Claim::Flow(tuple)) = claim
+            && !self.stack.borrow().knows(&tuple)
+        {
+            self.crew.borrow().release(&tuple);
+        }
+    }
+
+    fn hand(&self, crew: &Crew, owner: usize, frame: Frame<'_>) {
+        if !crew.hand(owner, frame.header, frame.packet) {
+            self.dispatcher.core().counters.hand_over_lost.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Gives a packet to the stack and does what it asks for. `handed`: another worker has already looked for an owner.
+    fn digest(&self, frame: Frame<'_>, handed: bool, replies: &mut Vec<Reply>) {
+        let now = Instant::now();
+        let mut stack = self.stack.borrow_mut();
+        let mut writer = self.writer.borrow_mut();
+        match stack.ingest(frame, now, &mut *writer) {
+            None => {}
+            Some(Event::Whole(packet)) => {
+                drop((stack, writer));
+                // Nobody could tell its flow by the pieces, so nobody has looked for an owner yet.
+                self.ingest(Frame { header: VirtioHeader::PLAIN, packet: &packet }, replies);
+            }
+            Some(Event::Stray(tuple)) => {
+                let crew = self.crew.borrow();
+                match crew.owner(&tuple).filter(|_| !handed) {
+                    Some(owner) => self.hand(&crew, owner, frame),
+                    None => stack.reset(frame, now, &mut *writer),
+                }
+            }
+            Some(Event::Incoming(tuple, incoming)) => self.incoming(tuple, incoming),
+            Some(Event::Datagram(datagram)) => self.datagram(&datagram, frame.header, now, replies),
+        }
+    }
+
+    fn incoming(&self, tuple: Tuple, incoming: stack::FlowStream) {
+        let dispatcher = Rc::clone(&self.dispatcher);
+        if self.hijack.takes(tuple.server) {
+            spawn_local(stream(dispatcher, Rc::clone(&self.streams), tuple.client.ip(), incoming));
+        } else {
+            spawn_local(dispatcher.flow(tuple, incoming));
+        }
+    }
+
+    fn datagram(&self, datagram: &Datagram<'_>, header: VirtioHeader, now: Instant, replies: &mut Vec<Reply>) {
+        if self.hijack.takes(datagram.destination) {
+            // A coalesced packet carries several datagrams of one size.
+            let size = datagram.size.map_or(datagram.payload.len().max(1), |size| usize::from(size.get()));
+            datagram.payload.chunks(size).for_each(|query| self.query(query, datagram, now, replies));
+            return;
+        }
+        let crew = self.crew.borrow();
+        if let Some(owner) = crew.owner_of_source(datagram.source) {
+            return self.hand(&crew, owner, Frame { header, packet: datagram.packet });
+        }
+        let quoted = &datagram.packet[..datagram.packet.len().min(QUOTED)];
+        let back: Rc<dyn Back> = self.back.clone();
+        let session = Session {
+            network: Network::Udp,
+            inbound: Inbound::Tun,
+            source: datagram.source,
+            destination: datagram.destination.into(),
+            resolved: Fact::Unknown,
+        };
+        let Datagram { payload, size, dont_fragment, .. } = *datagram;
+        self.dispatcher.packet(&session, payload, size, dont_fragment, quoted, &back);
+    }
+
+    fn query(&self, query: &[u8], datagram: &Datagram<'_>, now: Instant, replies: &mut Vec<Reply>) {
+        let (from, to) = (datagram.destination, datagram.source);
+        let mut message = Vec::with_capacity(512);
+        match self.dns.answer(query, Transport::Udp, now, &mut message) {
+            Answer::Ready => replies.push(Reply { from, to, message }),
+            Answer::Ask(question) => {
+                spawn_local(ask(Arc::clone(&self.dns), Rc::clone(&self.back), from, to, question));
+            }
+            Answer::Drop => {}
+        }
+    }
+
+    /// Sends answers that were made in this batch; one write of the fake-IP log goes before all of them.
+    fn answer(&self, replies: Vec<Reply>) {
+        if replies.is_empty() {
+            return;
+        }
+        self.dns.flush();
+        let (mut stack, mut writer) = (self.stack.borrow_mut(), self.writer.borrow_mut());
+        for reply in replies {
+            stack.send(reply.from, reply.to, &reply.message, &mut *writer);
+        }
+    }
+}
+
+/// Asks the nameservers and answers the client.
+async fn ask(dns: Arc<Dns>, back: Rc<TunBack>, from: SocketAddr, to: SocketAddr, question: Question) {
+    let message = dns.ask(question).await;
+    back.deliver(&from.into(), to, &message);
+}
