@@ -52,7 +52,7 @@ fn core() -> Arc<Core> {
     };
     let dialer = Dialer::default();
     let runtime = tokio::runtime::Handle::current();
-    let config = dns::Config { ipv6: false, mode, upstreams: Vec::new(), dialer: dialer.clone(), log: None, runtime };
+    let config = dns::Config { ipv6: false, mode, nameservers: Vec::new(), dialer: dialer.clone(), log: None, runtime };
     let dns = Arc::new(Dns::open(config).unwrap());
     let lookup: Arc<dyn Lookup> = dns.clone();
     let context = Context { egress: Egress::new(dialer, lookup), roots: Roots::default() };
