@@ -9,7 +9,7 @@ use super::{Context, Egress, Outbound, Outbounds, Roots};
 use crate::net::{Address, BoxFuture, Host, Lookup, LookupError, Name};
 use crate::platform::Dialer;
 use crate::profile::{Report, parse};
-use crate::session::{Fact, Inbound, Network, Session};
+use crate::session::{Inbound, Network, Session};
 
 /// A resolver that knows a few names.
 pub(crate) struct Names(HashMap<Name, Arc<[IpAddr]>>);
@@ -61,13 +61,12 @@ pub(crate) fn black_hole() -> BlackHole {
 
 /// A session towards `host` and `port`.
 pub(crate) fn session(network: Network, host: &str, port: u16) -> Session {
-    Session {
+    Session::new(
         network,
-        inbound: Inbound::Tun,
-        source: SocketAddr::from(([127, 0, 0, 1], 40_000)),
-        destination: Address { host: Host::parse(host).unwrap(), port },
-        resolved: Fact::Unknown,
-    }
+        Inbound::Tun,
+        SocketAddr::from(([127, 0, 0, 1], 40_000)),
+        Address { host: Host::parse(host).unwrap(), port },
+    )
 }
 
 /// What [`build`] makes.
@@ -82,6 +81,11 @@ pub(crate) fn build(yaml: &str) -> Tested {
 
 /// Builds the table of a profile's text.
 pub(crate) fn table(yaml: &str) -> (Outbounds, Report) {
+    table_knowing(yaml, &[("localhost.test", &["127.0.0.1"])])
+}
+
+/// The same, where these names have addresses.
+pub(crate) fn table_knowing(yaml: &str, names: &[(&str, &[&str])]) -> (Outbounds, Report) {
     let mut report = Report::new("test.yaml", yaml);
     let root = parse(&mut report).unwrap_or_else(|| panic!("{report}"));
     let items = |key: &str| {
@@ -89,8 +93,7 @@ pub(crate) fn table(yaml: &str) -> (Outbounds, Report) {
         let found = entries.iter().find(|entry| &*entry.key.text == key);
         found.map(|entry| entry.value.items().to_vec()).unwrap_or_default()
     };
-    let names = Names::shared(&[("localhost.test", &["127.0.0.1"])]);
-    let context = Context { egress: Egress::new(Dialer::default(), names), roots: Roots::default() };
+    let context = Context { egress: Egress::new(Dialer::default(), Names::shared(names)), roots: Roots::default() };
     let built = Outbounds::build(&items("proxies"), &items("proxy-groups"), &context, &mut report);
     (built, report)
 }
