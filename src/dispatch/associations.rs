@@ -306,15 +306,17 @@ impl Associations {
         }
     }
 
-    /// Forgets one peer.
+    /// Forgets one peer, and ends its association if that served no other.
     fn forget(&mut self, origin: Origin, client: &Address, reason: &dyn fmt::Display) {
         let Some(source) = self.sources.get_mut(&origin) else { return };
         let Some(peer) = source.peers.remove(client) else { return };
         self.peers -= 1;
         match peer {
             Peer::Open { link, flow } => {
-                link.forget(&flow);
                 flow.close(reason);
+                if link.forget(&flow) {
+                    self.end(&link, reason);
+                }
             }
             Peer::Opening(opening) => {
                 self.counters.datagrams_dropped.fetch_add(opening.waiting.len() as u64, Relaxed);

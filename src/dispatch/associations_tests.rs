@@ -170,6 +170,19 @@ async fn a_flow_ends_by_itself_and_one_to_a_nameserver_sooner() {
 }
 
 #[tokio::test]
+async fn an_association_ends_with_its_last_flow() {
+    let mut all = associations(1000, 100, 9);
+    let client = Client::new(&mut all, 1);
+    client.open(&mut all, 1);
+    client.open(&mut all, 2);
+    all.forget(client.origin, &to(1), &"enough");
+    assert!(!client.link.has_ended());
+    all.forget(client.origin, &to(2), &"enough");
+    assert!(client.link.has_ended());
+    assert_eq!((all.sources.len(), all.peers, all.links.len()), (0, 0, 0));
+}
+
+#[tokio::test]
 async fn an_old_attempt_has_no_say_over_a_new_one() {
     let mut all = associations(1000, 100, 9);
     let client = Client::new(&mut all, 1);

@@ -184,12 +184,13 @@ impl Link {
         self.flows.borrow_mut().insert(flow.to.clone(), Rc::clone(flow));
     }
 
-    /// Carries `flow` no more.
-    pub(super) fn forget(&self, flow: &Rc<Flow>) {
+    /// Carries `flow` no more. True: it was the last.
+    pub(super) fn forget(&self, flow: &Rc<Flow>) -> bool {
         let mut flows = self.flows.borrow_mut();
         if flows.get(&flow.to).is_some_and(|known| Rc::ptr_eq(known, flow)) {
             flows.remove(&flow.to);
         }
+        flows.is_empty()
     }
 
     /// The flows that have been idle for too long.
