@@ -4,7 +4,9 @@ use std::future::poll_fn;
 use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::spawn_local;
 use tokio::time::Instant;
 
@@ -20,6 +22,9 @@ use crate::session::Session;
 
 /// As much of a packet as an error has to quote: the IP header and eight bytes, with room for options.
 const QUOTED: usize = 128;
+
+/// How long an opening waits for those before it: as long as one of them may take.
+const MOST_PATIENCE: Duration = Duration::from_secs(30);
 
 impl Dispatcher {
     /// Carries datagrams of one client to one peer: one, or with `size` several of that size, the last of which may be
@@ -126,7 +131,10 @@ impl Dispatcher {
         let to = outbound.peer(&session).await?;
         session.destination = to.clone();
         let link = match to.host {
-            Host::Name(_) => self.link(&*outbound, &session, back, Some(ticket.client.clone())).await?,
+            Host::Name(_) => {
+                let _turn = self.turn(ticket.origin, &chain).await?;
+                self.link(&*outbound, &session, back, Some(ticket.client.clone())).await?
+            }
             Host::Ip(_) => self.shared(ticket, chain, &*outbound, &session, back).await?,
         };
         Ok((link, to, held))
@@ -159,6 +167,13 @@ impl Dispatcher {
             return Ok(link);
         }
         self.link(outbound, session, back, None).await
+    }
+
+    /// Waits until the client may open one more association of its own through this outbound, but not for long.
+    async fn turn(&self, origin: Origin, chain: &Arc<str>) -> Result<Option<OwnedSemaphorePermit>, DialError> {
+        let Some(turns) = self.associations.borrow_mut().turns(origin, chain) else { return Ok(None) };
+        let turn = tokio::time::timeout(MOST_PATIENCE, turns.acquire_owned());
+        Ok(turn.await.map_err(|_| DialError::TimedOut)?.ok())
     }
 
     /// Opens an association. With `name`, all that it brings is from there.

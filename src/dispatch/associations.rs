@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -25,6 +26,8 @@ use crate::platform::descriptors_for_flows;
 
 /// Datagrams that wait while their association is being opened.
 const MOST_WAITING: usize = 32;
+/// Associations that a client may be opening at a time through one outbound, where each name has its own.
+pub(super) const MOST_OPENING: usize = 16;
 /// A peer that was refused stays so for this long, without asking again.
 pub(super) const REFUSED_FOR: Duration = Duration::from_secs(2);
 
@@ -110,6 +113,8 @@ struct Source {
     peers: HashMap<Address, Peer, RandomState>,
     /// Associations that serve many peers, by the outbound's chain.
     ways: HashMap<Arc<str>, Way, RandomState>,
+    /// Turns to open associations that serve one name each, by the outbound's chain.
+    turns: HashMap<Arc<str>, Arc<Semaphore>, RandomState>,
 }
 
 /// The associations of one worker.
@@ -154,6 +159,7 @@ impl Associations {
             _back: Rc::clone(back),
             peers: HashMap::default(),
             ways: HashMap::default(),
+            turns: HashMap::default(),
         });
         source.peers.insert(client.clone(), Peer::Opening(opening));
         self.peers += 1;
@@ -224,6 +230,13 @@ impl Associations {
         if let Some(source) = self.sources.get_mut(&origin) {
             source.ways.insert(chain, way);
         }
+    }
+
+    /// The turns of `origin` to open associations for names through the outbound `chain`. None: the client is gone.
+    pub(super) fn turns(&mut self, origin: Origin, chain: &Arc<str>) -> Option<Arc<Semaphore>> {
+        let turns = &mut self.sources.get_mut(&origin)?.turns;
+        let new = || Arc::new(Semaphore::new(MOST_OPENING));
+        Some(Arc::clone(turns.entry(Arc::clone(chain)).or_insert_with(new)))
     }
 
     /// The opening of a way is over, whatever came of it.

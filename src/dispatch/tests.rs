@@ -47,6 +47,8 @@ struct Proxy {
     address: SocketAddr,
     /// What was asked for, as `3 0.0.0.0:0`.
     asked: Rc<RefCell<Vec<String>>>,
+    /// Requests that had no answer yet, at most.
+    peak: Rc<Cell<usize>>,
     /// Control connections that the client has closed.
     closed: Rc<Cell<usize>>,
     news: Rc<Notify>,
@@ -62,22 +64,27 @@ impl Proxy {
         let relay = socket.local_addr().unwrap();
         let (asked, closed) = (Rc::<RefCell<Vec<String>>>::default(), Rc::<Cell<usize>>::default());
         let (news, go) = (Rc::new(Notify::new()), Rc::new(Notify::new()));
-        let proxy = Self { address, asked, closed, news, go };
+        let (peak, waiting) = (Rc::<Cell<usize>>::default(), Rc::<Cell<usize>>::default());
+        let proxy = Self { address, asked, peak: Rc::clone(&peak), closed, news, go };
         let (asked, closed, news, go) =
             (Rc::clone(&proxy.asked), Rc::clone(&proxy.closed), Rc::clone(&proxy.news), Rc::clone(&proxy.go));
         spawn_local(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let (asked, closed) = (Rc::clone(&asked), Rc::clone(&closed));
                 let (news, go) = (Rc::clone(&news), Rc::clone(&go));
+                let (peak, waiting) = (Rc::clone(&peak), Rc::clone(&waiting));
                 spawn_local(async move {
                     let line = request(&mut stream).await;
                     asked.borrow_mut().push(line);
+                    waiting.set(waiting.get() + 1);
+                    peak.set(peak.get().max(waiting.get()));
                     news.notify_waiters();
                     let mut reply = Vec::new();
                     wire::put_reply(code, relay, &mut reply);
                     let mut space = [0; 16];
                     tokio::select! {
                         () = go.notified() => {
+                            waiting.set(waiting.get() - 1);
                             // The client may have gone meanwhile.
                             let _ = stream.write_all(&reply).await;
                             while stream.read(&mut space).await.is_ok_and(|read| read > 0) {}
@@ -265,6 +272,28 @@ async fn the_first_burst_of_a_client_opens_one_association_upstream() {
 
         dispatcher.leave(source(), &back);
         proxy.until(|proxy| proxy.closed.get() == 1).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn names_have_associations_of_their_own_and_few_are_opened_at_a_time() {
+    local(async {
+        let proxy = Proxy::start(wire::reply::SUCCEEDED).await;
+        let world = World { proxies: &proxy.entry(), rules: &["MATCH,up"], names: &[] };
+        let (dispatcher, heard) = (world.dispatcher(), Rc::<Heard>::default());
+        let back: Rc<dyn Back> = heard.clone();
+        for name in 1..=40 {
+            send(&dispatcher, &address(&format!("{name}.test"), 7), b"?", &back);
+        }
+        proxy.until(|proxy| proxy.asked.borrow().len() >= associations::MOST_OPENING).await;
+        for opened in 1..=40 {
+            proxy.until(|proxy| proxy.asked.borrow().len() >= opened).await;
+            proxy.go.notify_one();
+        }
+        heard.times(40).await;
+        assert_eq!((proxy.asked.borrow().len(), proxy.peak.get()), (40, associations::MOST_OPENING));
+        assert_eq!(dispatcher.core().counters.associations.load(Relaxed), 40);
     })
     .await;
 }
