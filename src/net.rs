@@ -1,5 +1,6 @@
 //! The words every other module shares: names, addresses, the two transports and how a dial fails.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -17,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 /// A boxed future that may cross threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// A domain name: lower-case, no trailing dot, 1 to 253 bytes, no empty label.
+/// A domain name as the DNS has it: lower-case ASCII, no trailing dot, 1 to 253 bytes, labels of 1 to 63.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(Arc<str>);
 
@@ -36,15 +37,25 @@ pub enum InvalidName {
     /// White space, a control character, or one that no host name carries.
     #[error("the name has a character that no domain name carries")]
     BadCharacter,
+    /// It is not ASCII, and has no form in it (RFC 5891).
+    #[error("the name has no form in ASCII")]
+    NotAscii,
 }
 
 impl Name {
-    /// Lower-cases `text`, drops one trailing dot and checks the lengths of RFC 1035.
+    /// Puts `text` into lower-case ASCII (RFC 5891: labels of other scripts become `xn--…`), drops one trailing dot and
+    /// checks the lengths of RFC 1035.
     ///
     /// # Errors
     /// [`InvalidName`] says which limit was broken.
     pub fn new(text: &str) -> Result<Self, InvalidName> {
-        let text = text.strip_suffix('.').unwrap_or(text);
+        // First the form that counts, then its limits: a name may grow on the way.
+        let ascii = if text.is_ascii() {
+            Cow::Borrowed(text)
+        } else {
+            Cow::Owned(idna::domain_to_ascii(text).map_err(|_| InvalidName::NotAscii)?)
+        };
+        let text = ascii.strip_suffix('.').unwrap_or(&ascii);
         if text.is_empty() {
             return Err(InvalidName::Empty);
         }
@@ -57,7 +68,7 @@ impl Name {
         if text.bytes().any(|byte| byte <= b' ' || byte == 0x7f || b"/:@[]\\\"".contains(&byte)) {
             return Err(InvalidName::BadCharacter);
         }
-        Ok(Self(text.to_lowercase().into()))
+        Ok(Self(text.to_ascii_lowercase().into()))
     }
 
     /// The name as text.
@@ -104,7 +115,11 @@ impl Host {
         let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
         match bare.parse() {
             Ok(ip) => Ok(Self::Ip(ip)),
-            Err(_) => Name::new(text).map(Self::Name),
+            Err(_) => {
+                let name = Name::new(text)?;
+                // `192.0.2.1.` and digits of other scripts are an address too.
+                Ok(name.as_str().parse().map_or(Self::Name(name), Self::Ip))
+            }
         }
     }
 }
@@ -340,6 +355,9 @@ pub enum DialError {
     /// The upstream proxy, or a rule of ours, does not allow it; the text says who and why.
     #[error("{0}")]
     Denied(String),
+    /// This host has no descriptor left for the flow. It says nothing about the destination.
+    #[error("no file descriptors are left here")]
+    Exhausted,
     /// Anything else that the operating system or the upstream reports.
     #[error("{0}")]
     Io(#[source] io::Error),
@@ -357,7 +375,23 @@ impl DialError {
             Self::Unreachable(Reach::Prohibited) | Self::Rejected(_) => io::ErrorKind::PermissionDenied,
             Self::TimedOut => io::ErrorKind::TimedOut,
             Self::Unsupported(_) => io::ErrorKind::Unsupported,
+            Self::Exhausted => io::ErrorKind::ResourceBusy,
             Self::Io(error) => error.kind(),
+        }
+    }
+
+    /// The same once more, for another flow that waited for the same dial.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        match self {
+            Self::Refused => Self::Refused,
+            Self::Unreachable(why) => Self::Unreachable(*why),
+            Self::TimedOut => Self::TimedOut,
+            Self::Rejected(manner) => Self::Rejected(*manner),
+            Self::Unsupported(words) => Self::Unsupported(words.clone()),
+            Self::Denied(words) => Self::Denied(words.clone()),
+            Self::Exhausted => Self::Exhausted,
+            Self::Io(error) => Self::Io(io::Error::new(error.kind(), error.to_string())),
         }
     }
 }
@@ -370,6 +404,7 @@ impl From<io::Error> for DialError {
             Some(libc::EHOSTUNREACH | libc::EHOSTDOWN) => Self::Unreachable(Reach::Host),
             Some(libc::EACCES | libc::EPERM) => Self::Unreachable(Reach::Prohibited),
             Some(libc::ETIMEDOUT) => Self::TimedOut,
+            Some(libc::EMFILE | libc::ENFILE) => Self::Exhausted,
             _ if error.kind() == io::ErrorKind::TimedOut => Self::TimedOut,
             _ if error.kind() == io::ErrorKind::ConnectionRefused => Self::Refused,
             _ => Self::Io(error),
@@ -404,4 +439,66 @@ pub enum LookupError {
 pub trait Lookup: Send + Sync {
     /// The addresses of `name`, preferred first, never empty.
     fn lookup<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Arc<[IpAddr]>, LookupError>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_name_is_lower_case_ascii_whatever_it_was_written_in() {
+        for (written, name) in [
+            ("WWW.Example.TEST.", "www.example.test"),
+            ("Bücher.example", "xn--bcher-kva.example"),
+            ("例え。テスト", "xn--r8jz45g.xn--zckzah"),
+            ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+            ("_sip._udp.example", "_sip._udp.example"),
+        ] {
+            assert_eq!(Name::new(written).unwrap().as_str(), name, "{written}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_grows_on_the_way_keeps_its_limits() {
+        // Each of these letters is longer once it is in lower case.
+        for letter in ["\u{130}", "\u{23a}"] {
+            for many in 1..=80 {
+                let Ok(name) = Name::new(&[letter.repeat(many).as_str(); 4].join(".")) else { continue };
+                let (name, labels) = (name.as_str(), name.as_str().split('.'));
+                assert!(name.is_ascii() && name.len() <= 253, "{many}: {name}");
+                assert!(labels.clone().count() == 4 && labels.clone().all(|label| label.len() <= 63), "{many}: {name}");
+            }
+            assert!(Name::new(&letter.repeat(80)).is_err());
+        }
+    }
+
+    #[test]
+    fn what_stands_for_a_bad_character_is_one() {
+        // U+2100 stands for `a/c`, U+3002 for a dot.
+        assert!(Name::new("\u{2100}.example").is_err());
+        assert!(Name::new("a/\u{df}").is_err());
+        assert_eq!(Name::new("a\u{3002}\u{3002}b"), Err(InvalidName::EmptyLabel));
+    }
+
+    #[test]
+    fn an_address_is_never_taken_for_a_name() {
+        for text in ["192.0.2.1", "192.0.2.1.", "[2001:db8::1]", "2001:db8::1", "１９２.0.2.1"] {
+            assert!(matches!(Host::parse(text), Ok(Host::Ip(_))), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_name_keeps_its_limits(text in any::<String>(), letters in "[\\PC]{1,40}(\\.[\\PC]{1,70}){0,6}") {
+            for text in [text, letters] {
+                let Ok(name) = Name::new(&text) else { continue };
+                let name = name.as_str();
+                prop_assert!(name.is_ascii() && (1..=253).contains(&name.len()), "{name}");
+                prop_assert!(name.split('.').all(|label| (1..=63).contains(&label.len())), "{name}");
+                prop_assert!(!name.bytes().any(|byte| byte.is_ascii_uppercase()), "{name}");
+            }
+        }
+    }
 }

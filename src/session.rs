@@ -77,17 +77,26 @@ pub struct Session {
     pub source: SocketAddr,
     /// Where it wants to go; never a fake address.
     pub destination: Address,
+    /// The name for which `destination` was last given out, where that is an address and one is remembered. It serves the
+    /// rules and the log; nobody dials it, because what it leads to may have changed since, or be another of its addresses.
+    pub remembered: Option<Name>,
     /// The address of `destination` when that is a name, once a rule or an outbound asked.
     pub resolved: Fact<IpAddr>,
 }
 
 impl Session {
-    /// The destination's name, if it has one.
+    /// A flow of which nothing else is known yet.
+    #[must_use]
+    pub fn new(network: Network, inbound: Inbound, source: SocketAddr, destination: Address) -> Self {
+        Self { network, inbound, source, destination, remembered: None, resolved: Fact::Unknown }
+    }
+
+    /// The destination's name as rules see it, if one is known.
     #[must_use]
     pub fn name(&self) -> Option<&Name> {
         match &self.destination.host {
             Host::Name(name) => Some(name),
-            Host::Ip(_) => None,
+            Host::Ip(_) => self.remembered.as_ref(),
         }
     }
 

@@ -142,8 +142,10 @@ fn router(profile: &Profile, outbounds: &Outbounds) -> anyhow::Result<Router> {
 
 fn mode(profile: &Profile) -> anyhow::Result<dns::Mode> {
     let written = &profile.dns;
-    if !written.enable || written.enhanced_mode != EnhancedMode::FakeIp {
-        return Ok(dns::Mode::Mapping);
+    match written.enhanced_mode {
+        EnhancedMode::FakeIp if written.enable => {}
+        EnhancedMode::Normal if written.enable => return Ok(dns::Mode::Plain),
+        _ => return Ok(dns::Mode::Mapping),
     }
     let mut wildcards = Wildcards::default();
     for pattern in &written.fake_ip_filter {

@@ -1,30 +1,30 @@
 //! Datagrams on their way: the association that carries them is found, or opened once for all that wait.
 
-use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::future::poll_fn;
 use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::Duration;
 
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::spawn_local;
+use tokio::time::Instant;
+
+use super::associations::{Origin, Peer, REFUSED_FOR, Ticket, Way};
+use super::link::{Flow, Link, Opened, Waiting};
 use super::live::Account;
-use super::udp::{Link, MOST_WAITING, Peer, Waiting};
-use super::{Back, Choice, Dispatcher, Unfaked, reach, with_host};
+use super::slot::Slot;
+use super::{Back, Choice, Dispatcher, Unfaked, reach};
 use crate::dns::Held;
-use crate::net::{Address, DialError, Host, Lookup, LookupError, Reach};
-use crate::outbound::Naming;
-use crate::session::{Fact, Session};
+use crate::net::{Address, BoxDatagram, DialError, Host};
+use crate::outbound::Outbound;
+use crate::session::Session;
 
-/// An association that now serves a peer.
-struct Opened {
-    link: Rc<Link>,
-    /// The peer as the outbound wants it written.
-    to: Address,
-    /// It is new, and this is its key if later peers may share it.
-    fresh: Option<Option<Arc<str>>>,
-    held: Option<Held>,
-}
+/// As much of a packet as an error has to quote: the IP header and eight bytes, with room for options.
+const QUOTED: usize = 128;
+
+/// How long an opening waits for those before it: as long as one of them may take.
+const MOST_PATIENCE: Duration = Duration::from_secs(30);
 
 impl Dispatcher {
     /// Carries datagrams of one client to one peer: one, or with `size` several of that size, the last of which may be
@@ -39,16 +39,17 @@ impl Dispatcher {
         quoted: &[u8],
         back: &Rc<dyn Back>,
     ) {
+        let origin = Origin::of(session.source, back);
         let mut associations = self.associations.borrow_mut();
-        if let Some(Peer::Open { link, to }) = associations.peer(session.source, &session.destination) {
-            return self.gathering.borrow_mut().add(link, payload, size, to, dont_fragment);
+        if let Some(Peer::Open { link, flow }) = associations.peer(origin, &session.destination) {
+            return self.gathering.borrow_mut().add(link, payload, size, flow, dont_fragment);
         }
         drop(associations);
         // An empty datagram is one too.
         let each = size.map_or(payload.len().max(1), |size| usize::from(size.get()));
         let empty = payload.is_empty().then_some(payload);
         for payload in payload.chunks(each).chain(empty) {
-            self.knock(session, payload, dont_fragment, quoted, back);
+            self.knock(session, Waiting { payload: payload.into(), dont_fragment }, quoted, back);
         }
     }
 
@@ -58,159 +59,219 @@ impl Dispatcher {
     }
 
     /// Carries one datagram to a peer to which the way is not open yet.
-    fn knock(
-        self: &Rc<Self>,
-        session: &Session,
-        payload: &[u8],
-        dont_fragment: bool,
-        quoted: &[u8],
-        back: &Rc<dyn Back>,
-    ) {
-        let (source, client) = (session.source, &session.destination);
+    fn knock(self: &Rc<Self>, session: &Session, waiting: Waiting, quoted: &[u8], back: &Rc<dyn Back>) {
+        let (origin, client) = (Origin::of(session.source, back), &session.destination);
         let mut associations = self.associations.borrow_mut();
-        let full = associations.is_full();
-        match associations.peer(source, client) {
-            Some(Peer::Open { link, to }) => return link.send(payload, None, to, dont_fragment),
-            Some(Peer::Opening(waiting)) => {
-                if waiting.len() < MOST_WAITING {
-                    waiting.push_back(Waiting { payload: payload.into(), dont_fragment });
-                } else {
-                    self.core.counters.datagrams_dropped.fetch_add(1, Relaxed);
-                }
+        match associations.peer(origin, client) {
+            Some(Peer::Opening(_)) => {
+                associations.wait(origin, client, waiting);
                 return;
             }
             Some(Peer::Closed { why, until }) if Instant::now() < *until => {
                 if let Some(why) = *why {
-                    back.unreachable(client, source, quoted, why);
+                    back.unreachable(client, session.source, quoted, why);
                 }
                 return;
             }
-            Some(Peer::Closed { .. }) => {}
-            None if full => {
-                self.core.counters.datagrams_dropped.fetch_add(1, Relaxed);
-                return;
-            }
-            None => {}
+            Some(Peer::Open { link, flow }) => return link.send(&waiting.payload, None, flow, waiting.dont_fragment),
+            Some(Peer::Closed { .. }) | None => {}
         }
-        let waiting = VecDeque::from([Waiting { payload: payload.into(), dont_fragment }]);
-        associations.set(source, client.clone(), Peer::Opening(waiting));
-        drop(associations);
-        // The IP header and eight bytes are all that an error has to quote.
-        let quoted: Box<[u8]> = quoted[..quoted.len().min(128)].into();
-        tokio::task::spawn_local(Rc::clone(self).open(session.clone(), quoted, Rc::clone(back)));
+        let ticket = associations.begin(origin, back, client, waiting);
+        let quoted: Box<[u8]> = quoted[..quoted.len().min(QUOTED)].into();
+        let task = spawn_local(Rc::clone(self).open(ticket.clone(), session.clone(), quoted, Rc::clone(back)));
+        associations.attach(&ticket, task.abort_handle());
     }
 
-    /// Opens the way to one peer, sends what waited, and carries answers while the association lives.
-    async fn open(self: Rc<Self>, session: Session, quoted: Box<[u8]>, back: Rc<dyn Back>) {
-        let (source, client) = (session.source, session.destination.clone());
-        let mut account = Some(Account::new(Arc::clone(&self.core.counters), session.clone(), None));
-        match self.find(session, &client, &back, &mut account).await {
-            Ok(opened) => {
-                let Opened { link, to, fresh, held } = opened;
-                if let Some(account) = account {
-                    account.joined();
-                }
-                link.introduce(to.clone(), client.clone(), &quoted, held);
-                if let Some(key) = &fresh {
-                    self.associations.borrow_mut().add(&link, key.clone());
-                }
-                self.release(source, &client, &link, &to);
-                if fresh.is_some() {
-                    link.run(&self.scratch).await;
-                    self.associations.borrow_mut().remove(&link);
+    /// Opens the way to one peer and sends what waited.
+    async fn open(self: Rc<Self>, ticket: Ticket, session: Session, quoted: Box<[u8]>, back: Rc<dyn Back>) {
+        let knocking = Knocking { dispatcher: &self, ticket: &ticket };
+        let mut account = Account::new(Arc::clone(&self.core.counters), session.clone(), None);
+        match self.find(&ticket, session.clone(), &back, &mut account).await {
+            Ok((link, to, held)) => {
+                let opened = Opened { to, quoted, account, held };
+                let flow = Flow::new(ticket.client.clone(), opened, self.core.udp_timeout);
+                let waited = self.associations.borrow_mut().enter(&ticket, &link, &flow);
+                for Waiting { payload, dont_fragment } in waited.into_iter().flatten() {
+                    link.send(&payload, None, &flow, dont_fragment);
                 }
             }
             Err(error) => {
+                account.failed(&error, matches!(error, DialError::Rejected(_)));
                 let why = reach(&error);
-                if let Some(account) = account {
-                    account.failed(&error, matches!(error, DialError::Rejected(_)));
+                let news = self.associations.borrow_mut().refuse(&ticket, why);
+                if let Some(why) = why.filter(|_| news) {
+                    back.unreachable(&ticket.client, session.source, &quoted, why);
                 }
-                self.refuse(source, &client, why, &quoted, &*back).await;
+                if news {
+                    let (dispatcher, ticket) = (Rc::clone(&self), ticket.clone());
+                    spawn_local(async move {
+                        tokio::time::sleep(REFUSED_FOR).await;
+                        dispatcher.associations.borrow_mut().reopen(ticket.origin, &ticket.client);
+                    });
+                }
             }
         }
+        drop(knocking);
     }
 
-    /// Sends what waited for a peer that is now open.
-    fn release(&self, source: SocketAddr, client: &Address, link: &Rc<Link>, to: &Address) {
-        let open = Peer::Open { link: Rc::clone(link), to: to.clone() };
-        let before = self.associations.borrow_mut().set(source, client.clone(), open);
-        if let Some(Peer::Opening(waiting)) = before {
-            for datagram in waiting {
-                link.send(&datagram.payload, None, to, datagram.dont_fragment);
-            }
-        }
-    }
-
-    async fn refuse(&self, source: SocketAddr, client: &Address, why: Option<Reach>, quoted: &[u8], back: &dyn Back) {
-        if let Some(why) = why {
-            back.unreachable(client, source, quoted, why);
-        }
-        let now = Instant::now();
-        self.associations.borrow_mut().close(source, client, why, now);
-        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-        self.associations.borrow_mut().reopen(source, client, Instant::now());
-    }
-
-    /// Decides, and finds or opens the association that carries the session.
+    /// Decides, and finds or opens the association that carries the session; with it comes the peer as the outbound wants
+    /// it written.
     async fn find(
-        &self,
+        self: &Rc<Self>,
+        ticket: &Ticket,
         session: Session,
-        client: &Address,
         back: &Rc<dyn Back>,
-        account: &mut Option<Account>,
-    ) -> Result<Opened, DialError> {
+        account: &mut Account,
+    ) -> Result<(Rc<Link>, Address, Option<Held>), DialError> {
         let Unfaked { mut session, fake, held } = self.unfake(session)?;
+        account.found(&session, fake);
         let Choice { outbound, verdict } = self.choose(&mut session).await?;
         let chain = Arc::clone(&verdict.chain);
-        if let Some(account) = account {
-            account.found(&session, fake);
-            account.decided(verdict);
-        }
-        let source = session.source;
-        let to = match outbound.naming() {
-            Naming::Resolves => self.real(&mut session).await?,
-            Naming::HandsOn => session.destination.clone(),
-        };
-        let named = matches!(to.host, Host::Name(_));
-        if !named {
-            let known = self.associations.borrow().shared(source, &chain, &to, client);
-            if let Some(link) = known {
-                return Ok(Opened { link, to, fresh: None, held });
+        account.decided(verdict);
+        let to = outbound.peer(&session).await?;
+        session.destination = to.clone();
+        let link = match to.host {
+            Host::Name(_) => {
+                let _turn = self.turn(ticket.origin, &chain).await?;
+                self.link(&*outbound, &session, back, Some(ticket.client.clone())).await?
             }
-        }
-        let datagram = outbound.associate(&session).await?;
-        // Another peer of this client may have opened the shared association meanwhile.
-        let known = if named { None } else { self.associations.borrow().shared(source, &chain, &to, client) };
-        if let Some(link) = known {
-            return Ok(Opened { link, to, fresh: None, held });
-        }
-        let idle = Link::idle_for(to.port, self.core.udp_timeout);
-        let name = named.then(|| client.clone());
-        let Some(mut account) = account.take() else { return Err(DialError::TimedOut) };
-        account.opened();
-        let counters = Arc::clone(&self.core.counters);
-        let link = Link::new(source, datagram, Rc::clone(back), name, idle, account, counters);
-        Ok(Opened { link, to, fresh: Some((!named).then_some(chain)), held })
+            Host::Ip(_) => self.shared(ticket, chain, &*outbound, &session, back).await?,
+        };
+        Ok((link, to, held))
     }
 
-    /// The destination as an address, looked up if it is a name.
-    async fn real(&self, session: &mut Session) -> Result<Address, DialError> {
-        let port = session.destination.port;
-        let ip = match (session.name().cloned(), session.ip()) {
-            (_, Fact::Known(ip)) => ip,
-            (Some(name), _) => {
-                let addresses = self.core.dns.lookup(&name).await.map_err(|error| no_address(&name, &error))?;
-                // The family that the client chose; datagrams cannot try the other one and see.
-                let alike = addresses.iter().find(|ip| ip.is_ipv4() == session.source.is_ipv4());
-                *alike.or(addresses.first()).ok_or(DialError::Unreachable(Reach::Host))?
+    /// The association that serves all peers of the client through this outbound. The first who needs it opens it, the
+    /// others wait. A peer that already stands for another of the client's addresses there gets one of its own.
+    async fn shared(
+        self: &Rc<Self>,
+        ticket: &Ticket,
+        chain: Arc<str>,
+        outbound: &dyn Outbound,
+        session: &Session,
+        back: &Rc<dyn Back>,
+    ) -> Result<Rc<Link>, DialError> {
+        loop {
+            let slot = match self.associations.borrow().way(ticket.origin, &chain) {
+                Some(Way::Open(link)) if link.is_taken(&session.destination, &ticket.client) => break,
+                Some(Way::Open(link)) => return Ok(Rc::clone(link)),
+                Some(Way::Opening(slot)) => Some(Rc::clone(slot)),
+                None => None,
+            };
+            if let Some(slot) = slot {
+                slot.wait().await?;
+                continue;
             }
-            (None, _) => return Err(DialError::Unreachable(Reach::Host)),
-        };
-        session.resolved = Fact::Known(ip);
-        Ok(with_host(Host::Ip(ip), port))
+            let turn = Turn::take(self, ticket.origin, chain);
+            let link = self.link(outbound, session, back, None).await.inspect_err(|error| turn.slot.fail(error))?;
+            self.associations.borrow_mut().set_way(ticket.origin, Arc::clone(&turn.chain), Way::Open(Rc::clone(&link)));
+            return Ok(link);
+        }
+        self.link(outbound, session, back, None).await
+    }
+
+    /// Waits until the client may open one more association of its own through this outbound, but not for long.
+    async fn turn(&self, origin: Origin, chain: &Arc<str>) -> Result<Option<OwnedSemaphorePermit>, DialError> {
+        let Some(turns) = self.associations.borrow_mut().turns(origin, chain) else { return Ok(None) };
+        let turn = tokio::time::timeout(MOST_PATIENCE, turns.acquire_owned());
+        Ok(turn.await.map_err(|_| DialError::TimedOut)?.ok())
+    }
+
+    /// Opens an association. With `name`, all that it brings is from there.
+    async fn link(
+        self: &Rc<Self>,
+        outbound: &dyn Outbound,
+        session: &Session,
+        back: &Rc<dyn Back>,
+        name: Option<Address>,
+    ) -> Result<Rc<Link>, DialError> {
+        let datagram = self.associate(outbound, session).await?;
+        let link = Link::new(session.source, Rc::clone(back), datagram, name, Arc::clone(&self.core.counters));
+        self.associations.borrow_mut().add(&link);
+        spawn_local(Rc::clone(self).carry(Rc::clone(&link)));
+        Ok(link)
+    }
+
+    async fn associate(&self, outbound: &dyn Outbound, session: &Session) -> Result<BoxDatagram, DialError> {
+        match outbound.associate(session).await {
+            Err(DialError::Exhausted) if self.spare_a_descriptor() => outbound.associate(session).await,
+            other => other,
+        }
+    }
+
+    /// Frees descriptors at the cost of the association that has been idle longest. False: there is none.
+    pub(super) fn spare_a_descriptor(&self) -> bool {
+        self.associations.borrow_mut().evict(&"evicted: no descriptors are left")
+    }
+
+    /// Carries answers for as long as the association has flows and its transport works.
+    async fn carry(self: Rc<Self>, link: Rc<Link>) {
+        let mut carrying = Carrying { dispatcher: &self, link: &link, reason: "we stopped".to_owned() };
+        while let Some(look) = link.next_look(Instant::now()) {
+            tokio::select! {
+                biased;
+                error = poll_fn(|cx| link.poll_answers(cx, &self.scratch)) => {
+                    carrying.reason = error.to_string();
+                    return;
+                }
+                () = tokio::time::sleep_until(look) => {}
+            }
+            self.associations.borrow_mut().expire(&link, Instant::now());
+        }
+        carrying.reason = "idle".to_owned();
     }
 }
 
-fn no_address(name: &crate::net::Name, error: &LookupError) -> DialError {
-    DialError::Denied(format!("{name}: {error}"))
+/// The task that opens the way to a peer. However it ends, nobody waits for it afterwards.
+struct Knocking<'a> {
+    dispatcher: &'a Rc<Dispatcher>,
+    ticket: &'a Ticket,
+}
+
+impl Drop for Knocking<'_> {
+    fn drop(&mut self) {
+        if let Ok(mut associations) = self.dispatcher.associations.try_borrow_mut() {
+            associations.give_up(self.ticket);
+        }
+    }
+}
+
+/// The task that carries an association's answers. However it ends, the association ends with it.
+struct Carrying<'a> {
+    dispatcher: &'a Rc<Dispatcher>,
+    link: &'a Rc<Link>,
+    reason: String,
+}
+
+impl Drop for Carrying<'_> {
+    fn drop(&mut self) {
+        if let Ok(mut associations) = self.dispatcher.associations.try_borrow_mut() {
+            associations.end(self.link, &self.reason);
+        }
+    }
+}
+
+/// The turn to open the association that others wait for.
+struct Turn<'a> {
+    dispatcher: &'a Rc<Dispatcher>,
+    origin: Origin,
+    chain: Arc<str>,
+    slot: Rc<Slot>,
+}
+
+impl<'a> Turn<'a> {
+    fn take(dispatcher: &'a Rc<Dispatcher>, origin: Origin, chain: Arc<str>) -> Self {
+        let slot = Rc::new(Slot::default());
+        let way = Way::Opening(Rc::clone(&slot));
+        dispatcher.associations.borrow_mut().set_way(origin, Arc::clone(&chain), way);
+        Self { dispatcher, origin, chain, slot }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Ok(mut associations) = self.dispatcher.associations.try_borrow_mut() {
+            associations.end_slot(self.origin, &self.chain, &self.slot);
+        }
+        self.slot.end();
+    }
 }

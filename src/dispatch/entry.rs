@@ -21,9 +21,13 @@ pub trait Entry: Clone + 'static {
 
     /// Carries one datagram of `session.source` to `session.destination`; answers come back through `back`.
     fn datagram(&self, session: Session, payload: &[u8], dont_fragment: bool, back: &Rc<dyn Back>);
+
+    /// The client `source` behind `back` is gone: all that it has going in datagrams ends at once, here and upstream.
+    fn leave(&self, source: SocketAddr, back: &Rc<dyn Back>);
 }
 
-/// Where the answers of an association go.
+/// Where the answers of an association go. A client is a source address behind one of these: the same address behind
+/// another is another client.
 pub trait Back {
     /// Hands a payload to the client `to`, as if `from` had sent it; `from` is written as the client wrote it.
     fn deliver(&self, from: &Address, to: SocketAddr, payload: &[u8]);

@@ -32,6 +32,8 @@ pub struct Counters {
     pub hand_over_lost: AtomicU64,
     /// Datagrams dropped: a queue or a socket was full.
     pub datagrams_dropped: AtomicU64,
+    /// UDP associations that are open now.
+    pub associations: AtomicU64,
     /// What each worker's stack counted when it last went to sleep.
     stacks: Mutex<Vec<stack::Counters>>,
     listener: OnceLock<Arc<dyn Listener>>,
@@ -39,8 +41,7 @@ pub struct Counters {
 
 /// Hears of every flow, on the worker that carries it: it must not block. Never called per packet.
 pub trait Listener: fmt::Debug + Send + Sync {
-    /// The router has decided; nothing is dialled yet. A datagram to another peer of a client whose association is
-    /// open already is decided too, and never ends by itself.
+    /// The router has decided; nothing is dialled yet. Each peer that a client sends datagrams to is a flow.
     fn decided(&self, flow: &Account);
 
     /// The flow is over, or was never carried.
@@ -103,6 +104,7 @@ impl Counters {
             "down": self.down.load(Relaxed),
             "hand_over_lost": self.hand_over_lost.load(Relaxed),
             "datagrams_dropped": self.datagrams_dropped.load(Relaxed),
+            "associations": self.associations.load(Relaxed),
         })
     }
 }
@@ -156,6 +158,7 @@ impl Account {
     /// The destination behind what the client wrote: its name, and the fake address that stood for it.
     pub fn found(&mut self, session: &Session, fake: Option<IpAddr>) {
         self.session.destination = session.destination.clone();
+        self.session.remembered = session.remembered.clone();
         self.fake = fake;
     }
 
@@ -218,11 +221,6 @@ impl Account {
         self.tell(Outcome::Closed, reason);
     }
 
-    /// The flow's datagrams go into the account of an association that is open already.
-    pub fn joined(mut self) {
-        self.told = true;
-    }
-
     fn tell(&mut self, outcome: Outcome, reason: &dyn fmt::Display) {
         self.told = true;
         if let Some(listener) = self.counters.listener.get() {
@@ -239,6 +237,7 @@ impl Account {
             source = %self.session.source,
             destination = %self.session.destination,
             fake = self.fake.map(tracing::field::display),
+            name = self.session.remembered.as_ref().map(tracing::field::display),
             rule,
             outbound = chain,
             up = self.up,
@@ -270,7 +269,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::session::{Fact, Inbound, Network};
+    use crate::session::{Inbound, Network};
 
     /// What a listener heard, in order.
     #[derive(Debug, Default)]
@@ -287,13 +286,8 @@ mod tests {
     }
 
     fn account(counters: &Arc<Counters>) -> Account {
-        let session = Session {
-            network: Network::Tcp,
-            inbound: Inbound::Tun,
-            source: "192.0.2.1:1000".parse().unwrap(),
-            destination: "198.51.100.1:80".parse::<std::net::SocketAddr>().unwrap().into(),
-            resolved: Fact::Unknown,
-        };
+        let to: std::net::SocketAddr = "198.51.100.1:80".parse().unwrap();
+        let session = Session::new(Network::Tcp, Inbound::Tun, "192.0.2.1:1000".parse().unwrap(), to.into());
         Account::new(Arc::clone(counters), session, None)
     }
 

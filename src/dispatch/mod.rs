@@ -3,17 +3,19 @@
 //! One [`Dispatcher`] belongs to one worker; all share a [`Core`]. A fake address becomes its name once, in here.
 
 mod associate;
+mod associations;
 mod entry;
+mod link;
 mod live;
 mod relay;
 mod router;
+mod slot;
 mod train;
-mod udp;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -26,13 +28,13 @@ pub use live::{Account, Counters, Listener, Outcome, Verdict};
 pub use router::{Decision, Router, UnknownTarget};
 
 use crate::dns::{Dns, Fake, Held};
-use crate::net::{Address, BoxStream, DialError, Host, Lookup, Reach, Reject};
+use crate::net::{BoxStream, DialError, Host, Lookup, Reach, Reject};
 use crate::outbound::{Index, Outbound, Outbounds};
 use crate::session::{Fact, FactKind, Inbound, Network, Session};
 use crate::stack::{FlowStream, Refusal, Tuple};
+use associations::{Associations, Limits, Origin};
 use relay::{Buffered, FlowIo, relay};
 use train::Gathering;
-use udp::Associations;
 
 /// A held SYN is given up after this: longer than any group's members need, shorter than a client waits.
 const HOLD: Duration = Duration::from_secs(30);
@@ -56,7 +58,7 @@ pub struct Dispatcher {
     core: Arc<Core>,
     associations: RefCell<Associations>,
     gathering: RefCell<Gathering>,
-    /// Receives every datagram of this worker before it goes on: [`udp::SCRATCH`] bytes.
+    /// Receives every datagram of this worker before it goes on: [`link::SCRATCH`] bytes.
     scratch: RefCell<Box<[u8]>>,
 }
 
@@ -85,11 +87,12 @@ impl Dispatcher {
     /// A dispatcher without flows.
     #[must_use]
     pub fn new(core: Arc<Core>) -> Rc<Self> {
+        let associations = Associations::new(Limits::of_this_process(), Arc::clone(&core.counters));
         Rc::new(Self {
             core,
-            associations: RefCell::default(),
+            associations: RefCell::new(associations),
             gathering: RefCell::default(),
-            scratch: RefCell::new(vec![0; udp::SCRATCH].into_boxed_slice()),
+            scratch: RefCell::new(vec![0; link::SCRATCH].into_boxed_slice()),
         })
     }
 
@@ -102,13 +105,7 @@ impl Dispatcher {
     /// Carries one TCP flow of the TUN to its end. The SYN-ACK is held until the outbound answered, so that the client
     /// sees what it would see without us: refused, unreachable, or no answer.
     pub async fn flow(self: Rc<Self>, tuple: Tuple, mut stream: FlowStream) {
-        let session = Session {
-            network: Network::Tcp,
-            inbound: Inbound::Tun,
-            source: tuple.client,
-            destination: tuple.server.into(),
-            resolved: Fact::Unknown,
-        };
+        let session = Session::new(Network::Tcp, Inbound::Tun, tuple.client, tuple.server.into());
         let mut account = Account::new(Arc::clone(&self.core.counters), session.clone(), None);
         let dialled = tokio::select! {
             biased;
@@ -146,12 +143,21 @@ impl Dispatcher {
         account.found(&session, fake);
         let choice = self.choose(&mut session).await?;
         account.decided(choice.verdict);
-        let stream = choice.outbound.connect(&session).await?;
+        let stream = self.connect(&*choice.outbound, &session).await?;
         Ok((stream, held))
     }
 
-    /// A fake address becomes its name; an unknown one is refused, never guessed. Without fake addresses, an address
-    /// that we gave out for a name brings the name along, and keeps being dialled itself.
+    /// Where no descriptor is left, a UDP association gives up its own, and the dial is tried once more.
+    async fn connect(&self, outbound: &dyn Outbound, session: &Session) -> Result<BoxStream, DialError> {
+        match outbound.connect(session).await {
+            Err(DialError::Exhausted) if self.spare_a_descriptor() => outbound.connect(session).await,
+            dialled => dialled,
+        }
+    }
+
+    /// A fake address becomes its name; an unknown one is refused, never guessed. A real address that we gave out for a
+    /// name brings the name along for the rules, and is dialled itself, as in mihomo: the client chose it, and what the
+    /// name leads to may be somebody else's by now.
     fn unfake(&self, mut session: Session) -> Result<Unfaked, DialError> {
         let Host::Ip(ip) = session.destination.host else {
             return Ok(Unfaked { session, fake: None, held: None });
@@ -167,10 +173,7 @@ impl Dispatcher {
                 Err(DialError::Denied(format!("{ip} is a fake address that stands for no name (any more)")))
             }
             Fake::NotFake => {
-                if let Some(name) = self.core.dns.hint(ip) {
-                    session.destination.host = Host::Name(name);
-                    session.resolved = Fact::Known(ip);
-                }
+                session.remembered = self.core.dns.hint(ip);
                 Ok(Unfaked { session, fake: None, held: None })
             }
         }
@@ -209,8 +212,8 @@ impl Dispatcher {
 
     /// Looks the destination's name up, once per flow.
     async fn resolve(&self, session: &mut Session) {
-        let Some(name) = session.name().cloned() else { return };
-        session.resolved = match self.core.dns.lookup(&name).await {
+        let Host::Name(name) = &session.destination.host else { return };
+        session.resolved = match self.core.dns.lookup(name).await {
             Ok(addresses) => addresses.first().map_or(Fact::Failed, |ip| Fact::Known(*ip)),
             Err(_) => Fact::Failed,
         };
@@ -246,6 +249,10 @@ impl Entry for Rc<Dispatcher> {
         self.packet(&session, payload, None, dont_fragment, &[], back);
         self.flush();
     }
+
+    fn leave(&self, source: SocketAddr, back: &Rc<dyn Back>) {
+        self.associations.borrow_mut().leave(Origin::of(source, back));
+    }
 }
 
 /// What a client must see when its flow could not be dialled.
@@ -253,6 +260,8 @@ fn refusal(error: &DialError) -> Refusal {
     match (error, error.kind()) {
         (DialError::Rejected(Reject::Drop), _) | (_, io::ErrorKind::TimedOut) => Refusal::Silent,
         (DialError::Unreachable(Reach::Prohibited), _) => Refusal::Prohibited,
+        // Nobody was asked: a reset would say that the destination does not want the client.
+        (DialError::Exhausted, _) => Refusal::Host,
         (_, io::ErrorKind::NetworkUnreachable) => Refusal::Network,
         (_, io::ErrorKind::HostUnreachable) => Refusal::Host,
         _ => Refusal::Reset,
@@ -262,14 +271,15 @@ fn refusal(error: &DialError) -> Refusal {
 /// What the sender of a datagram is told; None is silence.
 fn reach(error: &DialError) -> Option<Reach> {
     match error {
-        DialError::Rejected(Reject::Drop) => None,
+        // Lost, as UDP may be where there is no room; the next one may get through.
+        DialError::Rejected(Reject::Drop) | DialError::Exhausted => None,
         DialError::Unreachable(why) => Some(*why),
         // Programs fall back to TCP or to another server at once on this one.
         _ => Some(Reach::Port),
     }
 }
 
-/// An address with another host.
-fn with_host(host: Host, port: u16) -> Address {
-    Address { host, port }
-}
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;

@@ -219,13 +219,11 @@ impl Dns {
     }
 
     fn remember(&self, query: &Query<'_>, answered: &Answered, now: Instant) {
-        if answered.message.addresses.is_empty() {
-            return;
-        }
+        let Some(hints) = self.hints.as_ref().filter(|_| !answered.message.addresses.is_empty()) else { return };
         let Some(name) = Dotted::new(query.name()).and_then(|name| Name::new(name.as_str()).ok()) else { return };
         let until = answered.at + Duration::from_secs(answered.message.lifetime.into()) + HINT_GRACE;
         let until = until.max(now + HINT_GRACE);
-        let mut hints = self.hints.lock();
+        let mut hints = hints.lock();
         for ip in answered.message.addresses.iter() {
             hints.insert(*ip, (name.clone(), until));
         }

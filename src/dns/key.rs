@@ -28,17 +28,16 @@ impl Key {
         Self::build(query.name(), query.kind(), flags)
     }
 
-    /// The key of a question of our own.
-    pub(super) fn own(name: &Name, kind: u16) -> Self {
+    /// The key of a question of our own. None: the name has no room on the wire, which is true of no [`Name`].
+    pub(super) fn own(name: &Name, kind: u16) -> Option<Self> {
         let mut wire = [0; MAX_NAME];
         let mut at = 0;
         for label in name.as_str().split('.') {
-            // A `Name` has labels of 1 to 63 bytes, 253 with the dots between them: one byte more per name than here.
-            wire[at] = label.len() as u8;
-            wire[at + 1..=at + label.len()].copy_from_slice(label.as_bytes());
+            *wire.get_mut(at)? = u8::try_from(label.len()).ok()?;
+            wire.get_mut(at + 1..=at + label.len())?.copy_from_slice(label.as_bytes());
             at += 1 + label.len();
         }
-        Self::build(&wire[..=at], kind, 0)
+        Some(Self::build(wire.get(..=at)?, kind, 0))
     }
 
     fn build(name: &[u8], kind: u16, flags: u8) -> Self {

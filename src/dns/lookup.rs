@@ -22,7 +22,7 @@ impl Dns {
             return local.ok();
         }
         let now = now();
-        let family = |kind| self.resolver.cached(Key::own(name, kind).as_bytes(), now);
+        let family = |kind| self.resolver.cached(Key::own(name, kind)?.as_bytes(), now);
         let v4 = family(kind::A)?;
         let v6 = if self.ipv6 { Some(family(kind::AAAA)?) } else { None };
         join(&v4, v6.as_ref()).ok()
@@ -45,7 +45,9 @@ impl Dns {
     }
 
     async fn both(&self, name: &Name) -> Result<Arc<[IpAddr]>, LookupError> {
-        let (key4, key6) = (Key::own(name, kind::A), Key::own(name, kind::AAAA));
+        let (Some(key4), Some(key6)) = (Key::own(name, kind::A), Key::own(name, kind::AAAA)) else {
+            return Err(LookupError::NoSuchName);
+        };
         let v4 = self.resolver.resolve(key4.as_bytes());
         if !self.ipv6 {
             return join(&v4.await, None);

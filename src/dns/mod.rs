@@ -63,8 +63,10 @@ pub enum Mode {
         /// `fake-ip-ttl`, in seconds.
         ttl: u32,
     },
-    /// `redir-host` and `normal`: real answers, whose names are remembered.
+    /// `redir-host`: real answers, whose names are remembered.
     Mapping,
+    /// `normal`: real answers, and nothing is remembered.
+    Plain,
 }
 
 /// What [`Dns::open`] needs.
@@ -89,7 +91,8 @@ pub struct Dns {
     ipv6: bool,
     fake: Option<Arc<FakeIp>>,
     resolver: Arc<Resolver>,
-    hints: Mutex<Lru<IpAddr, (Name, Instant)>>,
+    /// None where nothing is to be remembered.
+    hints: Option<Mutex<Lru<IpAddr, (Name, Instant)>>>,
     counters: Arc<Counters>,
     mark: Option<u32>,
 }
@@ -109,8 +112,9 @@ impl Dns {
         let Config { ipv6, mode, nameservers, dialer, log, runtime } = config;
         let counters = Arc::new(Counters::default());
         let mut ranges = dialer.fake.clone();
+        let hints = (!matches!(mode, Mode::Plain)).then(|| Mutex::new(Lru::new(HINTS)));
         let fake = match mode {
-            Mode::Mapping => None,
+            Mode::Mapping | Mode::Plain => None,
             Mode::FakeIp { range, range6, filter, ttl } => {
                 let range6 = range6.filter(|_| ipv6);
                 ranges.push(IpNet::V4(range));
@@ -121,7 +125,7 @@ impl Dns {
         };
         let mark = dialer.mark.map(|mark| mark.0);
         let resolver = Resolver::new(dialer, nameservers, ranges, runtime, Arc::clone(&counters));
-        Ok(Self { ipv6, fake, resolver: Arc::new(resolver), hints: Mutex::new(Lru::new(HINTS)), counters, mark })
+        Ok(Self { ipv6, fake, resolver: Arc::new(resolver), hints, counters, mark })
     }
 
     /// Returns once every address that [`Dns::answer`] put into a reply before the call is in the log. Costs two
@@ -143,7 +147,7 @@ impl Dns {
     #[must_use]
     pub fn hint(&self, ip: IpAddr) -> Option<Name> {
         let now = now();
-        self.hints.lock().get(&ip).filter(|(_, until)| now < *until).map(|(name, _)| name.clone())
+        self.hints.as_ref()?.lock().get(&ip).filter(|(_, until)| now < *until).map(|(name, _)| name.clone())
     }
 
     /// Keeps the name of a fake address for as long as the result lives: one per flow.

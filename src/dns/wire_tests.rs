@@ -85,7 +85,7 @@ proptest! {
         if let Some(dotted) = Dotted::new(&wire) {
             let name = crate::net::Name::new(dotted.as_str()).unwrap();
             prop_assert_eq!(name.as_str(), dotted.as_str());
-            let key = Key::own(&name, kind::A);
+            let key = Key::own(&name, kind::A).unwrap();
             prop_assert_eq!(Parts::of(key.as_bytes()).name, wire.to_ascii_lowercase());
         } else {
             let odd = |byte: &u8| !byte.is_ascii_graphic() || b"/:@[]\\\".".contains(byte);

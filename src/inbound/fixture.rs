@@ -34,6 +34,8 @@ pub(super) struct Record {
     goal: Goal,
     pub(super) sessions: RefCell<Vec<Session>>,
     pub(super) backs: RefCell<Vec<Rc<dyn Back>>>,
+    /// Clients that are gone.
+    pub(super) left: RefCell<Vec<SocketAddr>>,
     /// A dial was begun; a dial was given up.
     pub(super) begun: Notify,
     pub(super) given_up: Notify,
@@ -55,6 +57,7 @@ impl Recorder {
             goal,
             sessions: RefCell::default(),
             backs: RefCell::default(),
+            left: RefCell::default(),
             begun: Notify::new(),
             given_up: Notify::new(),
             relayed: Notify::new(),
@@ -103,6 +106,10 @@ impl Entry for Recorder {
         back.deliver(&session.destination, session.source, payload);
         self.sessions.borrow_mut().push(session);
         self.backs.borrow_mut().push(Rc::clone(back));
+    }
+
+    fn leave(&self, source: SocketAddr, _: &Rc<dyn Back>) {
+        self.left.borrow_mut().push(source);
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use super::access::Access;
 use crate::net::keep_alive;
-use crate::platform::tcp_listener;
+use crate::platform::{is_spare, tcp_listener};
 use crate::session::Inbound;
 
 /// How many clients one port serves at a time.
@@ -140,6 +140,14 @@ impl Listener {
         let mut troubled = false;
         loop {
             match socket.accept().await {
+                // Closing it tells the client at once; left in the backlog it would only wait.
+                Ok((stream, _)) if is_spare(&stream) => {
+                    self.drops.clients.fetch_add(1, Relaxed);
+                    if !troubled {
+                        tracing::warn!("{}: no descriptors are left for more clients", key(self.inbound));
+                    }
+                    troubled = true;
+                }
                 Ok((stream, peer)) => {
                     troubled = false;
                     if let Some(accepted) = self.admit(stream, peer) {

@@ -13,7 +13,7 @@ use super::listener::{Accepted, Drops};
 use super::{http, socks};
 use crate::dispatch::Entry;
 use crate::net::Address;
-use crate::session::{Fact, Inbound, Network, Session};
+use crate::session::{Inbound, Network, Session};
 
 /// How long a client may take to say what it wants.
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -39,7 +39,7 @@ pub(super) struct Facts {
 impl Facts {
     /// The session of a flow of this client.
     pub(super) fn session(&self, network: Network, source: SocketAddr, destination: Address) -> Session {
-        Session { network, inbound: self.inbound, source, destination, resolved: Fact::Unknown }
+        Session::new(network, self.inbound, source, destination)
     }
 
     /// Whether the client must say who it is.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use self::datagram::DirectDatagram;
 use super::egress::Egress;
 use super::kind::{self, Context, Kind};
-use super::{Naming, Networks, Outbound};
-use crate::net::{BoxDatagram, BoxFuture, BoxStream, DialError};
+use super::{Networks, Outbound};
+use crate::net::{Address, BoxDatagram, BoxFuture, BoxStream, DialError, Host};
 use crate::profile::Fields;
 use crate::session::Session;
 
@@ -45,16 +45,30 @@ impl Outbound for Direct {
         self.networks
     }
 
-    fn naming(&self) -> Naming {
-        Naming::Resolves
-    }
-
     fn connect<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxStream, DialError>> {
         Box::pin(async { Ok(Box::new(self.egress.tcp(&session.destination).await?) as BoxStream) })
     }
 
-    fn associate<'a>(&'a self, _: &'a Session) -> BoxFuture<'a, Result<BoxDatagram, DialError>> {
-        Box::pin(async { Ok(Box::new(DirectDatagram::new(Arc::clone(&self.egress))) as BoxDatagram) })
+    fn peer<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<Address, DialError>> {
+        Box::pin(async {
+            let Address { host, port } = &session.destination;
+            let ip = match host {
+                Host::Ip(ip) => *ip,
+                Host::Name(name) => self.egress.reachable(name, session.source.is_ipv4()).await?,
+            };
+            Ok(Address { host: Host::Ip(ip), port: *port })
+        })
+    }
+
+    fn associate<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxDatagram, DialError>> {
+        Box::pin(async {
+            let mut datagram = DirectDatagram::new(Arc::clone(&self.egress));
+            // Whether there is a socket for it shows now, and not with the first datagram.
+            if let Host::Ip(ip) = session.destination.host {
+                datagram.open(ip)?;
+            }
+            Ok(Box::new(datagram) as BoxDatagram)
+        })
     }
 }
 

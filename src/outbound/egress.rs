@@ -9,7 +9,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::net::{Address, DialError, Host, Lookup, LookupError, Name, Reach};
+use crate::net::{Address, DialError, Host, Lookup, Name, Reach};
 use crate::platform::{DatagramSocket, Dialer};
 
 /// RFC 8305 section 8: the recommended Connection Attempt Delay.
@@ -48,7 +48,7 @@ pub struct Egress {
 impl Egress {
     /// Dials with `dialer` and asks `lookup` for the addresses of names.
     pub fn new(dialer: Dialer, lookup: Arc<dyn Lookup>) -> Self {
-        Self { dialer, lookup, version: IpVersion::default() }
+        Self { dialer: Dialer { for_flows: true, ..dialer }, lookup, version: IpVersion::default() }
     }
 
     /// The same, limited to or preferring a family.
@@ -106,21 +106,31 @@ impl Egress {
     /// The real addresses of `name` that may be used, preferred first, never empty.
     ///
     /// # Errors
-    /// The look-up's, in words, with the [`io::ErrorKind`] that a client of a failed connection would see.
+    /// The look-up's, in words. A client is to see an unreachable host, even where a nameserver was silent: it has
+    /// waited for the look-up already, and silence would let it wait for a connection as well.
     pub async fn addresses(&self, name: &Name) -> Result<Vec<IpAddr>, DialError> {
-        let found = self.lookup.lookup(name).await.map_err(|error| {
-            let kind = match error {
-                LookupError::TimedOut => io::ErrorKind::TimedOut,
-                _ => io::ErrorKind::HostUnreachable,
-            };
-            DialError::Io(io::Error::new(kind, format!("{name}: {error}")))
-        })?;
+        let nowhere = |words: String| DialError::Io(io::Error::new(io::ErrorKind::HostUnreachable, words));
+        let found = self.lookup.lookup(name).await.map_err(|error| nowhere(format!("{name}: {error}")))?;
         let addresses = self.version.arrange(&found);
         if addresses.is_empty() {
-            let words = format!("{name} has no address of the family that ip-version allows");
-            return Err(DialError::Io(io::Error::new(io::ErrorKind::HostUnreachable, words)));
+            return Err(nowhere(format!("{name} has no address of the family that ip-version allows")));
         }
         Ok(addresses)
+    }
+
+    /// The address of `name` for datagrams, which cannot try one and see: the first to which there is a route. Where
+    /// `ip-version` has no preference, the family of the client comes first.
+    ///
+    /// # Errors
+    /// Those of [`addresses`](Self::addresses).
+    pub async fn reachable(&self, name: &Name, from_ipv4: bool) -> Result<IpAddr, DialError> {
+        let mut addresses = self.addresses(name).await?;
+        if self.version == IpVersion::Dual {
+            addresses.sort_by_key(|ip| ip.is_ipv4() != from_ipv4);
+        }
+        let routed = addresses.iter().find(|ip| addresses.len() == 1 || self.dialer.has_route(**ip));
+        // Without a route the first says what a client of it would hear.
+        Ok(*routed.unwrap_or(&addresses[0]))
     }
 
     /// An unconnected socket of the family of `to`.
@@ -182,6 +192,7 @@ fn more_telling(earlier: Option<DialError>, later: DialError) -> DialError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::{BoxFuture, LookupError};
     use crate::outbound::fixture::{Names, black_hole, closed_port};
 
     fn address(host: &str, port: u16) -> Address {
@@ -238,6 +249,42 @@ mod tests {
         let egress = egress(&[("v4.test", &["127.0.0.1"])]).with_version(IpVersion::Ipv6);
         let error = egress.tcp(&address("v4.test", 80)).await.unwrap_err();
         assert!(error.to_string().contains("ip-version"), "{error}");
+    }
+
+    struct Silent;
+
+    impl Lookup for Silent {
+        fn lookup<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Result<Arc<[IpAddr]>, LookupError>> {
+            Box::pin(async { Err(LookupError::TimedOut) })
+        }
+    }
+
+    #[tokio::test]
+    async fn silent_nameservers_are_an_unreachable_host_and_no_silence() {
+        let egress = Egress::new(Dialer::default(), Arc::new(Silent));
+        let error = egress.tcp(&address("www.test", 80)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::HostUnreachable);
+        assert_eq!(error.to_string(), "www.test: no nameserver answered in time");
+    }
+
+    #[tokio::test]
+    async fn datagrams_go_to_the_family_that_ip_version_wants_and_else_to_the_clients() {
+        let names: &[(&str, &[&str])] = &[("both.test", &["127.0.0.1", "::1"]), ("v4.test", &["127.0.0.1"])];
+        let name = |text: &str| Name::new(text).unwrap();
+        for (version, from_ipv4, expected) in [
+            (IpVersion::Dual, true, "127.0.0.1"),
+            (IpVersion::Dual, false, "::1"),
+            (IpVersion::Ipv4, false, "127.0.0.1"),
+            (IpVersion::Ipv6, true, "::1"),
+            (IpVersion::Ipv4Prefer, false, "127.0.0.1"),
+            (IpVersion::Ipv6Prefer, true, "::1"),
+        ] {
+            let egress = egress(names).with_version(version);
+            let found = egress.reachable(&name("both.test"), from_ipv4).await.unwrap();
+            assert_eq!(found.to_string(), expected, "{version:?}");
+        }
+        let egress = egress(names).with_version(IpVersion::Ipv6);
+        assert!(egress.reachable(&name("v4.test"), true).await.is_err());
     }
 
     #[tokio::test]

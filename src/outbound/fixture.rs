@@ -9,7 +9,7 @@ use super::{Context, Egress, Outbound, Outbounds, Roots};
 use crate::net::{Address, BoxFuture, Host, Lookup, LookupError, Name};
 use crate::platform::Dialer;
 use crate::profile::{Report, read};
-use crate::session::{Fact, Inbound, Network, Session};
+use crate::session::{Inbound, Network, Session};
 
 /// A resolver that knows a few names.
 pub(crate) struct Names(HashMap<Name, Arc<[IpAddr]>>);
@@ -61,13 +61,12 @@ pub(crate) fn black_hole() -> BlackHole {
 
 /// A session towards `host` and `port`.
 pub(crate) fn session(network: Network, host: &str, port: u16) -> Session {
-    Session {
+    Session::new(
         network,
-        inbound: Inbound::Tun,
-        source: SocketAddr::from(([127, 0, 0, 1], 40_000)),
-        destination: Address { host: Host::parse(host).unwrap(), port },
-        resolved: Fact::Unknown,
-    }
+        Inbound::Tun,
+        SocketAddr::from(([127, 0, 0, 1], 40_000)),
+        Address { host: Host::parse(host).unwrap(), port },
+    )
 }
 
 /// What [`build`] makes.
@@ -82,10 +81,14 @@ pub(crate) fn build(yaml: &str) -> Tested {
 
 /// Builds the table of a profile's text.
 pub(crate) fn table(yaml: &str) -> (Outbounds, Report) {
+    table_knowing(yaml, &[("localhost.test", &["127.0.0.1"])])
+}
+
+/// The same, where these names have addresses.
+pub(crate) fn table_knowing(yaml: &str, names: &[(&str, &[&str])]) -> (Outbounds, Report) {
     let (profile, mut report) = read("test.yaml", yaml.as_bytes());
     let profile = profile.unwrap_or_else(|| panic!("{report}"));
-    let names = Names::shared(&[("localhost.test", &["127.0.0.1"])]);
-    let context = Context { egress: Egress::new(Dialer::default(), names), roots: Roots::default() };
+    let context = Context { egress: Egress::new(Dialer::default(), Names::shared(names)), roots: Roots::default() };
     let built = Outbounds::build(&profile.proxies, &profile.groups, &context, &mut report);
     (built, report)
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::table::Index;
-use super::{Naming, Networks, Outbound};
-use crate::net::{BoxDatagram, BoxFuture, BoxStream, DialError};
+use super::{Networks, Outbound};
+use crate::net::{Address, BoxDatagram, BoxFuture, BoxStream, DialError};
 use crate::session::{Network, Session};
 
 /// An outbound that is, at any time, one of its members.
@@ -64,10 +64,6 @@ impl Outbound for Select {
         Networks { udp: networks.carries(Network::Udp) && !self.disable_udp, ..networks }
     }
 
-    fn naming(&self) -> Naming {
-        self.now().outbound.naming()
-    }
-
     fn chain(&self) -> Vec<String> {
         let mut chain = vec![self.name.clone()];
         chain.extend(self.now().outbound.chain());
@@ -76,6 +72,10 @@ impl Outbound for Select {
 
     fn connect<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxStream, DialError>> {
         self.now().outbound.connect(session)
+    }
+
+    fn peer<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<Address, DialError>> {
+        self.now().outbound.peer(session)
     }
 
     fn associate<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxDatagram, DialError>> {

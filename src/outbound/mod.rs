@@ -15,7 +15,7 @@ mod tls;
 mod unsupported;
 mod upstream;
 
-use crate::net::{BoxDatagram, BoxFuture, BoxStream, DialError};
+use crate::net::{Address, BoxDatagram, BoxFuture, BoxStream, DialError};
 use crate::session::{Network, Session};
 
 pub use direct::Direct;
@@ -54,15 +54,6 @@ impl Networks {
     }
 }
 
-/// How an outbound wants the peers of its datagrams written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Naming {
-    /// It resolves names itself and dials addresses: one association serves all peers of a source (DIRECT).
-    Resolves,
-    /// It hands names on to an upstream: one association per name, because answers come back from an address.
-    HandsOn,
-}
-
 /// A way out. Its futures are called in the context of the worker that owns the flow, so sockets live there.
 pub trait Outbound: Send + Sync {
     /// The name that rules use.
@@ -70,11 +61,6 @@ pub trait Outbound: Send + Sync {
 
     /// What it carries now (a group: what its present member carries).
     fn networks(&self) -> Networks;
-
-    /// How datagram peers are written.
-    fn naming(&self) -> Naming {
-        Naming::HandsOn
-    }
 
     /// The chain from this outbound to the one that dials, outermost first; a group adds its present member.
     fn chain(&self) -> Vec<String> {
@@ -84,6 +70,14 @@ pub trait Outbound: Send + Sync {
     /// Opens a stream to the session's destination.
     fn connect<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxStream, DialError>>;
 
-    /// Opens an association for datagrams of the session's source; the session's destination is the first peer.
+    /// The session's destination as the associations of this outbound want it written. An address: one association
+    /// serves all peers of a source, and DIRECT looks names up for that. A name, which is handed on to an upstream: each
+    /// has an association of its own, because answers come back from an address.
+    fn peer<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<Address, DialError>> {
+        Box::pin(async { Ok(session.destination.clone()) })
+    }
+
+    /// Opens an association for datagrams of the session's source; the session's destination is the first peer, as
+    /// [`peer`](Self::peer) wrote it.
     fn associate<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxDatagram, DialError>>;
 }

@@ -77,6 +77,8 @@ impl Upstream {
             DialError::Io(io::Error::new(kind, format!("upstream proxy {self} is unreachable: {error}")))
         };
         match error {
+            // It is we who have no room; that says nothing of the proxy.
+            DialError::Exhausted => DialError::Exhausted,
             DialError::Refused => self.denied("refused the connection"),
             DialError::TimedOut => self.silent("did not answer in time"),
             DialError::Unreachable(Reach::Network) => unreachable(io::ErrorKind::NetworkUnreachable),

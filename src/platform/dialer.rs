@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -16,6 +17,9 @@ pub use tokio::net::UdpSocket;
 /// How long a TCP dial may take.
 pub(super) const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Descriptors that flows leave free, so that DNS and control work when flows have taken all the rest.
+const SPARE: u64 = 64;
+
 /// A firewall mark: every packet of a socket that carries it skips our rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fwmark(pub u32);
@@ -29,6 +33,29 @@ pub struct Dialer {
     pub interface: Option<String>,
     /// Ranges that lead nowhere but to us.
     pub fake: Vec<IpNet>,
+    /// Its sockets are those of flows, which may not take the last descriptors.
+    pub for_flows: bool,
+}
+
+/// How many descriptors flows may take, all together.
+#[must_use]
+pub fn descriptors_for_flows() -> u64 {
+    for_flows(imp::socket::descriptors())
+}
+
+/// Of a limit that is small, the greater part is for flows still.
+fn for_flows(limit: u64) -> u64 {
+    limit - SPARE.min(limit / 4)
+}
+
+/// Whether a descriptor is one of those that flows leave free. The kernel gives out the lowest that is free: such a
+/// number says that all below it are taken.
+pub fn is_spare(descriptor: impl AsFd) -> bool {
+    spare(descriptor.as_fd(), imp::socket::descriptors())
+}
+
+fn spare(descriptor: BorrowedFd<'_>, limit: u64) -> bool {
+    u64::try_from(descriptor.as_raw_fd()).is_ok_and(|number| number >= for_flows(limit))
 }
 
 impl Dialer {
@@ -54,15 +81,26 @@ impl Dialer {
     /// What the kernel reports; too many open files, for instance.
     pub fn udp(&self, to: IpAddr) -> Result<UdpSocket, DialError> {
         self.refuse_fake(to)?;
-        let (domain, any) = match to {
-            IpAddr::V4(_) => (Domain::IPV4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))),
-            IpAddr::V6(_) => (Domain::IPV6, SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))),
+        let any = match to {
+            IpAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            IpAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
         };
-        let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
-        self.prepare(&socket2::SockRef::from(&socket))?;
+        let socket = self.datagrams(to)?;
         imp::socket::deepen(&socket);
         socket.bind(&any.into())?;
         Ok(UdpSocket::from_std(socket.into())?)
+    }
+
+    /// Whether the kernel has a way to `ip` for sockets like these. Nothing is sent.
+    #[must_use]
+    pub fn has_route(&self, ip: IpAddr) -> bool {
+        // Any port but 0 will do: connecting a datagram socket asks for the route and no more.
+        let connected = self.datagrams(ip).and_then(|socket| socket.connect(&SocketAddr::new(ip, 9).into()));
+        // Whatever else is wrong has nothing to do with the address.
+        !connected.is_err_and(|error| {
+            let no_way = [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EADDRNOTAVAIL, libc::EAFNOSUPPORT];
+            error.raw_os_error().is_some_and(|code| no_way.contains(&code))
+        })
     }
 
     /// Whether `ip` is one of the addresses that only we hand out.
@@ -75,7 +113,17 @@ impl Dialer {
         if self.is_fake(ip) { Err(DialError::Unreachable(Reach::Host)) } else { Ok(()) }
     }
 
+    fn datagrams(&self, to: IpAddr) -> io::Result<Socket> {
+        let domain = if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+        self.prepare(&socket2::SockRef::from(&socket))?;
+        Ok(socket)
+    }
+
     fn prepare(&self, socket: &socket2::SockRef<'_>) -> io::Result<()> {
+        if self.for_flows && is_spare(&**socket) {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
         if let Some(mark) = self.mark {
             imp::socket::set_mark(&**socket, mark)?;
         }
@@ -83,5 +131,21 @@ impl Dialer {
             socket.bind_device(Some(interface.as_bytes()))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_leave_the_last_descriptors_to_others() {
+        for (limit, flows) in [(1024, 960), (1 << 20, (1 << 20) - 64), (64, 48), (0, 0)] {
+            assert_eq!(for_flows(limit), flows, "{limit}");
+        }
+        let descriptor = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let number = u64::try_from(descriptor.as_raw_fd()).unwrap();
+        assert!(!spare(descriptor.as_fd(), number + 65 + SPARE));
+        assert!(spare(descriptor.as_fd(), number + 1));
     }
 }

@@ -26,7 +26,7 @@ const QUEUE_LENGTH: u32 = 4096;
 
 pub use applied::{Applied, HostError, Step};
 pub use cleanup::{Report, cleanup};
-pub use dialer::{Dialer, Fwmark, UdpSocket};
+pub use dialer::{Dialer, Fwmark, UdpSocket, descriptors_for_flows, is_spare};
 pub use firewall::Nft;
 pub use imp::holder::tcp_listener;
 pub use imp::netlink::{Netlink, NetlinkError};

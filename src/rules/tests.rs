@@ -8,13 +8,12 @@ use crate::session::{Fact, Inbound, Network};
 
 /// A TCP session from 10.0.0.2:40000 to `host` and `port`.
 pub(crate) fn session(host: &str, port: u16) -> Session {
-    Session {
-        network: Network::Tcp,
-        inbound: Inbound::Tun,
-        source: SocketAddr::from(([10, 0, 0, 2], 40000)),
-        destination: Address { host: Host::parse(host).unwrap(), port },
-        resolved: Fact::Unknown,
-    }
+    Session::new(
+        Network::Tcp,
+        Inbound::Tun,
+        SocketAddr::from(([10, 0, 0, 2], 40000)),
+        Address { host: Host::parse(host).unwrap(), port },
+    )
 }
 
 fn rule(text: &str) -> Rule {

@@ -1,8 +1,8 @@
 //! Datagrams that do not fit: what may not be cut is refused with the path's MTU, what may be cut arrives whole.
 
-use super::support::client::act_in;
-use super::support::sites::{V4, V6};
-use super::support::topology::HOST_LAN_V4;
+use super::support::client::{Session, act_in};
+use super::support::sites::{NAME, V4, V6};
+use super::support::topology::{HOST_LAN_V4, HOST_V4};
 use super::support::tunproxy::Place;
 use super::support::{Capture, Sites, Topology, run};
 
@@ -77,5 +77,27 @@ fn what_may_be_cut_arrives_whole_both_ways() {
         // The client's wire carries pieces: were they whole, this would prove nothing.
         let pieces = capture.packets().iter().filter(|packet| packet.is_fragment()).count();
         assert!(pieces > 100, "{pieces}");
+    });
+}
+
+#[test]
+fn datagrams_give_way_where_descriptors_are_few_and_names_are_answered_still() {
+    run(&[TUN, "prlimit"], || {
+        let lab = Topology::with_lan();
+        let _sites = Sites::open(&lab);
+        let tunproxy = profile().start(&lab.host);
+        tunproxy.limit_descriptors(&lab.host, 256);
+        // More than there are descriptors: the associations idle longest go.
+        assert_eq!(act_in(&lab.host, &format!("datagrams 300 {V4}:7")), Ok("300".to_owned()), "{}", tunproxy.output());
+        let from = format!("{HOST_V4}:0").parse().expect("an address");
+        let to = format!("{V4}:7").parse().expect("an address");
+        let mut sessions: Vec<_> = (0..100).map(|_| Session::open(&lab.host, from, to)).collect();
+        for session in &mut sessions {
+            assert_eq!(session.alive().map(drop), Ok(()), "{}", tunproxy.output());
+        }
+        assert_eq!(act_in(&lab.host, &format!("ask {NAME}:7 x")), Ok("x".to_owned()), "{}", tunproxy.output());
+        let said = tunproxy.output();
+        assert!(said.contains("evicted: no descriptors are left"), "or there were enough of them");
+        assert!(!said.contains("reason=connection refused"), "{said}");
     });
 }

@@ -5,12 +5,15 @@ use std::net::SocketAddr;
 use super::support::client::act_in;
 use super::support::peers::Peer;
 use super::support::peers::digest::of_pattern;
+use super::support::peers::dns::Behaviour;
 use super::support::peers::proxy::Door;
 use super::support::program::Program;
-use super::support::sites::{NAME, V4, V6};
+use super::support::sites::{NAME, V4, V6, zone};
 use super::support::topology::{BLACK_HOLE_V4, HOST_V4, HOST_V6};
 use super::support::tunproxy::Place;
 use super::support::{Sites, Topology, run, third_party};
+
+const TUN: &str = "/dev/net/tun";
 
 /// Where the proxies are.
 const PROXY: &str = "203.0.113.3";
@@ -26,16 +29,20 @@ fn through(keys: &str) -> Place {
 
 fn with_rules(keys: &str, rules: &str) -> Place {
     let server = if keys.contains("server:") { String::new() } else { format!("server: {PROXY}, ") };
-    Place::new(&format!(
+    Place::new(&profile("fake-ip", &format!("{{ name: up, {server}{keys} }}"), rules))
+}
+
+fn profile(mode: &str, proxies: &str, rules: &str) -> String {
+    format!(
         "
 mode: rule
 ipv6: true
 log-level: info
-dns: {{ enable: true, enhanced-mode: fake-ip, nameserver: [192.168.1.1] }}
-proxies: [{{ name: up, {server}{keys} }}]
+dns: {{ enable: true, enhanced-mode: {mode}, nameserver: [192.168.1.1] }}
+proxies: [{proxies}]
 rules: [{rules}]
 "
-    ))
+    )
 }
 
 /// Our own proxies, which write down what they are asked for.
@@ -170,11 +177,13 @@ fn a_dead_proxy_fails_its_flows_and_no_others() {
         assert_eq!(refusing.act(&lab.host, &format!("connect {V4}:7")), Err("ECONNREFUSED".to_owned()));
         let silent = with_rules(&format!("type: socks5, server: {BLACK_HOLE_V4}, port: 1080"), rules);
         assert_eq!(silent.act(&lab.host, &format!("connect {V4}:7 3")), Err("ETIMEDOUT".to_owned()));
-        for place in [refusing, silent] {
+        for (place, why) in [(refusing, "upstream proxy up (203.0.113.3:1) refused the connection"), (silent, "")] {
             let script = format!("curl -s --connect-timeout 2 http://{V4}:7/ & curl -sS http://{V4}/alive; wait");
             let said = place.exec(&lab.host, "sh", &["-c", &script]);
             assert!(said.stdout.contains("path=/alive"), "{said:?}");
-            assert!(said.stderr.lines().any(|line| line.contains("up")), "the failed flow has its line: {said:?}");
+            let words = [&format!("destination={V4}:7"), "outbound=\"up\"", "outcome=failed", why];
+            let told = said.stderr.lines().any(|line| words.iter().all(|word| line.contains(word)));
+            assert!(told, "the failed flow has its line, with {words:?}: {said:?}");
         }
     });
 }
@@ -185,9 +194,15 @@ fn wrong_credentials_end_in_a_refusal_with_its_reason() {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
         let (door, _peers) = own_proxies(&lab);
-        for keys in ["type: socks5, port: 1080, username: ann, password: no", "type: http, port: 8080"] {
+        for (keys, reason) in [
+            ("type: socks5, port: 1080, username: ann, password: no", "refused the user name and password"),
+            ("type: socks5, port: 1080", "wants another kind of authentication"),
+            ("type: http, port: 8080", "refused the user name and password (407)"),
+        ] {
             let said = through(keys).exec(&lab.host, "curl", &["-sS", &format!("http://{V4}/")]);
             assert_eq!(said.code, Some(7), "{keys}: {said:?}");
+            let told = |line: &str| line.contains(&format!("destination={V4}:80")) && line.contains(reason);
+            assert!(said.stderr.lines().any(told), "{reason}: {said:?}");
         }
         assert_eq!(door.requests.all(), Vec::<String>::new());
     });
@@ -230,11 +245,119 @@ fn datagrams_for_an_outbound_without_udp_fall_through_to_the_next_rule() {
     run(&[], || {
         let lab = Topology::desktop();
         let sites = Sites::open(&lab);
-        let place = with_rules("type: http, port: 8080", "'DST-PORT,7,up', 'MATCH,DIRECT'");
+        let (door, _peers) = own_proxies(&lab);
+        let first = format!("{{ name: first, server: {PROXY}, {} }}", OWN[1]);
+        let proxies = format!("{first}, {{ name: second, server: {PROXY}, {} }}", OWN[0]);
+        let place =
+            Place::new(&profile("fake-ip", &proxies, "'DST-PORT,7,first', 'DST-PORT,7,second', 'MATCH,REJECT'"));
         assert_eq!(place.act(&lab.host, &format!("datagram {V4}:7 hello")), Ok("hello".to_owned()));
-        assert_eq!(sites.datagrams.all().len(), 1);
+        assert_eq!(place.act(&lab.host, &format!("ask {V4}:7 hello")), Ok("hello".to_owned()));
+        assert_eq!(door.requests.all(), [format!("udp {V4}:7"), format!("tcp {V4}:7")], "the second, then the first");
+        assert_eq!(sites.datagrams.count(|from| from.starts_with("192.168.")), 0, "none went directly");
+
+        let place = Place::new(&profile("fake-ip", &first, "'DST-PORT,7,first', 'MATCH,DIRECT'"));
         let said = place.check(&lab.host);
         let warned = said.stdout + &said.stderr;
         assert!(warned.contains("UDP") && warned.contains("DIRECT"), "check names the rule it falls past: {warned}");
+    });
+}
+
+#[test]
+fn a_real_address_is_dialled_itself_and_its_name_serves_the_rules_while_it_is_remembered() {
+    run(&["curl"], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let (door, _peers) = own_proxies(&lab);
+        let url = format!("http://{NAME}/r");
+        for (place, requests) in [
+            (&format!("{{ name: up, server: {PROXY}, {} }}", OWN[0]), vec![format!("tcp {V4}:80")]),
+            (&format!("{{ name: up, server: {PROXY}, {} }}", OWN[1]), vec![format!("tcp {V4}:80")]),
+            (&"{ name: up, type: direct }".to_owned(), vec![]),
+        ]
+        .map(|(proxy, requests)| (Place::new(&redir_host(proxy, "redir-host")), requests))
+        {
+            let before = door.requests.all().len();
+            let said = place.exec(&lab.host, "curl", &["-4sS", &url]);
+            assert!(said.stdout.contains(&format!("host={NAME} path=/r")), "{said:?}");
+            let told = |line: &str| line.contains(&format!("destination={V4}:80 name={NAME}"));
+            assert!(said.stderr.lines().any(told), "{said:?}");
+            assert_eq!(door.requests.all()[before..], requests);
+        }
+        let place = Place::new(&redir_host(&format!("{{ name: up, server: {PROXY}, {} }}", OWN[0]), "redir-host"));
+        assert_eq!(place.act(&lab.host, &format!("datagram {NAME}:7 hello")), Ok("hello".to_owned()));
+        let last = door.requests.all().pop().expect("a request");
+        assert!([format!("udp {V4}:7"), format!("udp {V6}:7")].contains(&last), "{last}");
+        let normal = Place::new(&redir_host("{ name: up, type: direct }", "normal"));
+        let said = normal.exec(&lab.host, "curl", &["-4sS", &url]);
+        assert_eq!(said.code, Some(7), "nothing is remembered: {said:?}");
+        assert!(said.stderr.contains("MATCH,REJECT"), "{said:?}");
+    });
+}
+
+/// Sends what is asked for by the sites' name to `up`, and refuses the rest.
+fn redir_host(proxy: &str, mode: &str) -> String {
+    profile(mode, proxy, &format!("'DOMAIN,{NAME},up', 'MATCH,REJECT'"))
+}
+
+#[test]
+fn an_upstream_that_never_answers_for_datagrams_holds_up_nothing_else() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let door = Door { mute_for_datagrams: true, ..Door::knowing(&[(NAME, V4)]) };
+        let _peer = lab.sites.socks5(at(1080), door.clone());
+        let slow = format!("{{ name: up, server: {PROXY}, type: socks5, port: 1080, udp: true }}");
+        let dead = format!("{{ name: dead, server: {PROXY}, type: socks5, port: 1, udp: true }}");
+        let rules = "'DST-PORT,9999,dead', 'IP-CIDR,203.0.113.10/32,up', 'MATCH,DIRECT'";
+        let tun = "tun: { enable: true, auto-route: true, dns-hijack: ['any:53'] }";
+        let tunproxy = Place::new(&(profile("fake-ip", &format!("{slow}, {dead}"), rules) + tun)).start(&lab.host);
+        let host = lab.host.clone();
+        let waiting = std::thread::spawn(move || act_in(&host, &format!("datagram {V4}:7 hello 5")));
+        while door.requests.count(|request| request == "associate") == 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(act_in(&lab.host, &format!("ask {V4}:7 hello")), Ok("hello".to_owned()), "{}", tunproxy.output());
+        assert_eq!(act_in(&lab.host, &format!("datagram {V6}:7 hello")), Ok("hello".to_owned()));
+        assert_eq!(act_in(&lab.host, &format!("datagram {V4}:9999 hello")), Err("ECONNREFUSED".to_owned()));
+        assert_eq!(waiting.join().expect("no panic"), Err("EAGAIN".to_owned()), "its datagram is lost, as UDP may be");
+    });
+}
+
+#[test]
+fn ip_version_holds_for_datagrams_and_another_family_is_taken_where_one_has_no_route() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let sites = Sites::open(&lab);
+        let from = |version: &str| {
+            let place = Place::new(&profile(
+                "fake-ip",
+                &format!("{{ name: up, type: direct, ip-version: {version} }}"),
+                "'MATCH,up'",
+            ));
+            let outcome = place.act(&lab.host, &format!("datagram {NAME}:7 hello"));
+            assert_eq!(outcome, Ok("hello".to_owned()), "{version}");
+            let last = sites.datagrams.all().pop().expect("a datagram");
+            if last.starts_with('[') { "IPv6" } else { "IPv4" }
+        };
+        for (version, family) in [("ipv4", "IPv4"), ("ipv6", "IPv6"), ("ipv4-prefer", "IPv4"), ("ipv6-prefer", "IPv6")]
+        {
+            assert_eq!(from(version), family, "{version}");
+        }
+        lab.host.ip("-6 route del default");
+        for version in ["ipv6-prefer", "dual"] {
+            assert_eq!(from(version), "IPv4", "{version}");
+        }
+    });
+}
+
+#[test]
+fn a_name_whose_nameserver_is_silent_is_an_unreachable_host() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let zone = zone().behaviour("silent.example.test", Behaviour::Silence);
+        let _sites = Sites::with(&lab, zone);
+        let place = Place::new(&profile("fake-ip", "", "'MATCH,DIRECT'"));
+        assert_eq!(place.act(&lab.host, "connect silent.example.test:80"), Err("EHOSTUNREACH".to_owned()));
+        assert_eq!(place.act(&lab.host, "datagram silent.example.test:7 x"), Err("ECONNREFUSED".to_owned()));
     });
 }

@@ -79,6 +79,23 @@ fn datagrams_are_relayed_for_socks5_clients() {
 }
 
 #[test]
+fn a_client_may_come_back_from_the_same_port() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let sites = Sites::open(&lab);
+        let tunproxy = profile("").start(&lab.host);
+        for word in ["one", "two", "three"] {
+            let relay = || act_in(&lab.host, &format!("relay 127.0.0.1:7890 {V4}:7 {word} 4567"));
+            let length = word.len();
+            // The line comes with the end of the association, not minutes later.
+            let words = [&format!("destination={V4}:7"), &*format!("up={length} down={length} "), "outcome=closed"];
+            assert_eq!(tunproxy.line_after(relay, &words).0, Ok(word.to_owned()));
+        }
+        assert_eq!(sites.datagrams.all().len(), 3);
+    });
+}
+
+#[test]
 fn clients_need_the_credentials_of_the_profile() {
     run(&["curl"], || {
         let lab = Topology::desktop();

@@ -34,7 +34,9 @@ pub(crate) type Outcome = Result<String, String>;
 /// - `datagram ADDR WORD [SECONDS]`: sends WORD over connected UDP and reads one answer;
 /// - `whole ADDR LENGTH`: sends that many bytes over UDP in one datagram that nobody may cut, and again in one that
 ///   fits once the path has said what does; learns the path's MTU, or `fits` where nobody complained;
-/// - `relay PROXY ADDR WORD`: the same through UDP ASSOCIATE of a SOCKS5 server without credentials.
+/// - `datagrams COUNT ADDR`: an exchange over UDP from each of that many sockets, all of which stay open to the end;
+/// - `relay PROXY ADDR WORD [PORT]`: a datagram and its answer through UDP ASSOCIATE of a SOCKS5 server without
+///   credentials, from that port of ours.
 ///
 /// An address may be a name with a port, which the system resolves.
 pub(crate) fn act(words: &str) -> Outcome {
@@ -87,7 +89,9 @@ fn perform(words: &[&str]) -> io::Result<String> {
         ["datagram", to, word] => datagram(to, word, PATIENCE),
         ["datagram", to, word, seconds] => datagram(to, word, Duration::from_secs(number(seconds)?)),
         ["whole", to, length] => whole(to, number(length)?),
-        ["relay", proxy, to, word] => relay(proxy, to, word),
+        ["datagrams", count, to] => datagrams(number(count)?, to),
+        ["relay", proxy, to, word] => relay(proxy, to, word, 0),
+        ["relay", proxy, to, word, port] => relay(proxy, to, word, number(port)?),
         _ => Err(io::Error::other(format!("no such act: {words:?}"))),
     }
 }
@@ -198,15 +202,31 @@ fn churn(count: usize, in_flight: usize, to: &[&str]) -> io::Result<String> {
     Ok(count.to_string())
 }
 
-fn datagram(to: &str, word: &str, patience: Duration) -> io::Result<String> {
+fn datagrams(count: usize, to: &str) -> io::Result<String> {
     let to = resolve(to)?;
+    let mut open = Vec::new();
+    for number in 0..count {
+        let socket = exchange(to, "x", PATIENCE)
+            .map_err(|error| io::Error::other(format!("socket {number}: {}", name_of(&error))))?;
+        open.push(socket);
+    }
+    Ok(open.len().to_string())
+}
+
+fn datagram(to: &str, word: &str, patience: Duration) -> io::Result<String> {
+    exchange(resolve(to)?, word, patience).map(|(_, answer)| answer)
+}
+
+/// Sends a word from a socket of its own; returns the socket and the answer.
+fn exchange(to: SocketAddr, word: &str, patience: Duration) -> io::Result<(UdpSocket, String)> {
     let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(patience))?;
     socket.send(word.as_bytes())?;
     let mut answer = vec![0; 65_536];
     let length = socket.recv(&mut answer)?;
-    Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+    let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+    Ok((socket, answer))
 }
 
 /// Path MTU discovery as a program does it: RFC 1191, RFC 8201.
@@ -253,7 +273,7 @@ fn option(socket: &UdpSocket, level: i32, name: i32, value: Option<i32>) -> io::
 }
 
 /// RFC 1928, sections 4, 6 and 7.
-fn relay(proxy: &str, to: &str, word: &str) -> io::Result<String> {
+fn relay(proxy: &str, to: &str, word: &str, port: u16) -> io::Result<String> {
     let mut control = dial(proxy, PATIENCE)?;
     control.write_all(&[5, 1, 0])?;
     control.read_exact(&mut [0; 2])?;
@@ -263,7 +283,7 @@ fn relay(proxy: &str, to: &str, word: &str) -> io::Result<String> {
     if reply[1] != 0 || reply[3] != 1 {
         return Err(io::Error::other(format!("UDP ASSOCIATE: {reply:?}")));
     }
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let socket = UdpSocket::bind(("0.0.0.0", port))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     // The address of the relay may be unspecified: then it is the proxy's own.
     socket.connect((control.peer_addr()?.ip(), u16::from_be_bytes([reply[8], reply[9]])))?;

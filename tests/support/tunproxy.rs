@@ -176,6 +176,15 @@ impl Tunproxy {
         &self.place
     }
 
+    /// Leaves it this many file descriptors, whatever it had.
+    ///
+    /// # Panics
+    /// If it has ended.
+    pub(crate) fn limit_descriptors(&self, ns: &Netns, many: usize) {
+        let pid = self.program.pid().to_string();
+        ns.run("prlimit", &["--pid", &pid, &format!("--nofile={many}:{many}")]);
+    }
+
     /// Sends it a signal that it survives.
     pub(crate) fn signal(&self, signal: Signal) {
         self.program.signal(signal);

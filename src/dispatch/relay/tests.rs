@@ -12,16 +12,12 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::dispatch::Counters;
-use crate::session::{Fact, Inbound, Network, Session};
+use crate::session::{Inbound, Network, Session};
 
 fn account() -> Account {
-    let session = Session {
-        network: Network::Tcp,
-        inbound: Inbound::Tun,
-        source: "192.0.2.1:1000".parse().unwrap(),
-        destination: "198.51.100.1:80".parse::<std::net::SocketAddr>().unwrap().into(),
-        resolved: Fact::Unknown,
-    };
+    let client = "192.0.2.1:1000".parse().unwrap();
+    let server = "198.51.100.1:80".parse::<std::net::SocketAddr>().unwrap();
+    let session = Session::new(Network::Tcp, Inbound::Tun, client, server.into());
     Account::new(Arc::new(Counters::default()), session, None)
 }
 

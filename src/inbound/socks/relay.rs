@@ -14,6 +14,7 @@ use super::super::mixed::Facts;
 use crate::dispatch::{Back, Entry};
 use crate::net::{Address, Host, Reach};
 use crate::outbound::socks5::wire::{self, WireError, reply};
+use crate::platform::is_spare;
 use crate::session::Network;
 
 /// The largest datagram, header included.
@@ -22,7 +23,7 @@ const LARGEST: usize = 65_535;
 /// Relays datagrams until the client closes `control`. `announced` is where it said that it will send from.
 ///
 /// # Errors
-/// The socket could not be had, or the control connection broke.
+/// The control connection broke.
 pub(super) async fn serve<E: Entry>(
     mut control: TcpStream,
     facts: &Facts,
@@ -30,18 +31,25 @@ pub(super) async fn serve<E: Entry>(
     announced: &Address,
 ) -> io::Result<()> {
     // Where the client reached us, it can send to; the port is not the listener's, so that clients do not mix.
-    let socket = Rc::new(UdpSocket::bind((control.local_addr()?.ip(), 0)).await?);
+    let own = control.local_addr()?.ip();
+    let socket = UdpSocket::bind((own, 0)).await.ok().filter(|socket| !is_spare(socket)).map(Rc::new);
+    let (code, bound) = match &socket {
+        Some(socket) => (reply::SUCCEEDED, socket.local_addr()?),
+        None => (reply::FAILURE, SocketAddr::new(own, 0)),
+    };
     let mut bytes = Vec::new();
-    wire::put_reply(reply::SUCCEEDED, socket.local_addr()?, &mut bytes);
+    wire::put_reply(code, bound, &mut bytes);
     control.write_all(&bytes).await?;
+    let Some(socket) = socket else { return Ok(()) };
 
     let relay = Rc::new(Relay { socket: RefCell::new(Some(Rc::clone(&socket))), buffer: RefCell::default() });
     let back: Rc<dyn Back> = Rc::clone(&relay) as Rc<dyn Back>;
     let client = Cell::new(expected(facts.peer.ip(), announced));
+    let association = Association { facts, entry: &entry, client, back };
     let forward = async {
         let mut space = vec![0; LARGEST];
         while let Ok((length, source)) = socket.recv_from(&mut space).await {
-            take(&space[..length], source, facts, &client, &entry, &back);
+            association.take(&space[..length], source);
         }
     };
     let ended = async {
@@ -53,7 +61,7 @@ pub(super) async fn serve<E: Entry>(
         outcome = ended => outcome,
         () = forward => Ok(()),
     };
-    // The dispatcher may keep the other end for as long as answers could come: the socket is not kept with it.
+    // The dispatcher may hold the other end a little longer: the socket is not kept with it.
     relay.socket.take();
     outcome
 }
@@ -68,32 +76,42 @@ fn expected(peer: IpAddr, announced: &Address) -> SocketAddr {
     SocketAddr::new(peer, port)
 }
 
-fn take<E: Entry>(
-    bytes: &[u8],
-    source: SocketAddr,
-    facts: &Facts,
-    client: &Cell<SocketAddr>,
-    entry: &E,
-    back: &Rc<dyn Back>,
-) {
-    let drops = &facts.drops;
-    let allowed = client.get();
-    if source.ip() != allowed.ip() || (allowed.port() != 0 && source.port() != allowed.port()) {
-        drops.foreign.fetch_add(1, Relaxed);
-        return;
+/// One client's association. What it has going ends with it.
+struct Association<'a, E: Entry> {
+    facts: &'a Facts,
+    entry: &'a E,
+    client: Cell<SocketAddr>,
+    back: Rc<dyn Back>,
+}
+
+impl<E: Entry> Association<'_, E> {
+    fn take(&self, bytes: &[u8], source: SocketAddr) {
+        let drops = &self.facts.drops;
+        let allowed = self.client.get();
+        if source.ip() != allowed.ip() || (allowed.port() != 0 && source.port() != allowed.port()) {
+            drops.foreign.fetch_add(1, Relaxed);
+            return;
+        }
+        match wire::take_datagram(bytes) {
+            Ok((to, payload)) => {
+                self.client.set(source);
+                // The client's own DF bit ended at our socket; its datagrams may be fragmented like those of any proxy.
+                let session = self.facts.session(Network::Udp, source, to);
+                self.entry.datagram(session, payload, false, &self.back);
+            }
+            Err(WireError::Fragment) => {
+                drops.fragments.fetch_add(1, Relaxed);
+            }
+            Err(_) => {
+                drops.malformed.fetch_add(1, Relaxed);
+            }
+        }
     }
-    match wire::take_datagram(bytes) {
-        Ok((to, payload)) => {
-            client.set(source);
-            // The client's own DF bit ended at our socket; its datagrams may be fragmented like those of any proxy.
-            entry.datagram(facts.session(Network::Udp, source, to), payload, false, back);
-        }
-        Err(WireError::Fragment) => {
-            drops.fragments.fetch_add(1, Relaxed);
-        }
-        Err(_) => {
-            drops.malformed.fetch_add(1, Relaxed);
-        }
+}
+
+impl<E: Entry> Drop for Association<'_, E> {
+    fn drop(&mut self) {
+        self.entry.leave(self.client.get(), &self.back);
     }
 }
 

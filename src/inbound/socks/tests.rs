@@ -144,6 +144,7 @@ async fn datagrams_go_out_and_come_back_with_the_peer_they_were_sent_to() {
         while client.send(&datagram("dns.test", b"more")).await.is_ok() {
             tokio::task::yield_now().await;
         }
+        assert_eq!(*entry.left.borrow(), [source]);
         entry.backs.borrow()[0].deliver(&entry.sessions.borrow()[0].destination, source, b"late");
     })
     .await;

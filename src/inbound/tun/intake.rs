@@ -17,7 +17,7 @@ use super::streams::stream;
 use super::{QUOTED, Tunnel};
 use crate::dispatch::Back;
 use crate::dns::{Answer, Dns, Question, Transport};
-use crate::session::{Fact, Inbound, Network, Session};
+use crate::session::{Inbound, Network, Session};
 use crate::stack::{self, Claim, Datagram, Event, Frame, Tuple, VirtioHeader};
 
 /// Packets read before flows get their turn.
@@ -151,13 +151,7 @@ impl Tunnel {
         }
         let quoted = &datagram.packet[..datagram.packet.len().min(QUOTED)];
         let back: Rc<dyn Back> = self.back.clone();
-        let session = Session {
-            network: Network::Udp,
-            inbound: Inbound::Tun,
-            source: datagram.source,
-            destination: datagram.destination.into(),
-            resolved: Fact::Unknown,
-        };
+        let session = Session::new(Network::Udp, Inbound::Tun, datagram.source, datagram.destination.into());
         let Datagram { payload, size, dont_fragment, .. } = *datagram;
         self.dispatcher.packet(&session, payload, size, dont_fragment, quoted, &back);
     }

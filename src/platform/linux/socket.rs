@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::platform::Fwmark;
@@ -21,4 +22,9 @@ pub(in crate::platform) fn deepen(socket: impl AsFd) {
 /// Sets `SO_MARK`, so that our own rules let the socket's packets pass (CAP_NET_ADMIN).
 pub(in crate::platform) fn set_mark(socket: impl AsFd, mark: Fwmark) -> io::Result<()> {
     setsockopt(&socket, sockopt::Mark, &mark.0).map_err(io::Error::from)
+}
+
+/// How many descriptors this process may have: their numbers stay below that (`RLIMIT_NOFILE`).
+pub(in crate::platform) fn descriptors() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft)
 }

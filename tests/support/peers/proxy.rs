@@ -20,8 +20,10 @@ pub(crate) struct Door {
     pub(crate) credentials: Option<(String, String)>,
     /// The names it can resolve.
     pub(crate) names: Names,
-    /// A line per request: `tcp www.example.test:80`, `udp 203.0.113.9:7`.
+    /// A line per request: `tcp www.example.test:80`, `udp 203.0.113.9:7`; `associate` where it is not answered.
     pub(crate) requests: Record,
+    /// It never answers UDP ASSOCIATE.
+    pub(crate) mute_for_datagrams: bool,
 }
 
 impl Door {

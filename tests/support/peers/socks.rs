@@ -72,6 +72,10 @@ async fn connect(mut stream: TcpStream, door: &Door, host: &str, port: u16) -> i
 
 /// Relays datagrams until the client closes the TCP connection that asked for it.
 async fn associate(mut stream: TcpStream, client: SocketAddr, door: Door) -> io::Result<()> {
+    if door.mute_for_datagrams {
+        door.requests.note("associate");
+        return stream.read_u8().await.map(drop);
+    }
     let relay = UdpSocket::bind(SocketAddr::new(stream.local_addr()?.ip(), 0)).await?;
     let outward = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).await?;
     reply(&mut stream, SUCCEEDED, relay.local_addr()?).await?;

@@ -1,0 +1,230 @@
+use std::io;
+use std::task::{Context, Poll};
+
+use tokio::io::ReadBuf;
+
+use super::*;
+use crate::dispatch::fixture::{Heard, address, flow, source};
+use crate::net::{Datagram, Received};
+
+/// A transport on which nothing happens.
+struct Quiet;
+
+impl Datagram for Quiet {
+    fn poll_send_to(&mut self, _: &mut Context<'_>, _: &[u8], _: &Address, _: bool) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_recv_from(&mut self, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<Received>> {
+        Poll::Pending
+    }
+}
+
+/// A client with an association, among others of one worker.
+struct Client {
+    origin: Origin,
+    back: Rc<dyn Back>,
+    link: Rc<Link>,
+}
+
+fn associations(peers: usize, peers_of_one: usize, links: usize) -> Associations {
+    Associations::new(Limits { links, peers, peers_of_one }, Arc::default())
+}
+
+impl Client {
+    fn new(all: &mut Associations, port: u16) -> Self {
+        let (source, back) = (SocketAddr::new(source().ip(), port), Heard::back());
+        let link = Link::new(source, Rc::clone(&back), Box::new(Quiet), None, Arc::clone(&all.counters));
+        all.add(&link);
+        Self { origin: Origin::of(source, &back), back, link }
+    }
+
+    fn knock(&self, all: &mut Associations, peer: u16) -> Ticket {
+        let first = Waiting { payload: vec![1], dont_fragment: false };
+        all.begin(self.origin, &self.back, &to(peer), first)
+    }
+
+    fn open(&self, all: &mut Associations, peer: u16) -> Rc<Flow> {
+        let ticket = self.knock(all, peer);
+        let flow = flow(&self.link, &to(peer));
+        assert_eq!(all.enter(&ticket, &self.link, &flow).unwrap().len(), 1);
+        flow
+    }
+
+    fn knows(&self, all: &mut Associations, peer: u16) -> bool {
+        let known = all.peer(self.origin, &to(peer)).is_some();
+        assert!(!known || self.link.is_taken(&to(peer), &to(0)) || self.link.has_ended());
+        known
+    }
+
+    fn known(&self, all: &mut Associations) -> usize {
+        (1..=200).filter(|peer| self.knows(all, *peer)).count()
+    }
+}
+
+fn to(peer: u16) -> Address {
+    address("198.51.100.1", peer)
+}
+
+/// Lets time pass: ages differ.
+async fn later() {
+    tokio::time::advance(Duration::from_millis(10)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_with_too_many_peers_loses_those_idle_longest_from_its_association_too() {
+    let mut all = associations(1000, 32, 9);
+    let client = Client::new(&mut all, 1);
+    let mut flows = Vec::new();
+    for peer in 1..=32 {
+        flows.push(client.open(&mut all, peer));
+        later().await;
+    }
+    // The oldest is in use; of those it is the youngest now.
+    client.link.send(b"x", None, &flows[0], false);
+    later().await;
+    client.open(&mut all, 33);
+    let gone: Vec<u16> = (1..=33).filter(|peer| !client.knows(&mut all, *peer)).collect();
+    assert_eq!(gone, [2, 3]);
+    assert!(gone.iter().all(|peer| !client.link.is_taken(&to(*peer), &to(0))), "the association forgot them as well");
+    assert_eq!(all.peers, 31);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_client_never_shuts_out_the_others() {
+    let mut all = associations(100, 90, 9);
+    let (greedy, modest, newcomer) = (Client::new(&mut all, 1), Client::new(&mut all, 2), Client::new(&mut all, 3));
+    for peer in 1..=10 {
+        modest.open(&mut all, peer);
+    }
+    later().await;
+    for peer in 1..=90 {
+        greedy.open(&mut all, peer);
+    }
+    newcomer.open(&mut all, 1);
+    assert_eq!(modest.known(&mut all), 10, "older, and yet not the ones that are too many");
+    assert_eq!(greedy.known(&mut all), 90 - 90 / 8);
+    assert_eq!(newcomer.known(&mut all), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nobody_has_many_peers_the_refused_go_first_and_then_the_idle() {
+    let mut all = associations(64, 64, 9);
+    let clients: Vec<_> = (1..=4).map(|port| Client::new(&mut all, port)).collect();
+    for peer in 1..=16 {
+        for client in &clients {
+            client.open(&mut all, peer);
+            later().await;
+        }
+    }
+    clients[0].open(&mut all, 17);
+    assert!(!clients[0].knows(&mut all, 1), "the oldest of all");
+    assert_eq!(clients.iter().map(|client| client.known(&mut all)).sum::<usize>(), 64);
+
+    let ticket = clients[1].knock(&mut all, 18);
+    assert!(!clients[1].knows(&mut all, 1), "the oldest that was left");
+    assert!(all.refuse(&ticket, None));
+    clients[2].open(&mut all, 17);
+    assert!(all.peer(clients[1].origin, &to(18)).is_none(), "younger, but of no use");
+    assert!(clients[2].knows(&mut all, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn beyond_the_limit_the_association_idle_longest_ends() {
+    let mut all = associations(1000, 100, 3);
+    let clients: Vec<_> = (1..=3)
+        .map(|port| {
+            let client = Client::new(&mut all, port);
+            client.open(&mut all, 1);
+            client
+        })
+        .collect();
+    later().await;
+    let flow = clients[0].open(&mut all, 2);
+    clients[2].open(&mut all, 2);
+    clients[0].link.send(b"x", None, &flow, false);
+    clients[2].link.send(b"x", None, &flow, false);
+    later().await;
+    let fourth = Client::new(&mut all, 4);
+    let ended: Vec<bool> = clients.iter().map(|client| client.link.has_ended()).collect();
+    assert_eq!(ended, [false, true, false]);
+    assert!(!fourth.link.has_ended());
+    assert_eq!(clients[1].known(&mut all), 0);
+    assert_eq!(all.counters.associations.load(Relaxed), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flow_ends_by_itself_and_one_to_a_nameserver_sooner() {
+    let mut all = associations(1000, 100, 9);
+    let client = Client::new(&mut all, 1);
+    client.open(&mut all, 53);
+    client.open(&mut all, 80);
+    let start = Instant::now();
+    all.expire(&client.link, start + Duration::from_secs(9));
+    assert_eq!(client.known(&mut all), 2);
+    assert_eq!(client.link.next_look(start), Some(start + Duration::from_secs(10)));
+    all.expire(&client.link, start + Duration::from_secs(10));
+    assert!(!client.knows(&mut all, 53) && client.knows(&mut all, 80));
+    all.expire(&client.link, start + Duration::from_secs(300));
+    assert_eq!((client.known(&mut all), client.link.next_look(start)), (0, None));
+}
+
+#[tokio::test]
+async fn an_association_ends_with_its_last_flow() {
+    let mut all = associations(1000, 100, 9);
+    let client = Client::new(&mut all, 1);
+    client.open(&mut all, 1);
+    client.open(&mut all, 2);
+    all.forget(client.origin, &to(1), &"enough");
+    assert!(!client.link.has_ended());
+    all.forget(client.origin, &to(2), &"enough");
+    assert!(client.link.has_ended());
+    assert_eq!((all.sources.len(), all.peers, all.links.len()), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn an_old_attempt_has_no_say_over_a_new_one() {
+    let mut all = associations(1000, 100, 9);
+    let client = Client::new(&mut all, 1);
+    let old = client.knock(&mut all, 1);
+    all.give_up(&old);
+    assert!(all.peer(client.origin, &to(1)).is_none());
+    assert_eq!(all.counters.datagrams_dropped.load(Relaxed), 1);
+    let new = client.knock(&mut all, 1);
+    all.give_up(&old);
+    assert!(!all.refuse(&old, None));
+    let flow = flow(&client.link, &to(1));
+    assert!(all.enter(&old, &client.link, &flow).is_none());
+    assert!(all.enter(&new, &client.link, &flow).is_some());
+}
+
+#[tokio::test]
+async fn few_datagrams_wait_for_an_opening_and_those_beyond_are_counted() {
+    let mut all = associations(1000, 100, 9);
+    let client = Client::new(&mut all, 1);
+    let ticket = client.knock(&mut all, 1);
+    for _ in 0..MOST_WAITING {
+        assert!(all.wait(client.origin, &to(1), Waiting { payload: vec![2], dont_fragment: false }));
+    }
+    assert_eq!(all.counters.datagrams_dropped.load(Relaxed), 1);
+    let flow = flow(&client.link, &to(1));
+    assert_eq!(all.enter(&ticket, &client.link, &flow).unwrap().len(), MOST_WAITING);
+    assert!(!all.wait(client.origin, &to(1), Waiting { payload: vec![3], dont_fragment: false }));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_leaves_nothing_behind() {
+    let mut all = associations(1000, 100, 9);
+    let (client, other) = (Client::new(&mut all, 1), Client::new(&mut all, 2));
+    client.open(&mut all, 1);
+    client.knock(&mut all, 2);
+    let ticket = client.knock(&mut all, 3);
+    all.refuse(&ticket, None);
+    other.open(&mut all, 1);
+    all.leave(client.origin);
+    assert!(client.link.has_ended() && !other.link.has_ended());
+    assert_eq!((all.sources.len(), all.peers, all.links.len()), (1, 1, 1));
+    all.reopen(client.origin, &to(3));
+    all.leave(client.origin);
+    assert_eq!(all.peers, 1);
+}

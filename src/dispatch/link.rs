@@ -1,0 +1,493 @@
+//! One UDP association: a transport, and the flows of one client that it carries.
+//!
+//! A client accepts an answer only from the address it wrote to, which may be a fake one, so each flow remembers that
+//! address; peers nobody wrote to answer from their own.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::io::ReadBuf;
+use tokio::time::Instant;
+
+use super::entry::Back;
+use super::live::{Account, Counters};
+use super::train::{LONGEST, Train};
+use crate::dns::Held;
+use crate::net::{Address, BoxDatagram, Datagram, Host, Reach, Received};
+
+/// Datagrams of one association that wait for its transport: as many as a turn brings at most.
+const MOST_UNSENT: usize = 64;
+/// Bytes for answers: those that have come, at most the size of the largest datagram, and as many for the next.
+pub(super) const SCRATCH: usize = 2 * 65_536;
+/// Datagrams taken from one socket before others get their turn.
+const SHARE: usize = 64;
+/// A question and its answer need no more (RFC 5452: resolvers give up earlier).
+const DNS_IDLE: Duration = Duration::from_secs(10);
+const DNS_PORT: u16 = 53;
+/// An association looks for flows that are over no more often than this.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A datagram that waits.
+pub(super) struct Waiting {
+    pub(super) payload: Vec<u8>,
+    pub(super) dont_fragment: bool,
+}
+
+/// What passes between a client and one peer.
+pub(super) struct Flow {
+    /// The peer as the outbound wants it written.
+    pub(super) to: Address,
+    /// The peer as the client wrote it.
+    pub(super) client: Address,
+    /// The first packet, for ICMP errors to quote.
+    quoted: Box<[u8]>,
+    idle: Duration,
+    used: Cell<Instant>,
+    account: RefCell<Option<Account>>,
+    _held: Option<Held>,
+}
+
+/// What is needed to make a [`Flow`].
+pub(super) struct Opened {
+    pub(super) to: Address,
+    pub(super) quoted: Box<[u8]>,
+    pub(super) account: Account,
+    pub(super) held: Option<Held>,
+}
+
+impl Flow {
+    /// A flow to what the client calls `client`, which is over when it has been idle for `usual`.
+    pub(super) fn new(client: Address, opened: Opened, usual: Duration) -> Rc<Self> {
+        let Opened { to, quoted, mut account, held } = opened;
+        account.opened();
+        let idle = if to.port == DNS_PORT { DNS_IDLE.min(usual) } else { usual };
+        let (used, account) = (Cell::new(Instant::now()), RefCell::new(Some(account)));
+        Rc::new(Self { to, client, quoted, idle, used, account, _held: held })
+    }
+
+    /// When its last datagram passed.
+    pub(super) fn used(&self) -> Instant {
+        self.used.get()
+    }
+
+    fn over_at(&self) -> Instant {
+        self.used.get() + self.idle
+    }
+
+    fn moved(&self, up: usize, down: usize, now: Instant) {
+        self.used.set(now);
+        if let Some(account) = self.account.borrow_mut().as_mut() {
+            account.moved(up as u64, down as u64);
+        }
+    }
+
+    /// Ends it, with its line in the log.
+    pub(super) fn close(&self, reason: &dyn fmt::Display) {
+        if let Some(account) = self.account.borrow_mut().take() {
+            account.closed(reason);
+        }
+    }
+}
+
+/// One association.
+pub(super) struct Link {
+    pub(super) source: SocketAddr,
+    pub(super) back: Rc<dyn Back>,
+    datagram: RefCell<BoxDatagram>,
+    /// What this turn has brought so far; see [`Gathering`](super::train::Gathering).
+    pub(super) train: RefCell<Option<Train>>,
+    /// What the transport could not take at once: a socket is ready only when its reactor has said so.
+    outbox: RefCell<VecDeque<(Waiting, Rc<Flow>)>>,
+    /// Of the task that carries answers; it empties the outbox too.
+    waker: Cell<Option<Waker>>,
+    /// By the peer as the transport names it.
+    flows: RefCell<HashMap<Address, Rc<Flow>, foldhash::fast::RandomState>>,
+    /// The client's address for whatever answers: the association was opened for one name.
+    name: Option<Address>,
+    used: Cell<Instant>,
+    ended: Cell<bool>,
+    counters: Arc<Counters>,
+}
+
+impl Link {
+    pub(super) fn new(
+        source: SocketAddr,
+        back: Rc<dyn Back>,
+        datagram: BoxDatagram,
+        name: Option<Address>,
+        counters: Arc<Counters>,
+    ) -> Rc<Self> {
+        counters.associations.fetch_add(1, Relaxed);
+        Rc::new(Self {
+            source,
+            back,
+            datagram: RefCell::new(datagram),
+            train: RefCell::default(),
+            outbox: RefCell::default(),
+            waker: Cell::default(),
+            flows: RefCell::default(),
+            name,
+            used: Cell::new(Instant::now()),
+            ended: Cell::new(false),
+            counters,
+        })
+    }
+
+    /// When its last datagram passed.
+    pub(super) fn used(&self) -> Instant {
+        self.used.get()
+    }
+
+    /// Whether it carries nothing any more.
+    #[cfg(test)]
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.get()
+    }
+
+    /// Ends it and its flows, which are returned. The transport is closed at once, so that its descriptors are free.
+    pub(super) fn end(&self, reason: &dyn fmt::Display) -> Vec<Rc<Flow>> {
+        if self.ended.replace(true) {
+            return Vec::new();
+        }
+        self.counters.associations.fetch_sub(1, Relaxed);
+        // Should the transport be at work just now, it goes with the task that carries the answers.
+        if let Ok(mut datagram) = self.datagram.try_borrow_mut() {
+            *datagram = Box::new(Closed);
+        }
+        if let Ok(mut outbox) = self.outbox.try_borrow_mut() {
+            outbox.clear();
+        }
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+        let flows: Vec<_> = self.flows.borrow_mut().drain().map(|(_, flow)| flow).collect();
+        flows.iter().for_each(|flow| flow.close(reason));
+        flows
+    }
+
+    /// Whether `real` stands for another of the client's addresses here.
+    pub(super) fn is_taken(&self, real: &Address, client: &Address) -> bool {
+        self.flows.borrow().get(real).is_some_and(|flow| flow.client != *client)
+    }
+
+    /// Carries `flow` from now on.
+    pub(super) fn carry(&self, flow: &Rc<Flow>) {
+        self.flows.borrow_mut().insert(flow.to.clone(), Rc::clone(flow));
+    }
+
+    /// Carries `flow` no more. True: it was the last.
+    pub(super) fn forget(&self, flow: &Rc<Flow>) -> bool {
+        let mut flows = self.flows.borrow_mut();
+        if flows.get(&flow.to).is_some_and(|known| Rc::ptr_eq(known, flow)) {
+            flows.remove(&flow.to);
+        }
+        flows.is_empty()
+    }
+
+    /// The flows that have been idle for too long.
+    pub(super) fn over(&self, now: Instant) -> Vec<Rc<Flow>> {
+        self.flows.borrow().values().filter(|flow| flow.over_at() <= now).cloned().collect()
+    }
+
+    /// When to look for such flows next; None: there are no flows.
+    pub(super) fn next_look(&self, now: Instant) -> Option<Instant> {
+        let first = self.flows.borrow().values().map(|flow| flow.over_at()).min()?;
+        Some(first.max(now + LOOK))
+    }
+
+    /// Sends datagrams of the client: one, or with `size` several of that size, the last of which may be shorter. Where too
+    /// many wait for the transport they are lost, as UDP may be.
+    pub(super) fn send(&self, payload: &[u8], size: Option<NonZeroU16>, flow: &Rc<Flow>, dont_fragment: bool) {
+        let now = Instant::now();
+        self.used.set(now);
+        let mut outbox = self.outbox.borrow_mut();
+        let each = size.map_or(payload.len().max(1), |size| usize::from(size.get()));
+        let mut rest = Some(payload);
+        while let Some(left) = rest.filter(|_| outbox.is_empty()) {
+            let Poll::Ready(sent) = self.poll_send(left, size, &flow.to, dont_fragment) else { break };
+            let done = match sent {
+                Ok(done) => {
+                    flow.moved(done, 0, now);
+                    done
+                }
+                Err(error) => {
+                    self.send_failed(&error, flow);
+                    each
+                }
+            };
+            rest = left.get(done..).filter(|left| !left.is_empty());
+        }
+        let Some(rest) = rest else { return };
+        let empty = rest.is_empty().then_some(rest);
+        for payload in rest.chunks(each).chain(empty) {
+            if outbox.len() >= MOST_UNSENT {
+                self.counters.datagrams_dropped.fetch_add(1, Relaxed);
+                continue;
+            }
+            outbox.push_back((Waiting { payload: payload.into(), dont_fragment }, Rc::clone(flow)));
+        }
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Sends without waiting. Returns the bytes that are done with.
+    fn poll_send(
+        &self,
+        payload: &[u8],
+        size: Option<NonZeroU16>,
+        to: &Address,
+        dont_fragment: bool,
+    ) -> Poll<io::Result<usize>> {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut datagram = self.datagram.borrow_mut();
+        match size {
+            Some(size) => datagram.poll_send_train(&mut cx, payload, size, to, dont_fragment),
+            None => datagram.poll_send_to(&mut cx, payload, to, dont_fragment).map_ok(|()| payload.len()),
+        }
+    }
+
+    /// Sends what had to wait, as far as the transport takes it.
+    fn poll_outbox(&self, cx: &mut Context<'_>) {
+        let mut outbox = self.outbox.borrow_mut();
+        while let Some((waiting, flow)) = outbox.front() {
+            let outcome =
+                self.datagram.borrow_mut().poll_send_to(cx, &waiting.payload, &flow.to, waiting.dont_fragment);
+            match outcome {
+                Poll::Ready(Ok(())) => flow.moved(waiting.payload.len(), 0, Instant::now()),
+                Poll::Ready(Err(error)) => self.send_failed(&error, flow),
+                Poll::Pending => return,
+            }
+            outbox.pop_front();
+        }
+    }
+
+    fn send_failed(&self, error: &io::Error, flow: &Flow) {
+        let why = match error.raw_os_error() {
+            // What does not fit is followed by the network's own word, which knows the MTU.
+            Some(libc::EMSGSIZE) => return,
+            Some(libc::ENETUNREACH | libc::ENETDOWN) => Reach::Network,
+            Some(libc::EHOSTUNREACH) => Reach::Host,
+            Some(libc::EPERM | libc::EACCES) => Reach::Prohibited,
+            Some(libc::ECONNREFUSED) => Reach::Port,
+            _ => {
+                self.counters.datagrams_dropped.fetch_add(1, Relaxed);
+                return;
+            }
+        };
+        self.back.unreachable(&flow.client, self.source, &flow.quoted, why);
+    }
+
+    /// Hands answers to the client until the transport fails or the association is ended by others.
+    pub(super) fn poll_answers(&self, cx: &mut Context<'_>, scratch: &RefCell<Box<[u8]>>) -> Poll<io::Error> {
+        if self.ended.get() {
+            return Poll::Ready(ended());
+        }
+        self.waker.set(Some(cx.waker().clone()));
+        self.poll_outbox(cx);
+        let mut scratch = scratch.borrow_mut();
+        let (mut share, mut answers) = (SHARE, Answers::default());
+        let outcome = loop {
+            if share == 0 {
+                cx.waker().wake_by_ref();
+                break Poll::Pending;
+            }
+            share -= 1;
+            let start = answers.length;
+            let mut buffer = ReadBuf::new(&mut scratch[start..]);
+            let received = self.datagram.borrow_mut().poll_recv_from(cx, &mut buffer);
+            let end = start + buffer.filled().len();
+            match received {
+                Poll::Ready(Ok(Received::Payload(from))) => {
+                    if !answers.add(&from, end - start) {
+                        self.hand_over(&mut answers, &scratch);
+                        if start > 0 {
+                            scratch.copy_within(start..end, 0);
+                        }
+                        answers = Answers { from: Some(from), size: end - start, length: end - start };
+                    }
+                }
+                Poll::Ready(Ok(Received::Train { from, size })) => {
+                    self.hand_over(&mut answers, &scratch);
+                    share = share.saturating_sub((end - start) / usize::from(size.get()));
+                    self.deliver(&from, &scratch[start..end], Some(size));
+                }
+                Poll::Ready(Ok(Received::Failed { to, why })) => self.tell(&to, why),
+                Poll::Ready(Err(error)) => break Poll::Ready(error),
+                Poll::Pending => break Poll::Pending,
+            }
+        };
+        self.hand_over(&mut answers, &scratch);
+        outcome
+    }
+
+    /// Delivers what has come so far.
+    fn hand_over(&self, answers: &mut Answers, scratch: &[u8]) {
+        let Answers { from, size, length } = std::mem::take(answers);
+        let Some(from) = from else { return };
+        let several = u16::try_from(size).ok().and_then(NonZeroU16::new).filter(|_| length > size);
+        self.deliver(&from, &scratch[..length], several);
+    }
+
+    /// Hands what a peer sent to the client: one payload, or with `size` several of that size.
+    fn deliver(&self, from: &Address, payload: &[u8], size: Option<NonZeroU16>) {
+        let now = Instant::now();
+        self.used.set(now);
+        let hand = |from: &Address| match size {
+            Some(size) => self.back.deliver_train(from, self.source, payload, size),
+            None => self.back.deliver(from, self.source, payload),
+        };
+        let flows = self.flows.borrow();
+        if let Some(flow) = flows.get(from) {
+            flow.moved(0, payload.len(), now);
+            return hand(&flow.client);
+        }
+        match (&self.name, &from.host) {
+            // One name, and one flow: the relay writes the peer as an address, or another port of its host answers.
+            (Some(name), _) => {
+                if let Some(flow) = flows.values().next() {
+                    flow.moved(0, payload.len(), now);
+                }
+                hand(&Address { host: name.host.clone(), port: from.port });
+            }
+            // No flow of the client's.
+            (None, Host::Ip(_)) => {
+                self.counters.down.fetch_add(payload.len() as u64, Relaxed);
+                hand(from);
+            }
+            (None, Host::Name(_)) => {
+                self.counters.datagrams_dropped.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    fn tell(&self, to: &Address, why: Reach) {
+        if let Some(flow) = self.flows.borrow().get(to) {
+            self.back.unreachable(&flow.client, self.source, &flow.quoted, why);
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.end(&"we stopped");
+    }
+}
+
+/// Answers of one peer that came one by one and stand together at the scratch's beginning, all of one size but for the
+/// last: the client gets them at once.
+#[derive(Default)]
+struct Answers {
+    from: Option<Address>,
+    size: usize,
+    length: usize,
+}
+
+impl Answers {
+    /// Adds `length` bytes that stand behind the others. False: they have to begin another train.
+    fn add(&mut self, from: &Address, length: usize) -> bool {
+        let alike = self.from.as_ref() == Some(from) && (1..=self.size).contains(&length);
+        // A shorter one is the last.
+        let fits = alike && self.length.is_multiple_of(self.size) && self.length + length <= LONGEST;
+        if fits {
+            self.length += length;
+        }
+        fits
+    }
+}
+
+/// The transport of an association that has ended.
+struct Closed;
+
+fn ended() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "the association has ended")
+}
+
+impl Datagram for Closed {
+    fn poll_send_to(&mut self, _: &mut Context<'_>, _: &[u8], _: &Address, _: bool) -> Poll<io::Result<()>> {
+        Poll::Ready(Err(ended()))
+    }
+
+    fn poll_recv_from(&mut self, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<Received>> {
+        Poll::Ready(Err(ended()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::fixture::{Heard, address, flow, source};
+
+    /// Answers with what it is given, then fails.
+    struct Answering(VecDeque<(Vec<u8>, Address)>);
+
+    impl Datagram for Answering {
+        fn poll_send_to(&mut self, _: &mut Context<'_>, _: &[u8], _: &Address, _: bool) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_recv_from(&mut self, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<Received>> {
+            let next = self.0.pop_front().ok_or_else(|| io::Error::other("the end"));
+            Poll::Ready(next.map(|(payload, from)| {
+                buffer.put_slice(&payload);
+                Received::Payload(from)
+            }))
+        }
+    }
+
+    fn heard(answers: &[(&str, &Address)], name: Option<Address>, peers: &[&Address]) -> Rc<Heard> {
+        let answers = answers.iter().map(|(payload, from)| (payload.as_bytes().to_vec(), (*from).clone()));
+        let (heard, transport) = (Rc::<Heard>::default(), Box::new(Answering(answers.collect())));
+        let link = Link::new(source(), heard.clone(), transport, name, Arc::default());
+        peers.iter().for_each(|peer| drop(flow(&link, peer)));
+        let scratch = RefCell::new(vec![0; SCRATCH].into());
+        let end = link.poll_answers(&mut Context::from_waker(Waker::noop()), &scratch);
+        assert!(matches!(end, Poll::Ready(error) if error.to_string() == "the end"));
+        heard
+    }
+
+    #[tokio::test]
+    async fn answers_that_come_one_by_one_are_handed_over_together() {
+        let (one, two) = (address("198.51.100.1", 53), address("198.51.100.2", 53));
+        let answers = [("aa", &one), ("bb", &one), ("c", &one), ("dd", &one), ("", &one), ("ee", &two), ("fff", &two)];
+        let expected = [
+            (one.clone(), b"aabbc".to_vec(), 2),
+            (one.clone(), b"dd".to_vec(), 0),
+            (one.clone(), Vec::new(), 0),
+            (two.clone(), b"ee".to_vec(), 0),
+            (two.clone(), b"fff".to_vec(), 0),
+        ];
+        assert_eq!(*heard(&answers, None, &[&one]).payloads.borrow(), expected);
+    }
+
+    #[tokio::test]
+    async fn what_was_opened_for_a_name_answers_from_it_whatever_the_relay_writes() {
+        let (name, real) = (address("one.test", 7), address("198.51.100.1", 7));
+        let heard = heard(&[("a", &real), ("bb", &address("198.51.100.1", 8))], Some(name.clone()), &[&name]);
+        assert_eq!(heard.words(), ["one.test:7 a", "one.test:8 bb"]);
+    }
+
+    #[tokio::test]
+    async fn an_association_that_has_ended_sends_and_brings_nothing() {
+        let counters = Arc::<Counters>::default();
+        let transport = Box::new(Answering(VecDeque::new()));
+        let link = Link::new(source(), Heard::back(), transport, None, Arc::clone(&counters));
+        let flow = flow(&link, &address("198.51.100.1", 53));
+        assert_eq!(link.end(&"enough").len(), 1);
+        assert_eq!(link.end(&"twice").len(), 0);
+        link.send(b"late", None, &flow, false);
+        let scratch = RefCell::new(vec![0; SCRATCH].into());
+        assert!(link.poll_answers(&mut Context::from_waker(Waker::noop()), &scratch).is_ready());
+        assert_eq!(counters.datagrams_dropped.load(Relaxed), 1);
+        assert_eq!(counters.associations.load(Relaxed), 0);
+    }
+}
