@@ -16,7 +16,7 @@ use crate::dns::{self, Dns, Filter, Wildcards};
 use crate::inbound::tun::{Crew, Hijack};
 use crate::net::Lookup;
 use crate::outbound::{Context, Egress, Roots};
-use crate::platform::{Dialer, Framing, TunQueue};
+use crate::platform::{Dialer, Framing, SMALLEST_MTU, TunQueue};
 use crate::profile::{EnhancedMode, FilterMode, Profile, Report};
 use crate::stack;
 
@@ -53,7 +53,7 @@ impl Addresses {
         let own: Vec<IpAddr> = self.device.iter().map(IpNet::addr).collect();
         let reserved = self.fake.iter().chain(&self.device).map(IpNet::trunc).collect();
         stack::Config {
-            mtu: usize::from(profile.tun.mtu),
+            mtu: usize::from(device_mtu(profile)),
             offload,
             own,
             echo: self.dns.clone(),
@@ -79,6 +79,11 @@ impl Addresses {
         let listed: Vec<_> = profile.tun.dns_hijack.iter().map(|target| (target.address, target.port)).collect();
         Hijack::new(listed, &self.dns)
     }
+}
+
+/// The device's MTU in bytes: what the profile wishes, unless IPv6 cannot live on that.
+pub(super) fn device_mtu(profile: &Profile) -> u16 {
+    profile.tun.mtu.max(SMALLEST_MTU)
 }
 
 /// Sixty-four bits that nobody can guess.

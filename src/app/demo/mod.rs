@@ -49,12 +49,13 @@ pub fn demo() -> anyhow::Result<u8> {
     let addresses = Addresses::of(&profile);
     let inside = Inside {
         addresses: addresses.device.clone(),
-        mtu: u32::from(profile.tun.mtu),
+        mtu: u32::from(build::device_mtu(&profile)),
         nameserver: addresses.dns[0],
         queues: 1,
     };
     let command = ["/proc/self/exe", CLIENT].map(OsString::from);
     let (channel, mut child) = exec::start_child(&inside, &command, Stdio::piped())?;
+    super::limits::raise_descriptor_limit();
     let output = child.stdout.take().context("the client has no output")?;
     let queues = rootless::receive(&channel)?;
     let framing = queues.first().context("the private namespace has no device")?.framing();
