@@ -71,20 +71,22 @@ fn iperf3_measures_both_directions_and_datagrams() {
     run(&["iperf3", TUN], || {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
-        let _server = third_party::iperf3_server(&lab.internet, V4.parse().unwrap(), 5201);
         let tunproxy = Place::new(DESKTOP).start(&lab.host);
-        for words in
-            [&["-n", "20M"][..], &["-n", "20M", "-R"], &["-n", "20M", "-P", "4"], &["-u", "-b", "20M", "-n", "1M"]]
-        {
-            let iperf3 = || Said::of(lab.host.command("iperf3").args(["-J", "-c", V4]).args(words));
-            let (said, _line) = tunproxy.line_after(iperf3, &[":5201", "DIRECT"]);
+        let tests =
+            [&["-n", "20M"][..], &["-n", "20M", "-R"], &["-n", "20M", "-P", "4"], &["-u", "-b", "20M", "-n", "1M"]];
+        for (port, words) in (5201..).zip(tests) {
+            // One each: a server that has not heard yet of the end of a test is busy.
+            let _server = third_party::iperf3_server(&lab.internet, V4.parse().unwrap(), port);
+            let port = port.to_string();
+            let iperf3 = || Said::of(lab.host.command("iperf3").args(["-J", "-c", V4, "-p", &port]).args(words));
+            let (said, _line) = tunproxy.line_after(iperf3, &[&format!(":{port}"), "DIRECT"]);
             assert!(said.succeeded(), "{words:?}: {said:?}");
             let end = &serde_json::from_str::<Value>(&said.stdout).expect("JSON")["end"];
             let wanted = if words[0] == "-u" { 1 << 20 } else { 20 << 20 };
             // Of what was received iperf3 counts only what came before the word that the test is over, which takes
             // a connection of its own.
             let [sent, received] = ["sum_sent", "sum_received"].map(|side| end[side]["bytes"].as_u64());
-            assert!(sent >= Some(wanted) && received > Some(0), "{words:?}: {end}");
+            assert!(sent >= Some(wanted) && received > Some(0), "{words:?}: {said:?}");
         }
         assert!(tunproxy.stop().success());
     });
