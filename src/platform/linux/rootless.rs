@@ -3,14 +3,15 @@
 //! The child half runs single-threaded, between a fresh start and `exec`: it makes the namespace, opens the device
 //! there, hands the descriptors to its parent and becomes the command.
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use ipnet::IpNet;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -137,8 +138,21 @@ fn run(command: Vec<OsString>) -> Result<std::convert::Infallible, RootlessError
     // Our own runtime ignores it; the command expects the default (signal(7)).
     // SAFETY: no handler of ours is involved.
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map_err(step("reset SIGPIPE"))?;
-    let error = nix::unistd::execvp(path, &arguments).unwrap_err();
+    let error = match nix::unistd::execvp(path, &arguments).unwrap_err() {
+        // A folder of PATH that this user may not enter is no sign of the command (execvp(3) says EACCES for both).
+        Errno::EACCES if !is_found(&program) => Errno::ENOENT,
+        error => error,
+    };
     Err(RootlessError::Command { program: program.display().to_string(), source: error.into() })
+}
+
+/// Whether there is such a file, where commands are looked for.
+fn is_found(program: &OsStr) -> bool {
+    if program.as_bytes().contains(&b'/') {
+        return true;
+    }
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&folders).any(|folder| folder.join(program).is_file())
 }
 
 fn invalid() -> io::Error {
@@ -254,5 +268,5 @@ pub fn has_ipv6() -> bool {
 fn drop_capabilities() -> Result<(), RootlessError> {
     // SAFETY: plain numbers; clears the ambient set, which alone would survive `exec` for an ordinary user.
     let result = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
-    nix::errno::Errno::result(result).map(drop).map_err(step("drop capabilities"))
+    Errno::result(result).map(drop).map_err(step("drop capabilities"))
 }
