@@ -28,6 +28,14 @@ Examples:
   sudo tunproxy --profile rules.yaml                       the whole host, until Ctrl-C
   sudo tunproxy cleanup                                    after a crash: put the host back";
 
+const CHECK_EXAMPLE: &str = "\
+Example:
+  tunproxy check --profile profiles/desktop.yaml";
+
+const EXEC_EXAMPLE: &str = "\
+Example:
+  tunproxy exec --profile rules.yaml -- curl -v https://example.com/";
+
 /// Options that every command understands.
 #[derive(Debug, Args)]
 pub struct Common {
@@ -74,8 +82,13 @@ pub enum Format {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Read a profile and say everything that is wrong with it; exit code 0 if it can be run, else 1
+    #[command(after_help = CHECK_EXAMPLE)]
     Check,
     /// Run one command in a private network namespace whose only way out is the profile; needs no root
+    ///
+    /// Signals are passed on. The exit code is the command's, 128 + n if signal n ended it, 127 if it was not found,
+    /// 126 if it cannot be run.
+    #[command(after_help = EXEC_EXAMPLE)]
     Exec {
         /// The command and its arguments
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
@@ -84,7 +97,12 @@ pub enum Command {
     /// Show the main job in a private namespace with its own small internet; needs no root and no network
     Demo,
     /// Put the host back after a crash, as the journal in the state directory says
-    Cleanup,
+    Cleanup {
+        /// Forget what was changed in another network namespace, because that namespace is gone: a container's, after
+        /// its restart
+        #[arg(long)]
+        namespace_gone: bool,
+    },
     /// What the running program does, as JSON
     Status,
     /// Stop the running program
@@ -94,13 +112,20 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page
-    Man,
+    /// Print the manual page, or write those of all commands to a directory
+    Man {
+        /// Where to write tunproxy.1, tunproxy-check.1 and the others
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// What this program calls itself with. Apart from [`Cli`], so that no help, page or completion shows it.
+#[derive(Debug, Parser)]
+pub enum Internal {
     /// The program inside `demo` that makes the requests.
-    #[command(hide = true)]
     DemoClient,
     /// The child half of `exec`.
-    #[command(hide = true)]
     Inside {
         /// The descriptor that leads to the parent.
         channel: i32,
@@ -110,4 +135,13 @@ pub enum Command {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
+}
+
+impl Internal {
+    /// Reads the arguments if they begin with one of these words.
+    #[must_use]
+    pub fn parse_if_meant() -> Option<Self> {
+        let first = std::env::args_os().nth(1)?;
+        Self::has_subcommand(first.to_str()?).then(Self::parse)
+    }
 }

@@ -9,25 +9,46 @@ use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 
 use tunproxy::app;
-use tunproxy::cli::{Cli, Command, Common, Format, Level};
+use tunproxy::cli::{Cli, Command, Common, Format, Internal, Level};
 use tunproxy::profile::{Diagnostic, LogLevel, Profile, Severity};
 
 fn main() -> ExitCode {
+    if let Some(internal) = Internal::parse_if_meant() {
+        return end(run_internal(internal), Format::Text);
+    }
     let cli = Cli::parse();
     let format = cli.common.log_format;
-    match run(cli) {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            let error = format!("{error:#}");
-            let line = match format {
-                Format::Text => format!("tunproxy: {error}"),
-                Format::Json => {
-                    serde_json::json!({"level": "ERROR", "target": "tunproxy", "message": error}).to_string()
-                }
-            };
-            say(&mut std::io::stderr(), &line);
-            ExitCode::FAILURE
-        }
+    end(run(cli), format)
+}
+
+/// The exit code of `outcome`, after what went wrong was said.
+fn end(outcome: anyhow::Result<u8>, format: Format) -> ExitCode {
+    let error = match outcome {
+        Ok(code) => return ExitCode::from(code),
+        Err(error) => error,
+    };
+    let text = in_words(&error);
+    let line = match format {
+        Format::Text => format!("tunproxy: {text}"),
+        Format::Json => serde_json::json!({"level": "ERROR", "target": "tunproxy", "message": text}).to_string(),
+    };
+    say(&mut std::io::stderr(), &line);
+    ExitCode::from(app::exit_code(&error))
+}
+
+/// What failed and why. Most errors of the library tell their cause themselves; it is not said twice.
+fn in_words(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+        "" => cause,
+        _ if told.contains(&cause) => told,
+        _ => told + ": " + &cause,
+    })
+}
+
+fn run_internal(internal: Internal) -> anyhow::Result<u8> {
+    match internal {
+        Internal::DemoClient => app::demo_client().map(|()| 0),
+        Internal::Inside { channel, description, command } => app::inside(channel, &description, command),
     }
 }
 
@@ -49,10 +70,9 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             }
             app::demo()
         }
-        Some(Command::DemoClient) => app::demo_client().map(|()| 0),
-        Some(Command::Cleanup) => {
+        Some(Command::Cleanup { namespace_gone }) => {
             start_log(common, LogLevel::Info);
-            let report = app::cleanup(&state_dir(common)?)?;
+            let report = app::cleanup(&state_dir(common)?, namespace_gone)?;
             say(&mut std::io::stdout(), &report);
             Ok(0)
         }
@@ -64,13 +84,17 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             print(&script);
             Ok(0)
         }
-        Some(Command::Man) => {
+        Some(Command::Man { dir: Some(dir) }) => {
+            clap_mangen::generate_to(Cli::command(), &dir)
+                .with_context(|| format!("cannot write manual pages to {}", dir.display()))?;
+            Ok(0)
+        }
+        Some(Command::Man { dir: None }) => {
             let mut page = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+            clap_mangen::Man::new(Cli::command().disable_help_subcommand(true)).render(&mut page)?;
             print(&page);
             Ok(0)
         }
-        Some(Command::Inside { channel, description, command }) => Err(app::inside(channel, &description, command)),
     }
 }
 
@@ -107,13 +131,16 @@ fn log(path: &Path, mistake: &Diagnostic) {
 
 fn check(common: &Common) -> anyhow::Result<u8> {
     let path = profile_path(common)?;
-    let report = app::check(path).report;
+    let app::Loaded { profile, report } = app::check(path);
     let stdout = &mut std::io::stdout();
     match common.log_format {
         Format::Text => {
             let text = report.to_string();
             if !text.is_empty() {
                 say(stdout, text.trim_end());
+            }
+            for note in profile.iter().filter(|_| !report.has_errors()).flat_map(app::gateway_notes) {
+                say(stdout, &format!("this host: {note}"));
             }
             let verdict = if report.has_errors() { "has errors and cannot be run" } else { "can be run" };
             say(stdout, &format!("{}: the profile {verdict}", path.display()));
@@ -174,4 +201,26 @@ fn print(bytes: &[u8]) {
 /// Writes one line. A reader that has gone is no reason to fail.
 fn say(to: &mut dyn Write, line: &str) {
     let _ = writeln!(to, "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::in_words;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot listen: {source}")]
+    struct Telling {
+        source: std::io::Error,
+    }
+
+    #[test]
+    fn a_cause_is_told_once_whether_or_not_its_effect_tells_it() {
+        let telling = || Telling { source: std::io::Error::other("in use") };
+        assert_eq!(in_words(&telling().into()), "cannot listen: in use");
+        let context = Err::<(), _>(telling()).context("port 80").unwrap_err();
+        assert_eq!(in_words(&context), "port 80: cannot listen: in use");
+        assert_eq!(in_words(&anyhow!("in use").context("port 80")), "port 80: in use");
+    }
 }

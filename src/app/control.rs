@@ -1,24 +1,31 @@
 //! The control socket: a unix socket in the state directory, one JSON object a line each way.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
 
-/// A longer line is no command.
+/// A longer line, in bytes, is no command.
 const LONGEST: u64 = 64 << 10;
 /// Clients at once; the next ones wait.
 const CLIENTS: usize = 16;
-/// A client that says nothing for so long is let go.
+/// A client that says nothing, or takes no answer, for so long is let go.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long one waits for an answer.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long one waits for the end of a run that was told to stop: flows may take three seconds, a busy firewall ten.
+const END: Duration = Duration::from_secs(25);
+/// Where the state of a run by root is, by default.
+const STATE_OF_ROOT: &str = "/var/lib/tunproxy";
 
 /// What can be asked of a running program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +49,8 @@ pub(super) fn path(state: &Path) -> PathBuf {
 pub(super) struct Control {
     listener: UnixListener,
     path: PathBuf,
+    /// Which file it is. Another run may have put its own in its place.
+    inode: u64,
 }
 
 impl Control {
@@ -57,7 +66,8 @@ impl Control {
         // Nobody else may connect in the moment between the two calls: the directory is ours alone.
         let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Self { listener, path })
+        let inode = std::fs::symlink_metadata(&path)?.ino();
+        Ok(Self { listener, path, inode })
     }
 
     /// Serves clients until dropped. `status` describes the program; a stop is sent to `stop`.
@@ -71,7 +81,7 @@ impl Control {
                     let (status, stop) = (std::rc::Rc::clone(&status), stop.clone());
                     tokio::task::spawn_local(async move {
                         // A client that goes away or talks nonsense is its own problem.
-                        let _ = tokio::time::timeout(PATIENCE, talk(stream, &*status, &stop)).await;
+                        let _ = talk(stream, &*status, &stop).await;
                         drop(place);
                     });
                 }
@@ -84,7 +94,9 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -95,38 +107,70 @@ async fn talk(
 ) -> io::Result<()> {
     let user = stream.peer_cred()?.uid();
     let (reader, mut writer) = stream.split();
-    let mut lines = tokio::io::BufReader::new(reader.take(LONGEST)).lines();
-    while let Some(line) = lines.next_line().await? {
+    let mut reader = tokio::io::BufReader::new(reader);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let length = timeout(PATIENCE, (&mut reader).take(LONGEST).read_until(b'\n', &mut line)).await??;
+        if length == 0 {
+            return Ok(());
+        }
+        let whole = line.last() == Some(&b'\n') || (length as u64) < LONGEST;
         let answer = if user != 0 && user != nix::unistd::geteuid().as_raw() {
             serde_json::json!({"error": "only root and the user who runs this program may ask"})
+        } else if !whole {
+            serde_json::json!({"error": format!("not a command: longer than {LONGEST} bytes")})
         } else {
-            match serde_json::from_str(&line) {
+            match serde_json::from_slice(&line) {
                 Ok(Command::Ping) => serde_json::json!({"ok": true, "version": env!("CARGO_PKG_VERSION")}),
                 Ok(Command::Status) => status(),
                 Ok(Command::Stop) => {
+                    // The connection stays open: that it closes tells the client of our end.
                     let _ = stop.try_send(());
                     serde_json::json!({"ok": true})
                 }
                 Err(error) => serde_json::json!({"error": format!("not a command: {error}")}),
             }
         };
-        writer.write_all(format!("{answer}\n").as_bytes()).await?;
+        timeout(PATIENCE, writer.write_all(format!("{answer}\n").as_bytes())).await??;
+        if !whole {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
-/// Asks the program that runs with the state directory `state`; blocks.
+/// Asks the program that runs with the state directory `state`; blocks. A stop is over when this returns.
 ///
 /// # Errors
-/// Nobody listens there, or the answer is not what was expected.
+/// Nobody listens there, the answer is not what was expected, or the program does not end.
 pub fn ask(state: &Path, command: Command) -> anyhow::Result<serde_json::Value> {
     let path = path(state);
-    let mut stream = BlockingStream::connect(&path).with_context(|| {
-        format!("no tunproxy answers on {}; is it running, with the same --state-dir?", path.display())
-    })?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    writeln!(stream, "{}", serde_json::to_string(&command)?)?;
+    let stream = BlockingStream::connect(&path).with_context(|| nobody(&path))?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    writeln!(&stream, "{}", serde_json::to_string(&command)?)?;
+    let mut reader = BufReader::new(&stream);
     let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
-    serde_json::from_str(&line).context("the answer cannot be read")
+    reader.read_line(&mut line)?;
+    let answer: serde_json::Value = serde_json::from_str(&line).context("the answer cannot be read")?;
+    if command == Command::Stop && answer.get("error").is_none() {
+        stream.set_read_timeout(Some(END))?;
+        match reader.read_line(&mut line) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                bail!("it was told to stop, and has not ended after {} s; its log may say why", END.as_secs());
+            }
+            // Closed, or cut off by its end.
+            _ => {}
+        }
+    }
+    Ok(answer)
+}
+
+/// What to say when nobody answers on `path`.
+fn nobody(path: &Path) -> String {
+    let advice = if !nix::unistd::geteuid().is_root() && !path.starts_with(STATE_OF_ROOT) {
+        "one that was started with sudo is asked with sudo, one with --state-dir with the same"
+    } else {
+        "is it running, with the same --state-dir?"
+    };
+    format!("no tunproxy answers on {}; {advice}", path.display())
 }

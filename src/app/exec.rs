@@ -1,19 +1,21 @@
 //! `exec`: one command in a private namespace whose only way out is us. No root, nothing on the host changes.
 
 use std::ffi::OsString;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::Pid;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::io::unix::AsyncFd;
 
 use super::build::{self, Addresses};
-use super::worker::{Drain, Seed, Worker};
+use super::limits::raise_descriptor_limit;
+use super::worker::{self, Drain, Seed, Worker};
 use crate::platform::Dialer;
 use crate::platform::rootless::{self, Inside};
 use crate::profile::Profile;
@@ -23,21 +25,34 @@ const INSIDE: &str = "inside";
 /// How long data that the command left in its sockets may take to arrive.
 const DRAIN: Drain = Drain { quiet: Duration::from_millis(500), most: Duration::from_secs(30) };
 
+/// What is passed on to the command. The last tells of its end.
+const PASSED: [Signal; 7] = [
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGCHLD,
+];
+
 /// Runs `command` behind `profile`; returns the exit code to pass on (128 + n for signal n).
 ///
 /// Must be called while the process has a single thread.
 ///
 /// # Errors
-/// The namespace cannot be made, or a part cannot be built.
+/// The namespace cannot be made, a part cannot be built, or the command cannot be run ([`exit_code`]).
 pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
     let addresses = Addresses::of(profile);
-    let inside = Inside {
-        addresses: addresses.device.clone(),
-        mtu: u32::from(profile.tun.mtu),
-        nameserver: addresses.dns[0],
-        queues: 1,
-    };
+    let mtu = profile.tun.mtu;
+    if mtu != profile.tun.mtu {
+        tracing::warn!("an MTU of {} is too small for IPv6; taking {mtu} instead", profile.tun.mtu);
+    }
+    let inside =
+        Inside { addresses: addresses.device.clone(), mtu: u32::from(mtu), nameserver: addresses.dns[0], queues: 1 };
     let (channel, mut child) = start_child(&inside, command, Stdio::inherit())?;
+    // The command keeps the limit that it was given; the sockets behind it are ours.
+    raise_descriptor_limit();
     let queues = match rootless::receive(&channel) {
         Ok(queues) => queues,
         Err(error) => {
@@ -45,6 +60,7 @@ pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
             return Err(error.into());
         }
     };
+    let signals = Signals::new()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // Nobody else dials through the namespace around us, so no mark is needed there.
@@ -55,26 +71,35 @@ pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
             let seed = Seed { tun: Some(tun), core: core.clone(), ended: ended.clone() };
             workers.push(Worker::start(number, seed)?);
         }
-        rootless::go(&channel).context("the private namespace is gone")?;
-        let status = wait(child).await?;
+        // SAFETY: it owns its one descriptor and never exchanges it.
+        let signals = unsafe { AsyncFd::register(signals) }?;
+        let status = match rootless::go(&channel) {
+            Ok(()) => wait(child, &signals).await?,
+            Err(error) => {
+                let _ = child.wait();
+                return Err(error.into());
+            }
+        };
         // The namespace lives as long as its device: what the command left in its sockets still arrives.
-        workers.iter().for_each(|worker| worker.drain(DRAIN));
-        for failure in workers.iter().filter_map(|worker| worker.join().err()) {
-            tracing::error!("a worker failed: {failure}");
-        }
+        worker::drain(&workers, DRAIN, impatience(&signals)).await;
+        worker::end(&workers);
         Ok(code(status))
     })
 }
 
-/// The child half: never returns unless something went wrong.
+/// The exit code that tells of `error`: 127 when the command of [`exec`] was not found, 126 when it cannot be run.
+#[must_use]
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    error.downcast_ref::<rootless::ChildError>().map_or(1, rootless::ChildError::code)
+}
+
+/// The child half: returns only if something went wrong: the exit code, once the parent was told what.
 ///
 /// # Errors
-/// The description of the namespace is not ours.
-pub fn inside(channel: i32, description: &str, command: Vec<OsString>) -> anyhow::Error {
-    match serde_json::from_str(description) {
-        Ok(inside) => rootless::enter(&inside, channel, command).into(),
-        Err(error) => anyhow::Error::from(error).context("this subcommand is for `exec` alone"),
-    }
+/// There is no parent to be told.
+pub fn inside(channel: i32, description: &str, command: Vec<OsString>) -> anyhow::Result<u8> {
+    let inside = serde_json::from_str(description).context("this subcommand is for `exec` alone")?;
+    Ok(rootless::enter(&inside, channel, command)?)
 }
 
 /// Starts the child half, which makes the namespace `inside` and hands its device over the channel. The process must
@@ -101,36 +126,68 @@ pub(super) fn start_child(inside: &Inside, command: &[OsString], output: Stdio) 
     Ok((ours, child))
 }
 
-/// Waits for the command, passing signals on.
-async fn wait(mut child: Child) -> anyhow::Result<ExitStatus> {
-    let pid = Pid::from_raw(child.id().cast_signed());
-    let mut exited = tokio::task::spawn_blocking(move || child.wait());
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut quit = signal(SignalKind::quit())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut one = signal(SignalKind::user_defined1())?;
-    let mut two = signal(SignalKind::user_defined2())?;
+/// The signals that are passed on, as the kernel describes them: blocked in this thread, and in every one that it
+/// starts from then on, so that none is lost between two looks.
+struct Signals(SignalFd);
+
+impl Signals {
+    fn new() -> nix::Result<Self> {
+        let mask: SigSet = PASSED.into_iter().collect();
+        mask.thread_block()?;
+        Ok(Self(SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?))
+    }
+}
+
+impl AsRawFd for Signals {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// The next signal and where it came from.
+async fn next(signals: &AsyncFd<Signals>) -> std::io::Result<(Signal, siginfo)> {
     loop {
-        let passed = tokio::select! {
-            status = &mut exited => return Ok(status??),
-            _ = interrupt.recv() => Signal::SIGINT,
-            _ = quit.recv() => Signal::SIGQUIT,
-            _ = terminate.recv() => Signal::SIGTERM,
-            _ = hangup.recv() => Signal::SIGHUP,
-            _ = one.recv() => Signal::SIGUSR1,
-            _ = two.recv() => Signal::SIGUSR2,
-        };
-        // A terminal gives these two to the whole foreground group, the command included.
-        let by_terminal = matches!(passed, Signal::SIGINT | Signal::SIGQUIT) && in_foreground();
-        if !by_terminal {
-            let _ = kill(pid, passed);
+        let mut guard = signals.readable().await?;
+        match signals.get_ref().0.read_signal()? {
+            Some(info) => {
+                if let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed()) {
+                    return Ok((signal, info));
+                }
+            }
+            None => guard.clear_ready(),
         }
     }
 }
 
-fn in_foreground() -> bool {
-    nix::unistd::tcgetpgrp(std::io::stdin()).is_ok_and(|group| group == nix::unistd::getpgrp())
+/// Waits for the command, passing signals on.
+async fn wait(mut child: Child, signals: &AsyncFd<Signals>) -> anyhow::Result<ExitStatus> {
+    let pid = Pid::from_raw(child.id().cast_signed());
+    loop {
+        // Until it is waited for, the number is the command's and nobody else's.
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        let (signal, info) = next(signals).await?;
+        if signal != Signal::SIGCHLD && !by_terminal(signal, &info) {
+            let _ = kill(pid, signal);
+        }
+    }
+}
+
+/// A terminal gives these two to the whole foreground group, the command included. It is the kernel that sends them
+/// then; what somebody sent to us alone bears another code (sigaction(2)).
+fn by_terminal(signal: Signal, info: &siginfo) -> bool {
+    matches!(signal, Signal::SIGINT | Signal::SIGQUIT) && info.ssi_code == libc::SI_KERNEL
+}
+
+/// Ready when somebody wants us to end now.
+async fn impatience(signals: &AsyncFd<Signals>) {
+    while let Ok((signal, _)) = next(signals).await {
+        if matches!(signal, Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGHUP) {
+            return;
+        }
+    }
+    std::future::pending::<()>().await;
 }
 
 fn code(status: ExitStatus) -> u8 {

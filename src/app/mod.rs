@@ -5,21 +5,24 @@ mod build;
 mod control;
 mod demo;
 mod exec;
+mod limits;
 mod load;
 mod nameservers;
+mod refusal;
 mod run;
 mod worker;
 
 pub use control::{Command, ask};
 pub use demo::{client as demo_client, demo};
-pub use exec::{exec, inside};
+pub use exec::{exec, exit_code, inside};
 pub use load::{Loaded, check, load};
-pub use run::run;
+pub use run::{gateway_notes, run};
 
 /// Puts the host back after a crash, as the journal in `state` says; returns what was done, in words.
+/// `namespace_gone`: the network namespace of the crashed run, if it was another than this, exists no more.
 ///
 /// # Errors
-/// A run is going on there, or something could not be undone.
-pub fn cleanup(state: &std::path::Path) -> anyhow::Result<String> {
-    Ok(crate::platform::cleanup(state)?.to_string())
+/// A run is going on there, something could not be undone, or the changes were made in another network namespace.
+pub fn cleanup(state: &std::path::Path, namespace_gone: bool) -> anyhow::Result<String> {
+    Ok(crate::platform::cleanup(state, namespace_gone)?.to_string())
 }

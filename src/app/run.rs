@@ -7,20 +7,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::build::{self, Addresses};
 use super::control::Control;
-use super::worker::{Drain, Seed, Worker};
+use super::limits::raise_descriptor_limit;
+use super::refusal::explain_tun;
+use super::worker::{self, Drain, Seed, Worker};
 use crate::dispatch::Core;
 use crate::dns;
-use crate::inbound::{self, Access, Listener};
+use crate::inbound::{Access, Listener};
 use crate::platform::{
-    Applied, Dialer, Fwmark, HostOptions, HostPlan, Journal, Report, Survey, TunQueue, Wishes, open_tun,
+    Applied, Dialer, Fwmark, HostOptions, HostPlan, Journal, NftState, Report, Survey, TunQueue, Wishes, open_tun,
 };
 use crate::profile::Profile;
 use crate::session::Inbound;
@@ -43,6 +44,22 @@ pub fn run(profile: &Profile, state: &Path) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, Run { profile, state }.go())
+}
+
+/// What stands in the way of `profile` on this host when others use it as their gateway, as far as this user may look;
+/// nothing on a host that is no gateway. Changes nothing.
+#[must_use]
+pub fn gateway_notes(profile: &Profile) -> Vec<String> {
+    let run = Run { profile, state: Path::new("") };
+    if !profile.tun.enable || !profile.tun.auto_route || !run.is_gateway() {
+        return Vec::new();
+    }
+    let Ok(survey) = Survey::take() else { return Vec::new() };
+    let mut notes = HostPlan::new(&run.options(run.device_name()), &survey).map_or_else(|_| Vec::new(), |it| it.notes);
+    if let NftState::Missing(why) = &survey.nft {
+        notes.push(format!("the firewall could not be looked at ({why}), so a chain that drops what is forwarded would not be seen; root may look"));
+    }
+    notes
 }
 
 struct Run<'a> {
@@ -82,19 +99,20 @@ impl Run<'_> {
         let (workers, plan) = self.workers(device, &core, &ended)?;
         let workers = Rc::new(workers);
         // Whoever keeps the journal holds the state directory.
-        let (applied, _held) = match plan {
+        let (mut applied, held) = match plan {
             Some(plan) => (Some(plan.apply(journal)?), None),
             None => (None, Some(journal)),
         };
         for warning in applied.iter().flat_map(|applied| applied.plan().warnings.iter().chain(applied.warnings())) {
             tracing::warn!("{warning}");
         }
-        for listener in listeners {
-            spawn_local(hand_on(listener, Rc::clone(&workers)));
-        }
+        let doors: Vec<_> =
+            listeners.into_iter().map(|listener| spawn_local(hand_on(listener, Rc::clone(&workers)))).collect();
         let (stop, mut stopped) = mpsc::channel(1);
         let status = self.status(&core, started);
-        spawn_local(async move { control.serve(status, stop).await });
+        let control = Rc::new(control);
+        let answering = Rc::clone(&control);
+        let answers = spawn_local(async move { answering.serve(status, stop).await });
         self.tell_ready(applied.as_ref(), started);
         let result = tokio::select! {
             () = signals.end() => Ok(()),
@@ -102,7 +120,25 @@ impl Run<'_> {
             Some(()) = failed.recv() => Err(anyhow!("a worker has ended; is the TUN device gone?")),
         };
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
-        stop_all(&workers, applied).and(result)
+        tracing::info!(
+            "stopping; open flows may finish for {} s, and a second signal cuts that short",
+            DRAIN.most.as_secs()
+        );
+        doors.iter().for_each(JoinHandle::abort);
+        if let Some(Err(error)) = applied.as_mut().map(Applied::release) {
+            tracing::warn!("{error}; trying again when the flows have ended");
+        }
+        // Whoever asks a second time does not want to wait.
+        worker::drain(&workers, DRAIN, signals.end()).await;
+        // The next run makes a socket of that name as soon as the state directory is free.
+        answers.abort();
+        let _ = answers.await;
+        drop(control);
+        let reverted = applied.as_mut().map_or(Ok(()), Applied::revert);
+        worker::end(&workers);
+        // The state directory is free when the device is gone, and not before.
+        drop((applied, held));
+        reverted.map_err(anyhow::Error::from).and(result)
     }
 
     /// Opens the proxy ports, so that a port in use is known before anything is changed.
@@ -118,7 +154,7 @@ impl Run<'_> {
     /// Opens the TUN and works out what it needs of the host.
     fn device(&self) -> anyhow::Result<Device> {
         let survey = Survey::take()?;
-        let name = self.profile.tun.device.as_deref().unwrap_or(DEVICE);
+        let name = self.device_name();
         HostPlan::check_name(name, &survey)?;
         let queues = open_tun(name, workers_wanted()).map_err(|error| explain_tun(name, &error))?;
         let plan = HostPlan::new(&self.options(name), &survey)?;
@@ -132,9 +168,13 @@ impl Run<'_> {
         Ok(Device { plan, queues })
     }
 
-    /// Whether other hosts are meant to come through this one: names are answered to them where they ask for them.
+    fn device_name(&self) -> &str {
+        self.profile.tun.device.as_deref().unwrap_or(DEVICE)
+    }
+
+    /// Whether other hosts are meant to come through this one: it forwards for them, or answers their names.
     fn is_gateway(&self) -> bool {
-        self.profile.dns.listen.is_some_and(|at| at.port() == 53 && !at.ip().is_loopback())
+        self.profile.tun.auto_forward || self.profile.dns.listen.is_some_and(|at| !at.ip().is_loopback())
     }
 
     fn options(&self, name: &str) -> HostOptions {
@@ -249,9 +289,7 @@ async fn hand_on(listener: Listener, workers: Rc<Vec<Worker>>) {
     let hand = |accepted| {
         let worker = &workers[next.get() % workers.len()];
         next.set(next.get().wrapping_add(1));
-        worker.run(Box::new(move |dispatcher| {
-            spawn_local(inbound::serve(accepted, Rc::clone(dispatcher)));
-        }));
+        worker.serve(accepted);
     };
     if let Err(error) = listener.run(hand).await {
         tracing::error!("a proxy port cannot be served any longer: {error}");
@@ -286,44 +324,7 @@ impl Signals {
     }
 }
 
-/// Lets flows finish, resets the rest, and puts the host back.
-fn stop_all(workers: &[Worker], applied: Option<Applied>) -> anyhow::Result<()> {
-    for worker in workers {
-        worker.drain(DRAIN);
-    }
-    let joined: Vec<io::Result<()>> = workers.iter().map(Worker::join).collect();
-    let reverted = applied.map_or(Ok(()), Applied::revert);
-    for failure in joined.into_iter().filter_map(Result::err) {
-        tracing::error!("a worker failed: {failure}");
-    }
-    Ok(reverted?)
-}
-
 /// One for each core, up to what the directory of flows is worth.
 fn workers_wanted() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get).min(MOST_WORKERS)
-}
-
-/// Thousands of flows are thousands of sockets.
-fn raise_descriptor_limit() {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
-}
-
-/// Why the device could not be opened, and what to do.
-fn explain_tun(name: &str, error: &io::Error) -> anyhow::Error {
-    let program = std::env::current_exe().unwrap_or_else(|_| "tunproxy".into());
-    match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => anyhow!(
-            "no permission to make the TUN {name}: the capability CAP_NET_ADMIN is missing. Run it with sudo, or give \
-             it the right once: sudo setcap cap_net_admin,cap_net_raw,cap_net_bind_service+ep {}",
-            program.display()
-        ),
-        Some(libc::EBUSY) => anyhow!("the TUN {name} is in use by another program; choose another tun.device"),
-        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
-            anyhow!("/dev/net/tun is missing: the kernel's TUN driver is not loaded (sudo modprobe tun)")
-        }
-        _ => anyhow!("cannot make the TUN {name}: {error}"),
-    }
 }

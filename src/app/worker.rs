@@ -1,6 +1,7 @@
 //! Workers: a thread, a single-threaded runtime, a device queue and a dispatcher each. They share the core alone.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,12 +10,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::mpsc;
+use futures_util::future::join_all;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::Instant;
 
 use crate::dispatch::{Core, Counters, Dispatcher};
 use crate::inbound::tun::{Crew, Hijack, Tunnel};
+use crate::inbound::{self, Accepted};
 use crate::platform::TunQueue;
 use crate::stack;
 
@@ -29,9 +32,6 @@ pub(super) struct Drain {
 
 /// How often the end of the last flow is looked for.
 const LOOK: Duration = Duration::from_millis(10);
-
-/// Something to do on a worker.
-pub(super) type Job = Box<dyn FnOnce(&Rc<Dispatcher>) + Send>;
 
 /// A queue of the device, and what its stack must know.
 pub(super) struct Tun {
@@ -52,8 +52,14 @@ pub(super) struct Seed {
 }
 
 enum Message {
-    Job(Job),
-    Drain(Drain),
+    /// A client of a proxy port.
+    Client(Accepted),
+    /// Let flows finish, reset the rest, say so, and wait for the end.
+    Drain(Drain, oneshot::Sender<()>),
+    /// The drain is over now.
+    Hurry,
+    /// Let the device go and end.
+    End,
 }
 
 /// A running worker.
@@ -79,21 +85,25 @@ impl Worker {
         Ok(Self { messages, thread: RefCell::new(Some(thread)) })
     }
 
-    /// Runs `job` on the worker's own thread.
-    pub(super) fn run(&self, job: Job) {
-        let _ = self.messages.send(Message::Job(job));
+    /// Serves a client of a proxy port on the worker's own thread.
+    pub(super) fn serve(&self, client: Accepted) {
+        let _ = self.messages.send(Message::Client(client));
     }
 
-    /// Lets flows finish for a while, then resets the rest and ends.
-    pub(super) fn drain(&self, drain: Drain) {
-        let _ = self.messages.send(Message::Drain(drain));
+    /// Lets flows finish for a while, then resets the rest; the device stays. What comes back hears when that is done,
+    /// or that the worker has ended.
+    fn drain(&self, drain: Drain) -> oneshot::Receiver<()> {
+        let (done, drained) = oneshot::channel();
+        let _ = self.messages.send(Message::Drain(drain, done));
+        drained
     }
 
-    /// Waits for the thread after [`drain`](Self::drain).
+    /// Lets the device go and waits for the thread. To be called after [`drain`].
     ///
     /// # Errors
     /// What the device reported, if that ended the worker.
     pub(super) fn join(&self) -> io::Result<()> {
+        let _ = self.messages.send(Message::End);
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(result)) => result,
             Some(Err(_)) => Err(io::Error::other("a worker panicked")),
@@ -102,35 +112,106 @@ impl Worker {
     }
 }
 
-fn work(seed: Seed, inbox: mpsc::UnboundedReceiver<Message>) -> io::Result<()> {
+/// Drains all `workers`; no longer than until `cut` is ready.
+pub(super) async fn drain(workers: &[Worker], limits: Drain, cut: impl Future<Output = ()>) {
+    let mut drained = std::pin::pin!(join_all(workers.iter().map(|worker| worker.drain(limits))));
+    tokio::select! {
+        _ = &mut drained => return,
+        () = cut => {}
+    }
+    for worker in workers {
+        let _ = worker.messages.send(Message::Hurry);
+    }
+    drained.await;
+}
+
+/// Ends all `workers`, and with them the device.
+pub(super) fn end(workers: &[Worker]) {
+    for failure in workers.iter().filter_map(|worker| worker.join().err()) {
+        tracing::error!("a worker failed: {failure}");
+    }
+}
+
+fn work(seed: Seed, mut inbox: mpsc::UnboundedReceiver<Message>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = LocalSet::new();
     runtime.block_on(tasks.run_until(async move {
         let dispatcher = Dispatcher::new(seed.core);
         let Some(Tun { queue, stack, hijack, crew }) = seed.tun else {
-            serve(inbox, &dispatcher, || 0).await;
+            let drained = serve(&mut inbox, &dispatcher, || 0).await;
+            wait_for_end(inbox, drained).await;
             return Ok(());
         };
         let tunnel = Tunnel::new(queue, stack, hijack, crew, Rc::clone(&dispatcher))?;
         let mut gone = spawn_local(tunnel.gone());
-        let result = tokio::select! {
-            result = tunnel.run() => result,
+        let drained = tokio::select! {
+            result = tunnel.run() => result.map(|()| None),
             Ok(error) = &mut gone => Err(error),
-            () = serve(inbox, &dispatcher, || tunnel.flows()) => Ok(()),
+            drained = serve(&mut inbox, &dispatcher, || tunnel.flows()) => Ok(drained),
         };
         tunnel.abort();
-        result
+        // The device goes when the host has been put back, and not before.
+        wait_for_end(inbox, drained?).await;
+        Ok(())
     }))
 }
 
-/// Does jobs until told to drain; then waits for the flows to end, but not for long.
-async fn serve(mut inbox: mpsc::UnboundedReceiver<Message>, dispatcher: &Rc<Dispatcher>, flows: impl Fn() -> usize) {
+/// Says that the drain is over, and waits for the end.
+async fn wait_for_end(mut inbox: mpsc::UnboundedReceiver<Message>, drained: Option<oneshot::Sender<()>>) {
+    let Some(drained) = drained else { return };
+    let _ = drained.send(());
+    while !matches!(inbox.recv().await, Some(Message::End) | None) {}
+}
+
+/// Serves clients until told to drain; then waits for the flows to end, but not for long. `flows` counts those of the
+/// device. Returns who wants to hear of it; nobody, if there is nobody left.
+async fn serve(
+    inbox: &mut mpsc::UnboundedReceiver<Message>,
+    dispatcher: &Rc<Dispatcher>,
+    flows: impl Fn() -> usize,
+) -> Option<oneshot::Sender<()>> {
+    let clients = Rc::new(Cell::new(0_usize));
     loop {
-        match inbox.recv().await {
-            Some(Message::Job(job)) => job(dispatcher),
-            Some(Message::Drain(limits)) => return drained(limits, &dispatcher.core().counters, flows).await,
-            None => return,
+        match inbox.recv().await? {
+            Message::Client(accepted) => {
+                let (dispatcher, present) = (Rc::clone(dispatcher), Present::new(&clients));
+                spawn_local(async move {
+                    inbound::serve(accepted, dispatcher).await;
+                    drop(present);
+                });
+            }
+            Message::Drain(limits, done) => {
+                let counters = &dispatcher.core().counters;
+                tokio::select! {
+                    () = drained(limits, counters, || flows() + clients.get()) => {}
+                    () = hurry(inbox) => {}
+                }
+                return Some(done);
+            }
+            Message::Hurry => {}
+            Message::End => return None,
         }
+    }
+}
+
+/// Returns when the drain is to be cut short. Clients that come now find the door closed.
+async fn hurry(inbox: &mut mpsc::UnboundedReceiver<Message>) {
+    while let Some(Message::Client(_)) = inbox.recv().await {}
+}
+
+/// One client of a proxy port, for as long as it is served.
+struct Present(Rc<Cell<usize>>);
+
+impl Present {
+    fn new(clients: &Rc<Cell<usize>>) -> Self {
+        clients.set(clients.get() + 1);
+        Self(Rc::clone(clients))
+    }
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use ipnet::IpNet;
@@ -15,7 +15,9 @@ use super::plan::{HostPlan, Sysctl};
 use super::resolver::DnsPlan;
 use super::routing::{Family, Route, RouteKind, Rule};
 use super::undo::{Undo, Undone};
-use super::{Netlink, NetlinkError, QUEUE_LENGTH};
+use super::{Netlink, NetlinkError, QUEUE_LENGTH, may_administer_network};
+
+mod release;
 
 /// Why the host could not be changed, or changed back.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,19 @@ pub enum HostError {
     /// An earlier run has not been cleaned up after.
     #[error("an earlier run left changes behind; replay its journal first (`tunproxy cleanup`)")]
     Leftovers,
+    /// An earlier run left changes in a network namespace that is not this one.
+    #[error(
+        "an earlier run left changes in another network namespace{}, recorded in {}. Run `tunproxy cleanup` there \
+         (nsenter --net=...), with the same --state-dir; if that namespace is gone, as after the restart of a \
+         container, `tunproxy cleanup --namespace-gone`",
+        namespace.map(|inode| format!(" (net:[{inode}])")).unwrap_or_default(), journal.display()
+    )]
+    Elsewhere {
+        /// The journal.
+        journal: PathBuf,
+        /// The namespace's inode, as `ls -l /proc/PID/ns/net` shows it.
+        namespace: Option<u64>,
+    },
     /// Some changes could not be undone; the journal keeps them.
     #[error("not undone: {}", .0.join("; "))]
     NotUndone(Vec<String>),
@@ -63,6 +78,9 @@ impl HostError {
 /// What a person can do about a refusal.
 fn advice(error: &NetlinkError) -> String {
     match error.source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) if may_administer_network() => {
+            ". The capability CAP_NET_ADMIN is there: a container's settings or a security module forbid it".to_owned()
+        }
         Some(libc::EPERM | libc::EACCES) => {
             let program = std::env::current_exe().map_or("tunproxy".to_owned(), |path| path.display().to_string());
             format!(
@@ -239,15 +257,16 @@ impl Applied {
     }
 
     /// Undoes everything, last change first, and forgets the journal. Reset the flows of clients before: the
-    /// addresses that they use vanish here.
+    /// addresses that they use vanish here. The state directory is held until this value is dropped.
     ///
     /// # Errors
     /// What could not be undone; the journal keeps it, and `cleanup` tries again.
-    pub fn revert(mut self) -> Result<(), HostError> {
+    pub fn revert(&mut self) -> Result<(), HostError> {
         self.undo_all()
     }
 
     fn run(&mut self) -> Result<(), HostError> {
+        self.settle_ipv6();
         // The longest single act; it runs while routes and rules are set.
         self.check = self.plan.nft.clone().map(|nft| std::thread::spawn(move || nft::check(&nft)));
         let steps: Vec<(Step, Vec<Undo>)> =
@@ -276,6 +295,20 @@ impl Applied {
             }
         }
         Ok(())
+    }
+
+    /// Where IPv6 is switched off for new interfaces and cannot be switched on for the TUN (a container whose /proc/sys
+    /// is read-only), IPv6 addresses cannot be added. The rest works without.
+    fn settle_ipv6(&mut self) {
+        let Some(switch) = self.plan.ipv6_switch() else { return };
+        if let Err(error) = sysctl::write(&switch.path, &switch.value) {
+            let path = switch.path.clone();
+            self.plan.give_up_ipv6();
+            self.warnings.push(format!(
+                "IPv6 cannot be switched on for the TUN (set {path} to 0: {error}): only IPv4 is taken, and IPv6, where \
+                 this host has it, goes past the rules"
+            ));
+        }
     }
 
     /// How the step will be undone, as far as data can say; in the order of recording, undone last to first.
@@ -369,17 +402,9 @@ impl Applied {
         self.reverted = true;
         let (mut failed, mut void) = (Vec::new(), Vec::new());
         while let Some(done) = self.done.pop() {
-            match done {
-                Done::Firewall(table) => drop(table),
-                Done::Resolved => resolv_conf::forget_resolved(&self.plan.tun),
-                Done::Change(id, undo) => match undo.perform(&mut self.netlink) {
-                    Ok(Undone::LeftAlone) => {
-                        tracing::warn!("somebody changed it since, so it stays: {undo}");
-                        void.extend(id);
-                    }
-                    Ok(_) => void.extend(id),
-                    Err(error) => failed.push(format!("{undo}: {error}")),
-                },
+            match self.undo(&done) {
+                Ok(id) => void.extend(id),
+                Err(error) => failed.push(error),
             }
         }
         if failed.is_empty() {
@@ -387,6 +412,26 @@ impl Applied {
         }
         self.journal.void(&void)?;
         Err(HostError::NotUndone(failed))
+    }
+
+    /// Undoes one change; returns its number in the journal, if it has one.
+    fn undo(&mut self, done: &Done) -> Result<Option<u64>, String> {
+        match done {
+            // It goes when it is dropped.
+            Done::Firewall(_) => Ok(None),
+            Done::Resolved => {
+                resolv_conf::forget_resolved(&self.plan.tun);
+                Ok(None)
+            }
+            Done::Change(id, undo) => match undo.perform(&mut self.netlink) {
+                Ok(Undone::LeftAlone) => {
+                    tracing::warn!("somebody changed it since, so it stays: {undo}");
+                    Ok(*id)
+                }
+                Ok(_) => Ok(*id),
+                Err(error) => Err(format!("{undo}: {error}")),
+            },
+        }
     }
 }
 
@@ -416,9 +461,8 @@ mod tests {
         let source = io::Error::from_raw_os_error(libc::EPERM);
         let refused = NetlinkError { act: "add the rule".to_owned(), source, said: None };
         let text = HostError::from(refused).to_string();
-        assert!(
-            text.contains("add the rule") && text.contains("CAP_NET_ADMIN") && text.contains("sudo setcap"),
-            "{text}"
-        );
+        assert!(text.contains("add the rule") && text.contains("CAP_NET_ADMIN"), "{text}");
+        // Advice that has been followed already is none.
+        assert_eq!(text.contains("sudo setcap"), !may_administer_network(), "{text}");
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::Netlink;
 use super::applied::HostError;
-use super::journal::Journal;
+use super::journal::{Journal, Origin};
 use super::undo::Undone;
 
 /// What a clean-up did.
@@ -47,18 +47,32 @@ impl fmt::Display for Report {
 
 /// Undoes what a crashed run left, by its journal in `state_dir`. Doing it twice is harmless.
 ///
+/// `namespace_gone`: what was made in another network namespace of this boot is taken as gone with it. Nobody can find
+/// that out by looking, since a namespace may be held by a descriptor or a process that is not seen from here.
+///
 /// # Errors
-/// A run is going on there, the journal is a newer version's, or something could not be undone (it stays journalled).
-pub fn cleanup(state_dir: &Path) -> Result<Report, HostError> {
-    Journal::open(state_dir)?.replay()
+/// A run is going on there, the journal is a newer version's, something could not be undone (it stays journalled), or
+/// [`HostError::Elsewhere`].
+pub fn cleanup(state_dir: &Path, namespace_gone: bool) -> Result<Report, HostError> {
+    let mut journal = Journal::open(state_dir)?;
+    if namespace_gone && matches!(journal.leftovers.origin, Origin::Elsewhere(_)) {
+        journal.leftovers.origin = Origin::Gone;
+    }
+    journal.replay()
 }
 
 impl Journal {
     /// Undoes what an earlier run left, last change first, and forgets it.
     ///
     /// # Errors
-    /// What could not be undone; it stays in the journal, and the next replay tries again.
+    /// What could not be undone; it stays in the journal, and the next replay tries again. [`HostError::Elsewhere`]:
+    /// nothing was done.
     pub fn replay(&mut self) -> Result<Report, HostError> {
+        if let Origin::Elsewhere(namespace) = self.leftovers.origin
+            && self.leftovers.undos.iter().any(|(_, undo)| !undo.outlives_kernel())
+        {
+            return Err(HostError::Elsewhere { journal: self.path().to_owned(), namespace });
+        }
         let leftovers = std::mem::take(&mut self.leftovers);
         let mut report = Report { unreadable: leftovers.unreadable, ..Report::default() };
         let mut failed = Vec::new();
@@ -66,7 +80,7 @@ impl Journal {
         if !leftovers.undos.is_empty() {
             let mut netlink = Netlink::open()?;
             for (id, undo) in leftovers.undos.into_iter().rev() {
-                if !leftovers.same_place && !undo.outlives_kernel() {
+                if leftovers.origin != Origin::Here && !undo.outlives_kernel() {
                     report.died += 1;
                     continue;
                 }

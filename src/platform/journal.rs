@@ -61,7 +61,8 @@ struct Place {
 impl Place {
     fn here() -> Self {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-        let namespace = fs::metadata("/proc/self/ns/net").map_or(0, |ns| ns.ino());
+        // Of the calling thread, as a netlink socket that it opens.
+        let namespace = fs::metadata("/proc/thread-self/ns/net").map_or(0, |ns| ns.ino());
         Self { boot, namespace }
     }
 }
@@ -75,13 +76,38 @@ enum Record {
     Void { id: u64 },
 }
 
+/// Where the changes of an earlier run were made, as seen from here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Origin {
+    /// In this kernel and this network namespace.
+    #[default]
+    Here,
+    /// In this kernel, but in another network namespace, which may still be there. Its inode, if it can be read.
+    Elsewhere(Option<u64>),
+    /// In a kernel that has been rebooted since, or in a namespace that somebody says is gone.
+    Gone,
+}
+
+impl Origin {
+    fn of(place: Option<&Place>) -> Self {
+        let here = Place::here();
+        match place {
+            Some(place) if *place == here => Self::Here,
+            Some(place) if place.boot != here.boot => Self::Gone,
+            Some(place) => Self::Elsewhere(Some(place.namespace)),
+            // Nobody knows: the careful answer.
+            None => Self::Elsewhere(None),
+        }
+    }
+}
+
 /// Changes of a run that has ended without undoing them.
 #[derive(Debug, Default)]
 pub(super) struct Leftovers {
     /// In the order in which they were recorded.
     pub(super) undos: Vec<(u64, Undo)>,
-    /// The kernel that they were made in is this one, and the network namespace too.
-    pub(super) same_place: bool,
+    /// Where they were made.
+    pub(super) origin: Origin,
     /// Lines that could not be read.
     pub(super) unreadable: usize,
 }
@@ -117,6 +143,11 @@ impl Journal {
         let leftovers = read(&path, &bytes)?;
         let next = leftovers.undos.iter().map(|(id, _)| id + 1).max().unwrap_or(0);
         Ok(Self { path, file: None, next, leftovers, _lock: lock })
+    }
+
+    /// Where the journal is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Whether nothing of an earlier run waits to be undone.
@@ -233,7 +264,7 @@ fn read(path: &Path, bytes: &[u8]) -> Result<Leftovers, JournalError> {
         return Err(JournalError::Version { path: path.to_owned(), found: version.to_owned() });
     }
     let place: Option<Place> = words.next().and_then(|place| serde_json::from_str(place).ok());
-    let mut leftovers = Leftovers { same_place: place == Some(Place::here()), ..Leftovers::default() };
+    let mut leftovers = Leftovers { origin: Origin::of(place.as_ref()), ..Leftovers::default() };
     for line in lines.filter(|line| !line.is_empty()) {
         match parse(line) {
             Some(Record::Undo { id, undo }) => leftovers.undos.push((id, undo)),
@@ -284,7 +315,7 @@ mod tests {
     fn what_is_recorded_is_there_after_a_crash() {
         let (dir, _) = written(3);
         let journal = Journal::open(dir.path()).unwrap();
-        assert!(!journal.is_clean() && journal.leftovers.same_place);
+        assert!(!journal.is_clean() && journal.leftovers.origin == Origin::Here);
         assert_eq!(journal.leftovers.undos, (0..3).map(|n| (u64::from(n), undo(n))).collect::<Vec<_>>());
     }
 
@@ -325,7 +356,20 @@ mod tests {
         let (dir, bytes) = written(1);
         let text = String::from_utf8(bytes).unwrap().replacen("\"boot\":\"", "\"boot\":\"x", 1);
         fs::write(dir.path().join("journal"), text).unwrap();
-        assert!(!Journal::open(dir.path()).unwrap().leftovers.same_place);
+        assert_eq!(Journal::open(dir.path()).unwrap().leftovers.origin, Origin::Gone);
+    }
+
+    #[test]
+    fn what_another_network_namespace_of_this_boot_holds_is_not_taken_for_dead() {
+        let (dir, bytes) = written(1);
+        let text = String::from_utf8(bytes).unwrap();
+        let path = dir.path().join("journal");
+        fs::write(&path, text.replacen("\"namespace\":", "\"namespace\":9", 1)).unwrap();
+        let origin = Journal::open(dir.path()).unwrap().leftovers.origin;
+        assert!(matches!(origin, Origin::Elsewhere(Some(_))), "{origin:?}");
+        let (_, records) = text.split_once('\n').unwrap();
+        fs::write(&path, format!("{MAGIC} {VERSION} garbled\n{records}")).unwrap();
+        assert_eq!(Journal::open(dir.path()).unwrap().leftovers.origin, Origin::Elsewhere(None));
     }
 
     #[test]

@@ -9,14 +9,14 @@ use super::Fwmark;
 use super::firewall::{self, Nft};
 use super::layout;
 use super::resolver::{self, DnsPlan};
-use super::routing::{Route, Rule, RuleAction};
+use super::routing::{Family, Route, Rule, RuleAction};
 use super::survey::{self, NftState, NoRoom, Numbers, Survey, Wishes};
 
 /// The longest name that an interface can have, in bytes (`IFNAMSIZ` less the final zero).
 const LONGEST_NAME: usize = 15;
 
-/// IPv6 has no smaller links (RFC 8200 section 5): the kernel takes the protocol off a device below this.
-const SMALLEST_MTU: u32 = 1280;
+/// IPv6 has no smaller links (RFC 8200 section 5): the kernel takes the protocol off a device below this many bytes.
+pub const SMALLEST_MTU: u16 = 1280;
 
 /// What a profile wants of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +112,7 @@ impl HostPlan {
         let numbers = survey.numbers(&options.wishes)?;
         let mut plan = Self {
             tun: options.tun.clone(),
-            mtu: options.mtu.max(SMALLEST_MTU),
+            mtu: options.mtu.max(SMALLEST_MTU.into()),
             addresses: options.addresses.iter().copied().filter(|net| survey.ipv6 || net.addr().is_ipv4()).collect(),
             routes: Vec::new(),
             rules: Vec::new(),
@@ -123,7 +123,7 @@ impl HostPlan {
             warnings: wishes_passed_over(&options.wishes, &numbers),
             notes: Vec::new(),
         };
-        if options.mtu < SMALLEST_MTU {
+        if options.mtu < SMALLEST_MTU.into() {
             let mtu = options.mtu;
             plan.warnings.push(format!("an MTU of {mtu} is too small for IPv6; taking {SMALLEST_MTU} instead"));
         }
@@ -149,6 +149,20 @@ impl HostPlan {
     #[must_use]
     pub fn own_mark(&self) -> Fwmark {
         Fwmark(self.numbers.own.mark)
+    }
+
+    /// The switch without which the TUN takes no IPv6, where there is IPv6 at all.
+    pub(super) fn ipv6_switch(&self) -> Option<&Sysctl> {
+        self.sysctls.iter().find(|sysctl| sysctl.of_tun && sysctl.path.ends_with("/disable_ipv6"))
+    }
+
+    /// Leaves IPv6 out of addresses, routes, rules and resolver.
+    pub(super) fn give_up_ipv6(&mut self) {
+        self.addresses.retain(|net| net.addr().is_ipv4());
+        self.routes.retain(|route| route.to.addr().is_ipv4());
+        self.rules.retain(|rule| rule.family == Family::V4);
+        self.sysctls.retain(|sysctl| !sysctl.path.starts_with("net/ipv6/"));
+        self.dns.give_up_ipv6();
     }
 
     fn route(&mut self, options: &HostOptions, survey: &Survey) {
@@ -329,7 +343,7 @@ impl fmt::Display for HostPlan {
 pub(super) mod tests {
     use super::*;
     use crate::platform::survey::tests::plain;
-    use crate::platform::{Family, RouteTable, SeenRoute};
+    use crate::platform::{RouteTable, SeenRoute};
 
     pub(in crate::platform) fn options() -> HostOptions {
         let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();

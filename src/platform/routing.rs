@@ -251,7 +251,7 @@ pub struct SeenRoute {
     pub table: RouteTable,
     /// The destinations it is for.
     pub to: IpNet,
-    /// The device it leaves by, where it has just one.
+    /// The device it leaves by. A route with several next hops is seen once for each.
     pub device: Option<u32>,
     /// Its destinations are neighbours: no gateway, no several next hops, and it does lead somewhere.
     pub on_link: bool,

@@ -175,13 +175,12 @@ fn stack(fields: &mut Fields<'_>) -> Option<String> {
 fn mtu(fields: &mut Fields<'_>) -> u16 {
     const DEFAULT: u16 = 1500;
     let written = fields.optional::<u16>("mtu").filter(|&mtu| mtu != 0).unwrap_or(DEFAULT);
-    if written >= SMALLEST_MTU {
-        return written;
+    if written < SMALLEST_MTU {
+        fields
+            .warn("mtu", format!("an MTU of {written} bytes is too small; {SMALLEST_MTU} is used"))
+            .hint("links that carry IPv6 have at least 1280 (RFC 8200); the default is 1500");
     }
-    fields
-        .error("mtu", format!("expected an MTU from {SMALLEST_MTU} to 65535 bytes, found {written}"))
-        .hint("links that carry IPv6 have at least 1280 (RFC 8200); the default is 1500");
-    DEFAULT
+    written.max(SMALLEST_MTU)
 }
 
 impl Decode for Hijack {

@@ -252,10 +252,33 @@ fn hostile_packets() -> Vec<Vec<u8>> {
                 let at = random(bad.len());
                 bad[at] = u8::try_from(random(256)).expect("below 256");
             }
+            packets.push(with_header_checksum(bad.clone()));
             packets.push(bad);
         }
     }
+    let mut from_loopback = udp4.to_vec();
+    from_loopback[12..16].copy_from_slice(&[127, 0, 0, 1]);
+    packets.push(with_header_checksum(from_loopback));
+    // A loose source route (RFC 791) of no addresses.
+    let mut routed = [&udp4[..20], &[131, 3, 4, 0], &udp4[20..]].concat();
+    (routed[0], routed[3]) = (0x46, routed[3] + 4);
+    packets.push(with_header_checksum(routed));
     packets
+}
+
+/// An IPv4 packet with the checksum of its header put right, so that it is looked at any further (RFC 791).
+fn with_header_checksum(mut packet: Vec<u8>) -> Vec<u8> {
+    let length = usize::from(packet[0] & 15) * 4;
+    if packet[0] >> 4 == 4 && (20..=packet.len()).contains(&length) {
+        packet[10..12].fill(0);
+        let words = packet[..length].chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+        let sum = words.sum::<u32>();
+        let folded = (sum & 0xffff) + (sum >> 16);
+        let folded = (folded & 0xffff) + (folded >> 16);
+        let checksum = !u16::try_from(folded).expect("folded twice");
+        packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    }
+    packet
 }
 
 #[test]
@@ -271,6 +294,11 @@ fn malformed_packets_are_dropped_and_every_other_flow_goes_on() {
             assert_eq!(act_in(&lab.host, &format!("datagram {site}:7 x")), Ok("x".to_owned()), "{}", tunproxy.output());
         }
         assert!(!tunproxy.output().contains("panicked"), "{}", tunproxy.output());
+        let said = tunproxy.place().ask(&lab.host, "status");
+        let status: serde_json::Value = serde_json::from_str(&said.stdout).expect("JSON");
+        for counter in ["bad_length", "bad_header", "bad_options", "spoofed"] {
+            assert!(status["packets"][counter].as_u64() > Some(0), "{counter}: {status}");
+        }
         assert!(tunproxy.stop().success());
     });
 }

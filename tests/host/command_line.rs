@@ -25,6 +25,10 @@ fn help_names_every_command_and_shows_what_to_type() {
         }
         assert!(help.stdout.contains("sudo tunproxy --profile"), "an example to copy: {}", help.stdout);
         assert!(!help.stdout.contains("inside"), "nobody is to call that: {}", help.stdout);
+        for command in ["check", "exec"] {
+            let help = said(&[command, "--help"]);
+            assert!(help.stdout.contains(&format!("tunproxy {command} --profile")), "an example: {}", help.stdout);
+        }
         assert_eq!(said(&["--no-such-option"]).code, Some(2));
         let nothing = said(&[]);
         assert_eq!(nothing.code, Some(1));
@@ -38,9 +42,22 @@ fn completions_and_the_manual_page_come_from_the_same_source() {
         for shell in ["bash", "zsh", "fish"] {
             let script = said(&["completions", shell]);
             assert!(script.succeeded() && script.stdout.contains("cleanup"), "{shell}: {script:?}");
+            for internal in ["demo-client", "inside"] {
+                assert!(!script.stdout.contains(internal), "{shell}: {internal} is for nobody to call");
+            }
         }
         let page = said(&["man"]);
         assert!(page.succeeded() && page.stdout.starts_with(".") && page.stdout.contains("cleanup"), "{page:?}");
+        let dir = super::support::world::fresh_dir("man");
+        assert!(said(&["man", "--dir", &dir.to_string_lossy()]).succeeded());
+        for reference in page.stdout.split_whitespace().filter(|word| word.ends_with("(1)")) {
+            let name = reference.replace("\\-", "-").replace("(1)", ".1");
+            assert!(dir.join(&name).is_file(), "the page refers to {name}");
+        }
+        for command in ["check", "exec", "cleanup"] {
+            let page = fs::read_to_string(dir.join(format!("tunproxy-{command}.1"))).unwrap();
+            assert!(page.starts_with('.'), "{page}");
+        }
         // A reader that has gone, like `| head -1`, is no failure of ours.
         let ns = Netns::new("pipe");
         let script = "\"$0\" man | head -1; \"$0\" completions bash | head -1; \"$0\" --help | head -1";

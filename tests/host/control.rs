@@ -1,7 +1,9 @@
 //! A running program as its user meets it: what it answers, who may ask, how it is stopped.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -134,5 +136,28 @@ fn a_device_that_is_taken_away_ends_the_run_in_words_and_puts_the_host_back() {
         let ((), _line) = tunproxy.line_after(|| drop(lab.host.ip("link del tunproxy0")), &["TUN", "gone"]);
         assert_eq!(tunproxy.wait().code(), Some(1));
         before.assert_same(&Dump::take(&lab.host));
+    });
+}
+
+#[test]
+fn a_connection_may_ask_for_long_and_a_line_may_not_be_endless() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let tunproxy = Place::new("mixed-port: 7890\nrules: ['MATCH,DIRECT']\n").start(&lab.host);
+        let socket = tunproxy.place().state.join("control.sock");
+        let stream = UnixStream::connect(&socket).unwrap();
+        let mut answers = BufReader::new(&stream).lines();
+        // More than the longest line, in many short ones.
+        for _ in 0..5000 {
+            (&stream).write_all(b"{\"command\":\"ping\"}\n").unwrap();
+            let answer = answers.next().expect("an answer").unwrap();
+            assert!(answer.contains("\"ok\":true"), "{answer}");
+        }
+        (&stream).write_all(b"nonsense\n").unwrap();
+        assert!(answers.next().unwrap().unwrap().contains("not a command"));
+        (&stream).write_all(&[b'x'; 64 << 10]).unwrap();
+        assert!(answers.next().unwrap().unwrap().contains("longer than"));
+        assert!(answers.next().is_none(), "it was closed");
+        assert!(tunproxy.stop().success());
     });
 }

@@ -146,3 +146,23 @@ fn forwarding_is_switched_on_for_the_run_and_back_after_it() {
         before.assert_same(&Dump::take(&lab.host));
     });
 }
+
+#[test]
+fn a_chain_that_drops_what_is_forwarded_is_named_by_start_and_check() {
+    run(&[TUN], || {
+        let lab = Topology::with_lan();
+        let _sites = Sites::open(&lab);
+        lab.host.nft("add table ip filter");
+        lab.host.nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
+        // It answers no names: forwarding alone makes it a gateway.
+        let place = Place::new("tun: { enable: true, auto-forward: true }\nrules: ['MATCH,DIRECT']\n");
+        let wanted = "nft insert rule ip filter FORWARD iifname tunproxy0 accept";
+        let checked = place.check(&lab.host);
+        assert!(checked.succeeded() && checked.stdout.contains(wanted), "{checked:?}");
+        let tunproxy = place.start(&lab.host);
+        assert!(tunproxy.output().contains(wanted), "{}", tunproxy.output());
+        assert!(tunproxy.stop().success());
+        let desktop = Place::new("tun: { enable: true }\nrules: ['MATCH,DIRECT']\n").check(&lab.host);
+        assert!(desktop.succeeded() && !desktop.stdout.contains("FORWARD"), "{desktop:?}");
+    });
+}

@@ -352,3 +352,23 @@ fn a_reload_is_declined_in_words_and_the_run_goes_on() {
         assert!(tunproxy.stop().success());
     });
 }
+
+#[test]
+fn a_program_called_nft_in_the_callers_path_gets_nothing_of_ours() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let dir = world::fresh_dir("path");
+        let (script, ran) = (dir.join("nft"), dir.join("ran"));
+        std::fs::write(&script, format!("#!/bin/sh\necho ran >> {}\n", ran.display())).unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap_or_default());
+        let mut command = profile("'MATCH,DIRECT'").run_command(&lab.host);
+        command.env("PATH", path).env("LD_PRELOAD", dir.join("library.so"));
+        let mut program = Program::start("tunproxy", command);
+        program.wait_for(|line| line.starts_with("tunproxy ready")).unwrap();
+        assert!(lab.host.run("nft", &["list", "tables"]).contains("inet tunproxy"), "{}", program.output());
+        program.signal(Signal::SIGTERM);
+        assert!(program.wait().success());
+        assert!(!ran.exists());
+    });
+}

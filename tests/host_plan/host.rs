@@ -12,9 +12,12 @@ use std::thread;
 use nix::sched::{CloneFlags, setns};
 use tunproxy::platform::{HostOptions, HostPlan, Survey, Wishes};
 
-use crate::sandbox::{own_etc, sh};
+use crate::sandbox::sh;
+use crate::support::world::own_etc;
 
 pub(crate) const TUN: &str = "tun7";
+/// What a test needs that makes that device.
+pub(crate) const NODE: &str = "/dev/net/tun";
 
 /// Builds the topology in the sandbox, with `resolv_conf` as the host's resolver settings.
 pub(crate) fn build(resolv_conf: &str) {
@@ -127,7 +130,7 @@ pub(crate) fn plan(options: &HostOptions) -> HostPlan {
 
 /// Opens a TUN device that vanishes with the file.
 pub(crate) fn open_tun(name: &str) -> File {
-    let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").expect("open /dev/net/tun");
+    let file = OpenOptions::new().read(true).write(true).open(NODE).expect("open /dev/net/tun");
     // struct ifreq: a name of 16 bytes, then the flags IFF_TUN | IFF_NO_PI.
     let mut request = [0u8; 40];
     request[..name.len()].copy_from_slice(name.as_bytes());

@@ -1,5 +1,10 @@
 //! What we change on a host, tried on hosts made for it: each test has namespaces of its own.
 
+#[cfg(test)]
+#[expect(dead_code, unused_imports, reason = "tests/host uses the rest")]
+#[path = "../support/mod.rs"]
+mod support;
+
 mod host;
 mod netlink;
 mod sandbox;

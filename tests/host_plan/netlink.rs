@@ -1,10 +1,12 @@
-use tunproxy::platform::{Family, MarkMatch, Netlink, Ports, Route, RouteKind, RouteTable, Rule, RuleAction};
+use tunproxy::platform::{Family, MarkMatch, Netlink, Ports, Route, RouteKind, RouteTable, Rule, RuleAction, Survey};
 
-use crate::sandbox::{inside, sh};
+use crate::host::build;
+use crate::sandbox::sh;
+use crate::support::run;
 
 #[test]
 fn links_and_addresses_are_made_as_asked() {
-    inside("netlink::links_and_addresses_are_made_as_asked", || {
+    run(&[], || {
         let mut netlink = Netlink::open().unwrap();
         netlink.create_veth("left", "right").unwrap();
         netlink.set_mtu("left", 1400).unwrap();
@@ -33,7 +35,7 @@ fn links_and_addresses_are_made_as_asked() {
 
 #[test]
 fn every_selector_of_a_rule_reaches_the_kernel_and_comes_back() {
-    inside("netlink::every_selector_of_a_rule_reaches_the_kernel_and_comes_back", || {
+    run(&[], || {
         let mut netlink = Netlink::open().unwrap();
         let end = Rule::new(Family::V4, 9090, RuleAction::Nop);
         let full = Rule {
@@ -66,7 +68,7 @@ fn every_selector_of_a_rule_reaches_the_kernel_and_comes_back() {
 
 #[test]
 fn routes_come_and_go_in_a_table_of_their_own() {
-    inside("netlink::routes_come_and_go_in_a_table_of_their_own", || {
+    run(&[], || {
         let mut netlink = Netlink::open().unwrap();
         netlink.create_veth("left", "right").unwrap();
         netlink.link_up("left").unwrap();
@@ -86,5 +88,21 @@ fn routes_come_and_go_in_a_table_of_their_own() {
         netlink.add_default_route("left", Family::V4).unwrap();
         let default = sh("ip route show default");
         assert!(default.contains("default dev left") && default.contains("congctl reno"), "{default}");
+    });
+}
+
+#[test]
+fn every_way_out_of_a_default_route_with_several_is_an_uplink() {
+    run(&[], || {
+        build("");
+        sh("ip route replace default nexthop via 192.0.2.1 dev eth0 nexthop via 192.168.7.9 dev lan0
+            ip -6 route del default
+            ip -6 route add default nexthop via 2001:db8:1::1 dev eth0 nexthop via 2001:db8:2::1 dev eth1");
+        let survey = Survey::take().unwrap();
+        let uplinks = survey.uplinks();
+        let mut names: Vec<&str> = uplinks.iter().filter_map(|index| survey.link_name(*index)).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["eth0", "eth1", "lan0"]);
+        assert!(survey.own_networks().is_empty(), "{:?}", survey.own_networks());
     });
 }

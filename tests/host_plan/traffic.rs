@@ -12,8 +12,9 @@ use std::time::Duration;
 use socket2::SockRef;
 use tunproxy::platform::{Applied, HostOptions, Journal};
 
-use crate::host::{TUN, add_foreigners, build, open_tun, options, plan, strict_reverse_path, within};
-use crate::sandbox::{inside, sh};
+use crate::host::{NODE, TUN, add_foreigners, build, open_tun, options, plan, strict_reverse_path, within};
+use crate::sandbox::sh;
+use crate::support::run;
 
 /// Long enough for any packet on this machine; a test only waits so long when it fails.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -196,10 +197,10 @@ const ROWS: &[(&str, &str)] = &[
 
 #[test]
 fn look_ups_lead_where_the_design_says() {
-    inside("traffic::look_ups_lead_where_the_design_says", || {
+    run(&[NODE], || {
         build(RESOLVER);
         sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
-        let running = start(&options());
+        let mut running = start(&options());
         assert_devices(ROWS);
         running.applied.revert().unwrap();
         assert_devices(&[("203.0.113.9", "eth0"), ("2001:db8:9::9", "eth0"), ("10.9.9.9", "eth0")]);
@@ -208,9 +209,9 @@ fn look_ups_lead_where_the_design_says() {
 
 #[test]
 fn more_specific_routes_do_not_pull_traffic_out() {
-    inside("traffic::more_specific_routes_do_not_pull_traffic_out", || {
+    run(&[NODE], || {
         build(RESOLVER);
-        let running = start(&options());
+        let mut running = start(&options());
         sh("for to in 0.0.0.0/1 128.0.0.0/1 203.0.113.0/24 10.0.0.0/7 192.168.0.0/16; do ip route add $to via 198.51.100.1; done
             for to in 2000::/3 2001:db8:9::/64 fc00::/6; do ip -6 route add $to via 2001:db8:2::1; done");
         assert_devices(&[
@@ -228,11 +229,11 @@ fn more_specific_routes_do_not_pull_traffic_out() {
 
 #[test]
 fn excluded_prefixes_leave_but_their_port_53_does_not() {
-    inside("traffic::excluded_prefixes_leave_but_their_port_53_does_not", || {
+    run(&[NODE], || {
         build(RESOLVER);
         sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
         let route_exclude = vec!["203.0.113.0/28".parse().unwrap(), "2001:db8:9::/64".parse().unwrap()];
-        let running = start(&HostOptions { route_exclude, ..options() });
+        let mut running = start(&HostOptions { route_exclude, ..options() });
         assert_devices(&[
             ("203.0.113.9", "eth0"),
             ("203.0.113.9 from 192.168.7.9 iif lan0", "eth0"),
@@ -247,7 +248,7 @@ fn excluded_prefixes_leave_but_their_port_53_does_not() {
 
 #[test]
 fn other_tunnels_keep_their_carriers_and_a_moved_default_route_is_followed() {
-    inside("traffic::other_tunnels_keep_their_carriers_and_a_moved_default_route_is_followed", || {
+    run(&[NODE], || {
         build(RESOLVER);
         sh("ip link add wg0 type veth peer name wgp; ip addr add 10.99.0.2/32 dev wg0; ip link set wg0 up; ip link set wgp up
             ip route add default dev wg0 table 51820
@@ -255,7 +256,7 @@ fn other_tunnels_keep_their_carriers_and_a_moved_default_route_is_followed() {
             ip rule add priority 32763 lookup main suppress_prefixlength 0
             ip rule add priority 5210 fwmark 0x80000/0xff0000 lookup main
             ip rule add priority 5270 lookup 52");
-        let running = start(&options());
+        let mut running = start(&options());
         assert_devices(&[
             ("203.0.113.9", TUN),
             // What DIRECT sends uses the other VPN, as everything did before.
@@ -275,7 +276,7 @@ fn other_tunnels_keep_their_carriers_and_a_moved_default_route_is_followed() {
 
 #[test]
 fn real_packets_go_where_they_should() {
-    inside("traffic::real_packets_go_where_they_should", || {
+    run(&[NODE], || {
         build(RESOLVER);
         add_foreigners();
         real_packets();
@@ -284,7 +285,7 @@ fn real_packets_go_where_they_should() {
 
 #[test]
 fn real_packets_go_where_they_should_under_a_strict_reverse_path_filter() {
-    inside("traffic::real_packets_go_where_they_should_under_a_strict_reverse_path_filter", || {
+    run(&[NODE], || {
         build(RESOLVER);
         strict_reverse_path();
         real_packets();
@@ -300,7 +301,7 @@ fn real_packets() {
     }
     assert_eq!((ask("", "203.0.113.9:5000"), ask("", "[2001:db8:9::9]:5000")), ("NET".into(), "NET".into()));
     let mut outgoing = established_out();
-    let running = start(&options());
+    let mut running = start(&options());
     let own = running.applied.plan().numbers.own.mark;
 
     for (from, to, who) in [
@@ -379,7 +380,7 @@ fn echo((client, server): &mut (TcpStream, TcpStream)) {
 
 #[test]
 fn a_lan_client_and_the_ways_in_from_outside_work_through_a_gateway() {
-    inside("traffic::a_lan_client_and_the_ways_in_from_outside_work_through_a_gateway", || {
+    run(&[NODE], || {
         build(RESOLVER);
         gateway();
     });
@@ -387,7 +388,7 @@ fn a_lan_client_and_the_ways_in_from_outside_work_through_a_gateway() {
 
 #[test]
 fn a_gateway_works_under_a_strict_reverse_path_filter() {
-    inside("traffic::a_gateway_works_under_a_strict_reverse_path_filter", || {
+    run(&[NODE], || {
         build(RESOLVER);
         strict_reverse_path();
         gateway();
@@ -401,7 +402,7 @@ fn gateway() {
     );
     serve("lan", "LAN", "192.168.7.9:5000");
     serve("lan", "LAN6", "[2001:db8:7::9]:5000");
-    let running = start(&HostOptions { auto_forward: true, lan_dns: vec!["lan0".to_owned()], ..options() });
+    let mut running = start(&HostOptions { auto_forward: true, lan_dns: vec!["lan0".to_owned()], ..options() });
     // Out of the LAN: everything goes into the TUN, and names that the host itself is asked for as well.
     for (from, to) in [
         ("192.168.7.9:0", "203.0.113.9:5000"),
@@ -425,7 +426,7 @@ fn gateway() {
 
 #[test]
 fn the_tun_address_is_nobodys_business_on_the_lan() {
-    inside("traffic::the_tun_address_is_nobodys_business_on_the_lan", || {
+    run(&[NODE], || {
         build(RESOLVER);
         sh("ip -n lan route add 198.18.0.1/32 dev lan0");
         let probe = "ip netns exec lan ping -c 1 -W 1 198.18.0.1 > /dev/null 2>&1 && echo answered || echo silent";
@@ -433,12 +434,13 @@ fn the_tun_address_is_nobodys_business_on_the_lan() {
         let _tun = open_tun(TUN);
         let mut planned = plan(&options());
         let nft = planned.nft.take();
-        let open = planned.clone().apply(Journal::open(state.path()).unwrap()).unwrap();
+        let mut open = planned.clone().apply(Journal::open(state.path()).unwrap()).unwrap();
         assert_eq!(sh(probe), "answered\n", "the probe must be able to succeed");
         open.revert().unwrap();
+        drop(open);
         sh("ip -n lan neigh flush all");
         planned.nft = nft;
-        let closed = planned.apply(Journal::open(state.path()).unwrap()).unwrap();
+        let mut closed = planned.apply(Journal::open(state.path()).unwrap()).unwrap();
         assert_eq!(sh(probe), "silent\n");
         closed.revert().unwrap();
     });

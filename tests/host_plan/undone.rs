@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -9,8 +10,9 @@ use nix::sys::prctl;
 use nix::sys::wait::waitpid;
 use tunproxy::platform::{DnsPlan, HostOptions, Journal, Wishes, cleanup};
 
-use crate::host::{TUN, add_foreigners, assert_same, build, dump, open_tun, options, plan};
-use crate::sandbox::{inside, sh};
+use crate::host::{NODE, TUN, add_foreigners, assert_same, build, dump, open_tun, options, plan, within};
+use crate::sandbox::sh;
+use crate::support::run;
 use crate::traffic::device;
 
 const ORDINARY: &str = "nameserver 192.168.7.9\n";
@@ -31,7 +33,7 @@ fn gateway() -> HostOptions {
 
 #[test]
 fn a_dump_sees_every_kind_of_change() {
-    inside("undone::a_dump_sees_every_kind_of_change", || {
+    run(&[NODE], || {
         build(ORDINARY);
         for change in [
             "ip rule add priority 77 nop",
@@ -57,7 +59,7 @@ fn a_dump_sees_every_kind_of_change() {
 
 #[test]
 fn a_run_leaves_the_host_as_it_was() {
-    inside("undone::a_run_leaves_the_host_as_it_was", || {
+    run(&[NODE], || {
         build(LINK_LOCAL);
         add_foreigners();
         sh(
@@ -92,7 +94,7 @@ fn a_run_leaves_the_host_as_it_was() {
 
 #[test]
 fn what_others_undo_is_missed_and_named() {
-    inside("undone::what_others_undo_is_missed_and_named", || {
+    run(&[NODE], || {
         build(ORDINARY);
         let before = dump();
         let state = tempfile::tempdir().unwrap();
@@ -112,7 +114,7 @@ fn what_others_undo_is_missed_and_named() {
 
 #[test]
 fn dropping_undoes_as_reverting_does() {
-    inside("undone::dropping_undoes_as_reverting_does", || {
+    run(&[NODE], || {
         build(LINK_LOCAL);
         let before = dump();
         let state = tempfile::tempdir().unwrap();
@@ -125,7 +127,7 @@ fn dropping_undoes_as_reverting_does() {
 
 #[test]
 fn a_failure_half_way_undoes_what_was_done_and_spares_what_others_did() {
-    inside("undone::a_failure_half_way_undoes_what_was_done_and_spares_what_others_did", || {
+    run(&[NODE], || {
         build(ORDINARY);
         let planned = plan(&options());
         // Somebody takes one of our numbers between the survey and the act.
@@ -143,7 +145,7 @@ fn a_failure_half_way_undoes_what_was_done_and_spares_what_others_did() {
 
 #[test]
 fn without_the_capability_the_error_names_it_and_nothing_has_changed() {
-    inside("undone::without_the_capability_the_error_names_it_and_nothing_has_changed", || {
+    run(&[NODE], || {
         build(ORDINARY);
         let planned = plan(&options());
         let state = tempfile::tempdir().unwrap();
@@ -166,7 +168,7 @@ fn without_the_capability_the_error_names_it_and_nothing_has_changed() {
 
 #[test]
 fn without_nft_the_rest_is_applied_and_one_warning_names_what_is_lost() {
-    inside("undone::without_nft_the_rest_is_applied_and_one_warning_names_what_is_lost", || {
+    run(&[NODE], || {
         build(ORDINARY);
         let before = dump();
         let nft = sh("readlink -f $(command -v nft)");
@@ -187,7 +189,7 @@ fn without_nft_the_rest_is_applied_and_one_warning_names_what_is_lost() {
 
 #[test]
 fn resolver_settings_of_every_shape_come_back() {
-    inside("undone::resolver_settings_of_every_shape_come_back", || {
+    run(&[NODE], || {
         build("");
         sh("mkdir -p /run/res; echo '# none' > /run/res/stub");
         for shape in [
@@ -203,7 +205,7 @@ fn resolver_settings_of_every_shape_come_back() {
             let tun = open_tun(TUN);
             let planned = plan(&options());
             assert!(matches!(planned.dns, DnsPlan::Rewrite { .. }), "{shape}: {:?}", planned.dns);
-            let applied = planned.apply(Journal::open(state.path()).unwrap()).unwrap();
+            let mut applied = planned.apply(Journal::open(state.path()).unwrap()).unwrap();
             assert!(applied.warnings().is_empty(), "{shape}: {:?}", applied.warnings());
             assert!(sh("cat /etc/resolv.conf").contains("nameserver 198.18.0.2"), "{shape}");
             assert_eq!(sh("cat /run/res/stub"), "# none\n");
@@ -217,13 +219,13 @@ fn resolver_settings_of_every_shape_come_back() {
 
 #[test]
 fn resolver_settings_that_cannot_be_written_cost_a_warning_that_names_them() {
-    inside("undone::resolver_settings_that_cannot_be_written_cost_a_warning_that_names_them", || {
+    run(&[NODE], || {
         build("");
         sh("mount -o remount,bind,ro /etc");
         let before = dump();
         let state = tempfile::tempdir().unwrap();
         let tun = open_tun(TUN);
-        let applied = plan(&options()).apply(Journal::open(state.path()).unwrap()).unwrap();
+        let mut applied = plan(&options()).apply(Journal::open(state.path()).unwrap()).unwrap();
         let [warning] = applied.warnings() else { panic!("{:?}", applied.warnings()) };
         assert!(warning.contains("/etc/resolv.conf") && warning.contains("read-only"), "{warning}");
         applied.revert().unwrap();
@@ -234,7 +236,7 @@ fn resolver_settings_that_cannot_be_written_cost_a_warning_that_names_them() {
 
 #[test]
 fn resolver_settings_that_somebody_replaced_meanwhile_stay() {
-    inside("undone::resolver_settings_that_somebody_replaced_meanwhile_stay", || {
+    run(&[NODE], || {
         build("");
         let state = tempfile::tempdir().unwrap();
         let _tun = open_tun(TUN);
@@ -249,7 +251,7 @@ fn resolver_settings_that_somebody_replaced_meanwhile_stay() {
 
 #[test]
 fn after_kill_9_at_any_moment_a_cleanup_puts_the_host_back() {
-    inside("undone::after_kill_9_at_any_moment_a_cleanup_puts_the_host_back", || {
+    run(&[NODE], || {
         build(LINK_LOCAL);
         add_foreigners();
         // Whoever the victim leaves behind becomes our child, so that we can wait for it.
@@ -270,9 +272,9 @@ fn after_kill_9_at_any_moment_a_cleanup_puts_the_host_back() {
             victim.kill().unwrap();
             victim.wait().unwrap();
             while waitpid(None, None).is_ok() {}
-            put_back += usize::from(!cleanup(state.path()).unwrap().restored.is_empty());
+            put_back += usize::from(!cleanup(state.path(), false).unwrap().restored.is_empty());
             assert_same(&before, &dump());
-            assert_eq!(cleanup(state.path()).unwrap().restored.len(), 0);
+            assert_eq!(cleanup(state.path(), false).unwrap().restored.len(), 0);
         }
         assert!(put_back > 0, "no kill met a run with changes in place");
     });
@@ -280,7 +282,7 @@ fn after_kill_9_at_any_moment_a_cleanup_puts_the_host_back() {
 
 #[test]
 fn kill_9_alone_leaves_a_host_on_its_own_routes() {
-    inside("undone::kill_9_alone_leaves_a_host_on_its_own_routes", || {
+    run(&[NODE], || {
         build(ORDINARY);
         prctl::set_child_subreaper(true).unwrap();
         let state = tempfile::tempdir().unwrap();
@@ -295,7 +297,7 @@ fn kill_9_alone_leaves_a_host_on_its_own_routes() {
         let mut lines = BufReader::new(victim.stdout.take().unwrap()).lines();
         let parked = lines.any(|line| line.unwrap().contains(PARKED));
         let before = everywhere.map(device);
-        let busy = cleanup(state.path()).unwrap_err().to_string();
+        let busy = cleanup(state.path(), false).unwrap_err().to_string();
         victim.kill().unwrap();
         victim.wait().unwrap();
         while waitpid(None, None).is_ok() {}
@@ -304,20 +306,140 @@ fn kill_9_alone_leaves_a_host_on_its_own_routes() {
         assert!(busy.contains(&format!("process {}", victim.id())), "{busy}");
         assert_eq!(everywhere.map(device), everywhere.map(|_| "eth0".to_owned()));
         assert!(sh("nft list ruleset").is_empty());
-        assert!(!cleanup(state.path()).unwrap().restored.is_empty());
+        assert!(!cleanup(state.path(), false).unwrap().restored.is_empty());
+    });
+}
+
+/// Runs the victim until it has applied and waits, and kills it.
+fn kill_parked(state: &Path) {
+    let mut victim = Command::new(std::env::current_exe().expect("our own path"))
+        .args(["undone::the_victim_of_kill_9", "--exact", "--ignored", "--nocapture"])
+        .env(VICTIM, state)
+        .env(PARKED, "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the victim");
+    let mut lines = BufReader::new(victim.stdout.take().expect("piped")).lines();
+    let parked = lines.any(|line| line.is_ok_and(|line| line.contains(PARKED)));
+    victim.kill().expect("a running victim");
+    victim.wait().expect("its end");
+    // And that of the nft it has left behind, which is ours now: we are process 1.
+    while waitpid(None, None).is_ok() {}
+    assert!(parked, "the victim came to nothing");
+}
+
+#[test]
+fn from_another_network_namespace_nothing_is_forgotten() {
+    run(&[NODE], || {
+        build(LINK_LOCAL);
+        let before = dump();
+        let state = tempfile::tempdir().unwrap();
+        kill_parked(state.path());
+        let (path, crashed) = (state.path().to_owned(), dump());
+        let refused = within("lan", move || {
+            let start = Journal::open(&path).unwrap().replay().unwrap_err().to_string();
+            (start, cleanup(&path, false).unwrap_err().to_string())
+        });
+        for said in [refused.0, refused.1] {
+            assert!(said.contains("another network namespace (net:[") && said.contains("--namespace-gone"), "{said}");
+        }
+        assert_same(&crashed, &dump());
+        assert!(!cleanup(state.path(), false).unwrap().restored.is_empty(), "the journal was kept");
+        assert_same(&before, &dump());
+    });
+}
+
+#[test]
+fn a_namespace_that_is_said_to_be_gone_leaves_only_files_to_be_put_back() {
+    run(&[NODE], || {
+        build(LINK_LOCAL);
+        let state = tempfile::tempdir().unwrap();
+        kill_parked(state.path());
+        let path = state.path().to_owned();
+        let report = within("lan", move || cleanup(&path, true).unwrap());
+        assert_eq!(report.restored, ["put /etc/resolv.conf back"]);
+        assert!(report.died > 0, "{report}");
+        assert_eq!(sh("cat /etc/resolv.conf"), LINK_LOCAL);
+        assert!(Journal::open(state.path()).unwrap().is_clean());
+    });
+}
+
+#[test]
+fn where_ipv6_cannot_be_switched_on_for_the_tun_the_rest_works_without() {
+    run(&[NODE], || {
+        build(LINK_LOCAL);
+        sh("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6
+            mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys");
+        let before = dump();
+        let state = tempfile::tempdir().unwrap();
+        let tun = open_tun(TUN);
+        let mut applied = plan(&options()).apply(Journal::open(state.path()).unwrap()).unwrap();
+        let of_ipv6: Vec<_> = applied.warnings().iter().filter(|warning| warning.contains("IPv6")).collect();
+        assert_eq!(of_ipv6.len(), 1, "{:?}", applied.warnings());
+        assert!(of_ipv6[0].contains("disable_ipv6") && !of_ipv6[0].contains("setcap"), "{of_ipv6:?}");
+        assert_eq!(applied.missing().unwrap(), []);
+        assert_eq!(device("203.0.113.77"), TUN);
+        assert!(!sh("ip -6 rule").contains("9043:"));
+        assert!(!sh("cat /etc/resolv.conf").contains("fdfe:"));
+        applied.revert().unwrap();
+        drop(tun);
+        assert_same(&before, &dump());
+    });
+}
+
+#[test]
+fn the_first_half_of_going_back_frees_new_traffic_and_spares_open_flows() {
+    run(&[NODE], || {
+        build(LINK_LOCAL);
+        let before = dump();
+        let state = tempfile::tempdir().unwrap();
+        let tun = open_tun(TUN);
+        let mut applied = plan(&options()).apply(Journal::open(state.path()).unwrap()).unwrap();
+        let (new, open) = (["203.0.113.77", "2001:db8:9::9"], ["203.0.113.77 from 198.18.0.1", "198.18.7.7"]);
+        assert_eq!(new.map(device), [TUN; 2]);
+        applied.release().unwrap();
+        assert_eq!(new.map(device), ["eth0"; 2]);
+        assert_eq!(open.map(device), [TUN; 2]);
+        assert_eq!(sh("cat /etc/resolv.conf"), LINK_LOCAL);
+        applied.revert().unwrap();
+        drop(tun);
+        assert_same(&before, &dump());
+        assert!(!state.path().join("journal").exists());
+    });
+}
+
+#[test]
+fn after_kill_9_between_the_halves_of_going_back_a_cleanup_does_the_rest() {
+    run(&[NODE], || {
+        build(LINK_LOCAL);
+        let before = dump();
+        let state = tempfile::tempdir().unwrap();
+        let tun = open_tun(TUN);
+        let mut applied = plan(&options()).apply(Journal::open(state.path()).unwrap()).unwrap();
+        applied.release().unwrap();
+        let left = std::fs::read(state.path().join("journal")).unwrap();
+        applied.revert().unwrap();
+        drop((applied, tun));
+        // As if the second half had never come: what was undone in the first is not undone again.
+        let crashed = tempfile::tempdir().unwrap();
+        std::fs::write(crashed.path().join("journal"), left).unwrap();
+        let report = cleanup(crashed.path(), false).unwrap();
+        assert!(report.restored.is_empty() && report.already_gone > 0, "{report}");
+        assert!(report.left_alone.is_empty(), "{report}");
+        assert_same(&before, &dump());
     });
 }
 
 #[test]
 fn a_running_resolved_is_told_and_forgets() {
-    inside("undone::a_running_resolved_is_told_and_forgets", || {
+    run(&[NODE], || {
         build("nameserver 127.0.0.53\n");
         // A stand-in for the real one, which notes what it is told.
         sh("mount -t tmpfs none /usr/local/bin; mkdir -p /run/systemd/resolve
             printf '#!/bin/sh\\necho \"$@\" >> /run/told\\n' > /usr/local/bin/resolvectl; chmod +x /usr/local/bin/resolvectl");
         let state = tempfile::tempdir().unwrap();
         let _tun = open_tun(TUN);
-        let applied = plan(&options()).apply(Journal::open(state.path()).unwrap()).unwrap();
+        let mut applied = plan(&options()).apply(Journal::open(state.path()).unwrap()).unwrap();
         assert!(applied.warnings().is_empty(), "{:?}", applied.warnings());
         let told = "dns tun7 198.18.0.2 fdfe:dcba:9877::2\ndomain tun7 ~.\ndefault-route tun7 yes\n";
         assert_eq!(sh("cat /run/told"), told);
@@ -346,12 +468,13 @@ fn the_victim_of_kill_9() {
 
 #[test]
 fn wishes_for_free_numbers_are_granted() {
-    inside("undone::wishes_for_free_numbers_are_granted", || {
+    run(&[NODE], || {
         build(ORDINARY);
         let state = tempfile::tempdir().unwrap();
         let _tun = open_tun(TUN);
         let wishes = Wishes { first_priority: Some(7000), table: Some(300), mark: None };
-        let applied = plan(&HostOptions { wishes, ..options() }).apply(Journal::open(state.path()).unwrap()).unwrap();
+        let mut applied =
+            plan(&HostOptions { wishes, ..options() }).apply(Journal::open(state.path()).unwrap()).unwrap();
         assert!(sh("ip rule").contains("7043:\tfrom all lookup 300"), "{}", sh("ip rule"));
         assert!(sh("ip route show table 300").contains("default dev tun7"));
         applied.revert().unwrap();

@@ -16,6 +16,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("microsocks", "microsocks"),
     ("tinyproxy", "tinyproxy"),
     ("setpriv", "util-linux"),
+    ("ping", "iputils-ping"),
 ];
 
 /// Finds `program` in `PATH` or where the distribution keeps what only root's `PATH` holds.

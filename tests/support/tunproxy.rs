@@ -128,7 +128,8 @@ impl Place {
         assert!(encloses, "{said:?}");
     }
 
-    fn exec_command(&self, ns: &Netns, options: &[&str]) -> Command {
+    /// `tunproxy exec` with further options of ours, up to where the program's words begin.
+    pub(crate) fn exec_command(&self, ns: &Netns, options: &[&str]) -> Command {
         let mut command = ns.command(binary());
         command.arg("exec").arg("--profile").arg(&self.profile).arg("--state-dir").arg(&self.state);
         command.args(options).arg("--");

@@ -246,6 +246,22 @@ pub(crate) fn set_resolv_conf(content: &str) {
     fs::write("/etc/resolv.conf", content).expect("our own /etc/resolv.conf");
 }
 
+/// Gives the lab its own `/etc`, with copies of what name resolution and tools read there, so that a test may do with
+/// its files what it likes. Nothing of an earlier `/etc/resolv.conf` of the lab remains.
+///
+/// # Panics
+/// If the kernel refuses the mounts.
+pub(crate) fn own_etc(resolv_conf: &str) {
+    const NONE: Option<&str> = None;
+    let etc = fresh_dir("etc");
+    for file in ["passwd", "group", "nsswitch.conf", "services", "protocols", "hosts", "iproute2", "ld.so.cache", "ssl"]
+    {
+        let _ = Command::new("cp").arg("-a").arg(Path::new("/etc").join(file)).arg(&etc).output();
+    }
+    fs::write(etc.join("resolv.conf"), resolv_conf).expect("write resolv.conf");
+    mount(Some(&etc), "/etc", NONE, MsFlags::MS_BIND, NONE).expect("bind /etc");
+}
+
 /// A fresh directory on the lab's tmpfs.
 pub(crate) fn fresh_dir(name: &str) -> PathBuf {
     (0..)

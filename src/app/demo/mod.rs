@@ -55,6 +55,7 @@ pub fn demo() -> anyhow::Result<u8> {
     };
     let command = ["/proc/self/exe", CLIENT].map(OsString::from);
     let (channel, mut child) = exec::start_child(&inside, &command, Stdio::piped())?;
+    super::limits::raise_descriptor_limit();
     let output = child.stdout.take().context("the client has no output")?;
     let queues = rootless::receive(&channel)?;
     let framing = queues.first().context("the private namespace has no device")?.framing();

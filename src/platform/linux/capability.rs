@@ -34,16 +34,26 @@ pub(super) fn hand_down_net_admin(command: &mut Command) {
     }
 }
 
-/// Puts CAP_NET_ADMIN into the inheritable and the ambient set (capabilities(7)). Without it, the child's own words
-/// about what it may not do are better than ours, so failures are passed over.
-fn raise_net_admin() {
+/// Whether this thread has CAP_NET_ADMIN, in its own user namespace.
+#[must_use]
+pub fn may_administer_network() -> bool {
+    sets().is_some_and(|sets| sets[0].effective & (1 << CAP_NET_ADMIN) != 0)
+}
+
+/// The sets of this thread.
+fn sets() -> Option<[Sets; 2]> {
     let header = Header { version: VERSION, pid: 0 };
     let mut sets = [Sets::default(); 2];
     // SAFETY: both structures are those of the version named in the header; 0 means the calling thread.
     let read = unsafe { libc::syscall(libc::SYS_capget, &raw const header, sets.as_mut_ptr()) };
-    if read != 0 || sets[0].permitted & (1 << CAP_NET_ADMIN) == 0 {
-        return;
-    }
+    (read == 0).then_some(sets)
+}
+
+/// Puts CAP_NET_ADMIN into the inheritable and the ambient set (capabilities(7)). Without it, the child's own words
+/// about what it may not do are better than ours, so failures are passed over.
+fn raise_net_admin() {
+    let Some(mut sets) = sets().filter(|sets| sets[0].permitted & (1 << CAP_NET_ADMIN) != 0) else { return };
+    let header = Header { version: VERSION, pid: 0 };
     sets[0].inheritable |= 1 << CAP_NET_ADMIN;
     // SAFETY: as above; the kernel only reads.
     unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) };

@@ -1,6 +1,6 @@
 //! Linux.
 
-mod capability;
+pub(super) mod capability;
 pub(super) mod holder;
 pub(super) mod netlink;
 pub(super) mod nft;

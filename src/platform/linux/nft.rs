@@ -13,8 +13,13 @@ use super::capability;
 use crate::platform::firewall::{self, Nft};
 use crate::platform::survey::NftState;
 
-/// Where nft is looked for. An ordinary user's PATH often lacks the sbin directories.
-const PROGRAMS: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
+/// Where nft is looked for. It gets CAP_NET_ADMIN from us, so it must be where only root can put it: the caller's PATH
+/// is the caller's.
+const PROGRAMS: [&str; 5] =
+    ["/usr/sbin/nft", "/sbin/nft", "/usr/local/sbin/nft", "/usr/bin/nft", "/run/current-system/sw/bin/nft"];
+/// All of the environment that it gets: by others the caller could have it load a library of theirs (ld.so(8)), which
+/// would get CAP_NET_ADMIN as well. An interactive nft would keep its history at home.
+const ENVIRONMENT: [(&str, &str); 3] = [("LC_ALL", "C"), ("HOME", "/nonexistent"), ("TERM", "dumb")];
 /// How long nft may take. A busy kernel may hold its lock for a while.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -147,7 +152,7 @@ fn spawn(prepare: impl Fn(&mut Command)) -> io::Result<Child> {
     let mut missing = io::Error::from(io::ErrorKind::NotFound);
     for program in PROGRAMS {
         let mut command = Command::new(program);
-        command.env("LC_ALL", "C").stdin(Stdio::piped()).stderr(Stdio::piped());
+        command.env_clear().envs(ENVIRONMENT).stdin(Stdio::piped()).stderr(Stdio::piped());
         capability::hand_down_net_admin(&mut command);
         prepare(&mut command);
         match command.spawn() {

@@ -1,28 +1,31 @@
 //! A private network namespace whose only way out is a device that somebody else serves; no root needed.
 //!
 //! The child half runs single-threaded, between a fresh start and `exec`: it makes the namespace, opens the device
-//! there, hands the descriptors to its parent and becomes the command. See host.md's recipe in docs/host-changes.md.
+//! there, hands the descriptors to its parent and becomes the command.
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs;
-use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use ipnet::IpNet;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use serde::{Deserialize, Serialize};
+
+pub use channel::{ChildError, go, receive};
 
 use super::netlink::Netlink;
 use super::tun::{Framing, TunQueue, open_packet, open_tun};
 use crate::platform::{Family, QUEUE_LENGTH};
 
-/// Path sockets and files by which name look-ups go around a network namespace.
-const SIDE_DOORS: [&str; 3] = ["/run/systemd/resolve", "/run/nscd", "/run/avahi-daemon"];
+mod channel;
+mod cover;
+
 /// The name of the device inside.
 const DEVICE: &str = "tun0";
 /// Its far end where /dev/net/tun is closed.
@@ -52,6 +55,14 @@ pub enum RootlessError {
         /// What to do about it.
         advice: String,
     },
+    /// The command cannot be run.
+    #[error("cannot run {program}: {source}")]
+    Command {
+        /// The command.
+        program: String,
+        /// The system's word.
+        source: io::Error,
+    },
     /// Any other step.
     #[error("cannot {act}: {source}")]
     Step {
@@ -62,25 +73,38 @@ pub enum RootlessError {
     },
 }
 
-fn step<E: Into<io::Error>>(act: &str) -> impl FnOnce(E) -> RootlessError {
+impl RootlessError {
+    /// The exit code that a shell would give it.
+    fn code(&self) -> u8 {
+        match self {
+            Self::Command { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
+            Self::Command { .. } => 126,
+            Self::Refused { .. } | Self::Step { .. } => 1,
+        }
+    }
+}
+
+fn step<E: Into<io::Error>>(act: &str) -> impl FnOnce(E) -> RootlessError + use<E> {
     let act = act.to_owned();
     move |source| RootlessError::Step { act, source: source.into() }
 }
 
 /// Makes the namespace, hands its device to whoever holds the other end of `channel`, waits for the word to go, and
-/// becomes `command`. Returns only what went wrong.
+/// becomes `command`. Returns only if something went wrong: the exit code, once the other end was told what.
 ///
 /// The process must have a single thread.
-pub fn enter(inside: &Inside, channel: RawFd, command: Vec<OsString>) -> RootlessError {
+///
+/// # Errors
+/// What went wrong, if there is nobody at the other end.
+pub fn enter(inside: &Inside, channel: RawFd, command: Vec<OsString>) -> Result<u8, RootlessError> {
     // SAFETY: the parent made this descriptor for us and nobody else here uses it.
     let channel = unsafe { OwnedFd::from_raw_fd(channel) };
     match prepare(inside, &channel, command) {
         Ok(never) => match never {},
-        Err(error) => {
-            let text = error.to_string();
-            let _ = nix::sys::socket::send(channel.as_raw_fd(), text.as_bytes(), MsgFlags::MSG_NOSIGNAL);
-            error
-        }
+        Err(error) => match channel::tell(&channel, &error) {
+            Ok(()) => Ok(error.code()),
+            Err(_) => Err(error),
+        },
     }
 }
 
@@ -89,23 +113,46 @@ fn prepare(
     channel: &OwnedFd,
     command: Vec<OsString>,
 ) -> Result<std::convert::Infallible, RootlessError> {
-    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(step("tie the command to us"))?;
+    // The command does not get the channel, and by its closing the parent knows that the command runs.
+    fcntl(channel, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(step("keep the channel to ourselves"))?;
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(step("tie the command to us"))?;
     make_namespaces()?;
     let queues = open_device(inside)?;
     configure(inside, &queues)?;
-    hide_side_doors()?;
-    write_resolv_conf(inside.nameserver)?;
-    hand_over(channel, &queues)?;
+    let covered = cover::hide_side_doors()?;
+    cover::write_resolv_conf(inside.nameserver, &covered)?;
+    channel::hand_over(channel, &queues)?;
     drop(queues);
-    wait_for_go(channel)?;
+    channel::wait_for_go(channel)?;
     drop_capabilities()?;
+    run(command)
+}
+
+/// Becomes `command`.
+fn run(command: Vec<OsString>) -> Result<std::convert::Infallible, RootlessError> {
     let program = command.first().cloned().unwrap_or_default();
     let arguments: Result<Vec<CString>, _> =
         command.into_iter().map(|argument| CString::new(argument.into_vec())).collect();
     let arguments = arguments.map_err(|_| step("run a command with a zero byte in it")(invalid()))?;
     let Some(path) = arguments.first() else { return Err(step("run nothing")(invalid())) };
-    let error = nix::unistd::execvp(path, &arguments).unwrap_err();
-    Err(step::<nix::Error>(&format!("run {}", program.display()))(error))
+    // Our own runtime ignores it; the command expects the default (signal(7)).
+    // SAFETY: no handler of ours is involved.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map_err(step("reset SIGPIPE"))?;
+    let error = match nix::unistd::execvp(path, &arguments).unwrap_err() {
+        // A folder of PATH that this user may not enter is no sign of the command (execvp(3) says EACCES for both).
+        Errno::EACCES if !is_found(&program) => Errno::ENOENT,
+        error => error,
+    };
+    Err(RootlessError::Command { program: program.display().to_string(), source: error.into() })
+}
+
+/// Whether there is such a file, where commands are looked for.
+fn is_found(program: &OsStr) -> bool {
+    if program.as_bytes().contains(&b'/') {
+        return true;
+    }
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&folders).any(|folder| folder.join(program).is_file())
 }
 
 fn invalid() -> io::Error {
@@ -217,118 +264,9 @@ pub fn has_ipv6() -> bool {
     fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").is_ok_and(|value| value.trim() == "0")
 }
 
-/// Covers the path sockets that would answer names behind our back.
-fn hide_side_doors() -> Result<(), RootlessError> {
-    let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(step("make mounts private"))?;
-    for door in SIDE_DOORS.iter().filter(|door| Path::new(door).is_dir()) {
-        mount(Some("tmpfs"), *door, Some("tmpfs"), MsFlags::empty(), none).map_err(step(&format!("cover {door}")))?;
-    }
-    Ok(())
-}
-
-/// Puts a resolv.conf of ours over the one that programs read, wherever its link leads.
-fn write_resolv_conf(nameserver: IpAddr) -> Result<(), RootlessError> {
-    let text = format!("# Written by tunproxy for this private namespace.\nnameserver {nameserver}\noptions edns0\n");
-    let target = resolved(Path::new("/etc/resolv.conf"));
-    let act = format!("cover {}", target.display());
-    if !target.exists() {
-        // A link into a folder that is covered now, and so ours to write.
-        return fs::write(&target, text).map_err(step(&act));
-    }
-    let none: Option<&str> = None;
-    mount(Some("tmpfs"), "/tmp", Some("tmpfs"), MsFlags::empty(), none).map_err(step("mount a tmpfs on /tmp"))?;
-    let source = Path::new("/tmp/resolv.conf");
-    let written = fs::File::create(source).and_then(|mut file| file.write_all(text.as_bytes()));
-    let bound = written
-        .map_err(step(&act))
-        .and_then(|()| mount(Some(source), &target, none, MsFlags::MS_BIND, none).map_err(step(&act)));
-    umount2("/tmp", MntFlags::MNT_DETACH).map_err(step("take the tmpfs off /tmp"))?;
-    bound
-}
-
-/// Follows links as far as they lead, into folders that may not exist.
-fn resolved(path: &Path) -> PathBuf {
-    let mut path = path.to_owned();
-    for _ in 0..8 {
-        match fs::read_link(&path) {
-            Ok(target) => path = path.parent().unwrap_or(Path::new("/")).join(target),
-            Err(_) => break,
-        }
-    }
-    path
-}
-
-/// Sends the framing and the descriptors of all queues.
-fn hand_over(channel: &OwnedFd, queues: &[TunQueue]) -> Result<(), RootlessError> {
-    let packet = queues.iter().any(|queue| queue.framing() == Framing::Packet);
-    let plain = queues.iter().any(|queue| queue.framing() == Framing::Plain);
-    let word: &[u8] = if packet {
-        b"P"
-    } else if plain {
-        b"-"
-    } else {
-        b"O"
-    };
-    let descriptors: Vec<RawFd> = queues.iter().map(AsRawFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&descriptors)];
-    sendmsg::<()>(channel.as_raw_fd(), &[IoSlice::new(word)], &rights, MsgFlags::MSG_NOSIGNAL, None)
-        .map(drop)
-        .map_err(step("hand the device over"))
-}
-
-fn wait_for_go(channel: &OwnedFd) -> Result<(), RootlessError> {
-    let mut word = [0; 1];
-    match nix::unistd::read(channel, &mut word) {
-        Ok(1) => Ok(()),
-        Ok(_) => Err(step("start: the proxy went away")(io::Error::from(io::ErrorKind::BrokenPipe))),
-        Err(error) => Err(step("wait for the proxy")(error)),
-    }
-}
-
-/// What the child said when it was ready.
-///
-/// # Errors
-/// The text of what went wrong in the child.
-pub fn receive(channel: &OwnedFd) -> io::Result<Vec<TunQueue>> {
-    let mut text = [0; 4096];
-    let mut space = nix::cmsg_space!([RawFd; 16]);
-    let (length, descriptors) = {
-        let mut parts = [IoSliceMut::new(&mut text)];
-        let message = recvmsg::<()>(channel.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-        let mut descriptors: Vec<OwnedFd> = Vec::new();
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(received) = control {
-                // SAFETY: the kernel has just made these descriptors for us.
-                descriptors.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-            }
-        }
-        (message.bytes, descriptors)
-    };
-    if descriptors.is_empty() {
-        let said = String::from_utf8_lossy(&text[..length]).into_owned();
-        let said = if said.is_empty() { "the private namespace could not be made".to_owned() } else { said };
-        return Err(io::Error::other(said));
-    }
-    let framing = match text[0] {
-        b'P' => Framing::Packet,
-        b'-' => Framing::Plain,
-        _ => Framing::Offload,
-    };
-    descriptors.into_iter().map(|descriptor| TunQueue::from_descriptor(descriptor, framing)).collect()
-}
-
-/// Lets the child go on.
-///
-/// # Errors
-/// It is gone.
-pub fn go(channel: &OwnedFd) -> io::Result<()> {
-    nix::unistd::write(channel, b"g").map(drop).map_err(io::Error::from)
-}
-
 /// The command starts with none of the capabilities that the way here needed, unless its user is root inside.
 fn drop_capabilities() -> Result<(), RootlessError> {
     // SAFETY: plain numbers; clears the ambient set, which alone would survive `exec` for an ordinary user.
     let result = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
-    nix::errno::Errno::result(result).map(drop).map_err(step("drop capabilities"))
+    Errno::result(result).map(drop).map_err(step("drop capabilities"))
 }

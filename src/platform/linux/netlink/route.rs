@@ -63,7 +63,7 @@ impl Netlink {
         })
     }
 
-    /// The unicast and throw-like routes of all tables that `keep` wants.
+    /// The unicast and throw-like routes of all tables that `keep` wants; one with several next hops once for each.
     ///
     /// A router may hold a million of them: `keep` sees each before anything is allocated for it.
     ///
@@ -79,8 +79,15 @@ impl Netlink {
         request.header.address_family = address_family(family);
         self.dump(act, &RouteNetlinkMessage::GetRoute(request), |found: &mut Vec<SeenRoute>, _, payload| {
             let header = RouteHeader::parse(payload).map_err(|error| NetlinkError::garbled(act, error))?;
-            let seen = seen_route(family, &header, payload.get(HEADER..).unwrap_or_default());
-            found.extend(seen.filter(|route| keep(route)));
+            let Some((route, hops)) = seen_route(family, &header, payload.get(HEADER..).unwrap_or_default()) else {
+                return Ok(());
+            };
+            if hops.is_empty() {
+                found.extend(Some(route).filter(|route| keep(route)));
+            } else {
+                let by_hop = hops.into_iter().map(|device| SeenRoute { device: Some(device), ..route.clone() });
+                found.extend(by_hop.filter(|route| keep(route)));
+            }
             Ok(())
         })
     }
@@ -127,8 +134,10 @@ pub(super) fn address_family(family: Family) -> AddressFamily {
     }
 }
 
+/// A route, and the devices of its next hops where it has several.
+///
 /// Reads by hand, because next-hop encapsulations that the layout does not depend on need not be understood.
-fn seen_route(family: Family, header: &RouteHeader, attributes: &[u8]) -> Option<SeenRoute> {
+fn seen_route(family: Family, header: &RouteHeader, attributes: &[u8]) -> Option<(SeenRoute, Vec<u32>)> {
     let not_a_way = matches!(
         header.kind,
         RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast | RouteType::Unspec
@@ -138,14 +147,19 @@ fn seen_route(family: Family, header: &RouteHeader, attributes: &[u8]) -> Option
     }
     let (mut table, mut address, mut device) = (u32::from(header.table), None, None);
     let mut on_link = header.kind == RouteType::Unicast;
+    let mut hops = Vec::new();
     for found in NlasIterator::new(attributes).flatten() {
         let value = found.value();
         match found.kind() {
             attribute::TABLE => table = number(value).unwrap_or(table),
             attribute::DEVICE => device = number(value),
             attribute::DESTINATION => address = Some(value.to_vec()),
+            attribute::MULTIPATH => {
+                hops = devices(value);
+                on_link = false;
+            }
             // A next-hop object may or may not hold a gateway: the careful answer.
-            attribute::GATEWAY | attribute::MULTIPATH | attribute::VIA | attribute::NEXT_HOP => on_link = false,
+            attribute::GATEWAY | attribute::VIA | attribute::NEXT_HOP => on_link = false,
             _ => {}
         }
     }
@@ -160,9 +174,46 @@ fn seen_route(family: Family, header: &RouteHeader, attributes: &[u8]) -> Option
             IpNet::V6(Ipv6Net::new(octets.into(), length).ok()?)
         }
     };
-    Some(SeenRoute { table: RouteTable(table), to, device, on_link })
+    Some((SeenRoute { table: RouteTable(table), to, device, on_link }, hops))
+}
+
+/// The devices of a list of `struct rtnexthop`: u16 length with attributes, u8 flags, u8 weight, i32 device
+/// (rtnetlink(7)).
+fn devices(mut list: &[u8]) -> Vec<u32> {
+    let mut devices = Vec::new();
+    while let (Some(length), Some(device)) = (list.first_chunk(), list.get(4..8).and_then(number)) {
+        devices.push(device);
+        let length = usize::from(u16::from_ne_bytes(*length)).max(8).next_multiple_of(4);
+        list = list.get(length..).unwrap_or_default();
+    }
+    devices
 }
 
 fn number(value: &[u8]) -> Option<u32> {
     value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_next_hop_names_its_device() {
+        let hop = |length: u16, device: u32| {
+            let mut hop = length.to_ne_bytes().to_vec();
+            hop.extend([0, 0]);
+            hop.extend(device.to_ne_bytes());
+            hop.resize(usize::from(length), 0);
+            hop
+        };
+        assert_eq!(devices(&[hop(16, 2), hop(8, 3)].concat()), [2, 3]);
+        assert_eq!(devices(&[]), [0_u32; 0]);
+    }
+
+    #[test]
+    fn a_list_of_next_hops_that_lies_about_its_lengths_ends() {
+        for bytes in [vec![0; 64], vec![0xff; 64], vec![0; 7]] {
+            assert!(devices(&bytes).len() <= 8);
+        }
+    }
 }

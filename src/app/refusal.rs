@@ -1,0 +1,94 @@
+//! Why the device could not be opened, and what to do.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use anyhow::anyhow;
+
+use crate::platform::may_administer_network;
+
+/// The TUN driver's node.
+const NODE: &str = "/dev/net/tun";
+
+/// What a person can do about `error`, which opening the TUN `name` came to.
+pub(super) fn explain_tun(name: &str, error: &io::Error) -> anyhow::Error {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            let obstacles = obstacles(may_administer_network(), closed(Path::new(NODE)).as_deref(), error);
+            anyhow!("no permission to make the TUN {name}: {obstacles}")
+        }
+        Some(libc::EBUSY) => anyhow!("the TUN {name} is in use by another program; choose another tun.device"),
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+            anyhow!("{NODE} is missing: the kernel's TUN driver is not loaded (sudo modprobe tun)")
+        }
+        _ => anyhow!("cannot make the TUN {name}: {error}"),
+    }
+}
+
+/// Everything that is in the way: who removes the first obstacle must not stumble over the second.
+fn obstacles(capable: bool, closed: Option<&str>, error: &io::Error) -> String {
+    let program = std::env::current_exe().unwrap_or_else(|_| "tunproxy".into());
+    let give = format!("sudo setcap cap_net_admin,cap_net_raw,cap_net_bind_service+ep {}", program.display());
+    match (capable, closed) {
+        (false, None) => {
+            format!("the capability CAP_NET_ADMIN is missing. Run it with sudo, or give it the right once: {give}")
+        }
+        (false, Some(node)) => format!(
+            "the capability CAP_NET_ADMIN is missing, and {node}. Run it with sudo; or give it the right once: {give}, \
+             and open the node: sudo chmod 0666 {NODE}"
+        ),
+        (true, Some(node)) => format!(
+            "{node}, although the capability CAP_NET_ADMIN is there. Run it with sudo, or open the node: sudo chmod \
+             0666 {NODE}; in a container, pass the device in (for Docker: --device {NODE})"
+        ),
+        (true, None) => format!(
+            "{error}, although the capability CAP_NET_ADMIN is there: a container's settings or a security module \
+             forbid it"
+        ),
+    }
+}
+
+/// How the node is closed to us, in words; `None` if it opens.
+fn closed(node: &Path) -> Option<String> {
+    let error = OpenOptions::new().read(true).write(true).open(node).err()?;
+    let mode = std::fs::metadata(node)
+        .map_or_else(|_| String::new(), |it| format!(" (mode {:04o}, user {})", it.mode() & 0o7777, it.uid()));
+    Some(format!("{}{mode} does not open: {error}", node.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn told(capable: bool, closed: Option<&str>) -> String {
+        obstacles(capable, closed, &io::Error::from_raw_os_error(libc::EPERM))
+    }
+
+    #[test]
+    fn the_capability_is_asked_for_only_where_it_is_missing() {
+        assert!(told(false, None).contains("setcap") && !told(false, None).contains("chmod"));
+        assert!(told(false, Some("it is closed")).contains("setcap"));
+        for closed in [None, Some("it is closed")] {
+            assert!(!told(true, closed).contains("setcap"), "{closed:?}");
+        }
+        assert!(told(true, Some("it is closed")).contains("chmod"));
+    }
+
+    #[test]
+    fn a_node_that_is_closed_is_told_with_its_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = dir.path().join("tun");
+        std::fs::create_dir(&node).unwrap();
+        std::fs::set_permissions(&node, std::fs::Permissions::from_mode(0o700)).unwrap();
+        // A folder opens for writing to nobody, not even root.
+        let said = closed(&node).unwrap();
+        assert!(said.contains("(mode 0700, user "), "{said}");
+        let open = dir.path().join("open");
+        std::fs::write(&open, "").unwrap();
+        assert_eq!(closed(&open), None);
+    }
+}

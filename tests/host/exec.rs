@@ -1,0 +1,215 @@
+//! `exec` as a wrapper of programs: signals, exit codes, limits, and what it leaves of the host's files.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::support::program::Program;
+use super::support::sites::{NAME, V4};
+use super::support::tunproxy::{Place, Said};
+use super::support::world::own_etc;
+use super::support::{Sites, Topology, run};
+
+const PROFILE: &str = "
+mode: rule
+ipv6: true
+log-level: info
+dns: { enable: true, enhanced-mode: fake-ip, nameserver: [192.168.1.1] }
+rules: ['MATCH,DIRECT']
+";
+
+#[test]
+fn a_signal_reaches_the_command_and_its_end_is_told() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let place = Place::new(PROFILE);
+        for (signal, code) in
+            [(Signal::SIGTERM, 143), (Signal::SIGINT, 130), (Signal::SIGHUP, 129), (Signal::SIGUSR1, 138)]
+        {
+            let mut command = place.exec_command(&lab.host, &[]);
+            command.args(["sh", "-c", "echo there; exec sleep 1000"]);
+            let mut program = Program::start("exec", command);
+            program.wait_for(|line| line == "there").unwrap();
+            program.signal(signal);
+            assert_eq!(program.wait().code(), Some(code), "{signal}: {}", program.output());
+        }
+    });
+}
+
+/// A program in the foreground of a terminal of its own.
+struct AtTerminal {
+    keyboard: File,
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl AtTerminal {
+    fn start(mut command: Command) -> Self {
+        let (mut ours, mut theirs) = (-1, -1);
+        let none = std::ptr::null_mut();
+        // SAFETY: the call writes two descriptors; names and settings are left out.
+        let opened = unsafe { libc::openpty(&raw mut ours, &raw mut theirs, none, none.cast(), none.cast()) };
+        assert_eq!(opened, 0, "{}", std::io::Error::last_os_error());
+        // SAFETY: both were opened just now, for us.
+        let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
+        command.stdin(theirs).stdout(Stdio::piped()).stderr(Stdio::null());
+        // SAFETY: two system calls, between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                nix::unistd::setsid()?;
+                nix::errno::Errno::result(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
+                Ok(())
+            });
+        }
+        let mut child = command.spawn().expect("a program");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        Self { keyboard: ours.into(), child, lines }
+    }
+
+    fn next(&mut self) -> String {
+        self.lines.next().expect("another line").expect("text")
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("a running program");
+    }
+}
+
+impl Drop for AtTerminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn an_interrupt_reaches_a_command_in_the_foreground_whoever_sends_it() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let mut command = Place::new(PROFILE).exec_command(&lab.host, &[]);
+        let script = "trap 'echo interrupted' INT; trap 'echo quit' QUIT; trap 'exit 7' TERM
+                      echo there; while :; do sleep 0.05; done";
+        command.args(["sh", "-c", script]);
+        let mut program = AtTerminal::start(command);
+        assert_eq!(program.next(), "there");
+        // Another process, at us alone.
+        program.signal(Signal::SIGINT);
+        assert_eq!(program.next(), "interrupted");
+        program.signal(Signal::SIGQUIT);
+        assert_eq!(program.next(), "quit");
+        // The terminal, at all of the foreground.
+        program.keyboard.write_all(b"\x03").unwrap();
+        assert_eq!(program.next(), "interrupted");
+        program.signal(Signal::SIGTERM);
+        assert!(program.lines.next().is_none(), "each came once");
+        assert_eq!(program.child.wait().unwrap().code(), Some(7));
+    });
+}
+
+#[test]
+fn a_command_that_does_not_run_is_told_once_with_the_code_of_a_shell() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let place = Place::new(PROFILE);
+        for (command, code) in [("no-such-command", 127), ("/etc/passwd", 126)] {
+            let said = place.exec(&lab.host, command, &[]);
+            assert_eq!(said.code, Some(code), "{said:?}");
+            assert_eq!(said.stderr.matches(command).count(), 1, "{said:?}");
+            let said = place.exec_with(&lab.host, &["--log-format", "json"], command, &[]);
+            assert_eq!(said.code, Some(code), "{said:?}");
+            let [line] = said.stderr.lines().collect::<Vec<_>>()[..] else { panic!("{said:?}") };
+            let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            assert!(line["message"].as_str().is_some_and(|message| message.contains(command)), "{line}");
+        }
+    });
+}
+
+#[test]
+fn a_command_inherits_its_limits_and_no_descriptor_of_ours() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let place = Place::new(PROFILE);
+        let mut command = lab.host.command("sh");
+        let exec = place.exec_command(&lab.host, &[]);
+        // Reading a closed descriptor fails before anything is run.
+        let look = "for fd in 3 4 5 6 7 8 9; do (: <&$fd) 2>/dev/null && echo open $fd; done
+                    ulimit -n; grep 'open files' /proc/$PPID/limits; yes | head -1";
+        // What whoever runs the tests left open is not ours.
+        let bare = "ulimit -Sn 200; exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; exec \"$@\"";
+        command.args(["-c", bare, "sh"]).arg(exec.get_program()).args(exec.get_args());
+        let said = Said::of(command.args(["sh", "-c", look]));
+        let lines: Vec<&str> = said.stdout.lines().collect();
+        let [own, ours, "y"] = lines[..] else { panic!("{said:?}") };
+        assert_eq!(own, "200");
+        let words: Vec<&str> = ours.split_whitespace().collect();
+        assert_eq!(words[3], words[4], "the limit of the proxy is as high as it may be: {ours}");
+        assert_ne!(words[3], "200", "{ours}");
+        assert!(!said.stderr.contains("Broken pipe"), "a pipe that breaks ends a program quietly: {said:?}");
+    });
+}
+
+#[test]
+fn resolver_settings_of_every_shape_are_covered_and_never_written() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let place = Place::new(PROFILE);
+        own_etc("");
+        let file = Path::new("/etc/resolv.conf");
+        let folder = Path::new("/run/there");
+        fs::create_dir(folder).unwrap();
+        fs::create_dir_all("/run/systemd/resolve").unwrap();
+        let passwd = fs::read_to_string("/etc/passwd").unwrap();
+        fs::remove_file(file).unwrap();
+        for link in [
+            None,
+            Some("/run/there/stub"),
+            Some("../run/nowhere/stub"),
+            Some("resolv.conf"),
+            Some("../run/systemd/resolve/stub-resolv.conf"),
+        ] {
+            if let Some(target) = link {
+                symlink(target, file).unwrap();
+            }
+            let said = place.exec(&lab.host, "cat", &["/etc/resolv.conf", "/etc/passwd"]);
+            assert!(said.stdout.contains("\nnameserver 198.18.0.2\n"), "{link:?}: {said:?}");
+            assert!(said.stdout.ends_with(&passwd), "the rest of /etc is there: {link:?}: {said:?}");
+            assert_eq!(place.act(&lab.host, &format!("ask {NAME}:7 x")), Ok("x".to_owned()), "{link:?}");
+            let after = fs::read_link(file).ok();
+            assert_eq!(after.as_deref(), link.map(Path::new), "{link:?}");
+            assert!(!file.exists(), "{link:?}");
+            for folder in ["/run/there", "/run/systemd/resolve"] {
+                assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "{link:?}: {folder}");
+            }
+            let _ = fs::remove_file(file);
+        }
+        for text in ["nameserver 192.0.2.1\n", ""] {
+            fs::write(file, text).unwrap();
+            let said = place.exec(&lab.host, "cat", &["/etc/resolv.conf"]);
+            assert!(said.stdout.contains("nameserver 198.18.0.2"), "{said:?}");
+            assert_eq!(fs::read_to_string(file).unwrap(), text);
+        }
+    });
+}
+
+#[test]
+fn an_mtu_that_ipv6_cannot_live_on_is_raised_with_a_warning() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let place = Place::new(&PROFILE.replace("ipv6: true", "ipv6: false\ntun: { mtu: 900 }"));
+        assert!(place.check(&lab.host).succeeded());
+        let shown = place.exec(&lab.host, "ip", &["link", "show", "tun0"]);
+        assert!(shown.stdout.contains(" mtu 1280 "), "{shown:?}");
+        assert!(shown.stderr.contains("900") && shown.stderr.contains("1280"), "{shown:?}");
+        assert_eq!(place.act(&lab.host, &format!("ask {V4}:7 x")), Ok("x".to_owned()));
+    });
+}
