@@ -146,7 +146,7 @@ fn check(common: &Common) -> anyhow::Result<u8> {
             say(stdout, &format!("{}: the profile {verdict}", path.display()));
         }
         // One object a line, and nothing else: no line means that there is nothing to say.
-        Format::Json => report.diagnostics().into_iter().for_each(|it| say(stdout, &report.json(it).to_string())),
+        Format::Json => report.json_lines().into_iter().for_each(|line| say(stdout, &line.to_string())),
     }
     Ok(u8::from(report.has_errors()))
 }

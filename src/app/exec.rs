@@ -44,12 +44,12 @@ const PASSED: [Signal; 7] = [
 /// The namespace cannot be made, a part cannot be built, or the command cannot be run ([`exit_code`]).
 pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
     let addresses = Addresses::of(profile);
-    let mtu = profile.tun.mtu;
-    if mtu != profile.tun.mtu {
-        tracing::warn!("an MTU of {} is too small for IPv6; taking {mtu} instead", profile.tun.mtu);
-    }
-    let inside =
-        Inside { addresses: addresses.device.clone(), mtu: u32::from(mtu), nameserver: addresses.dns[0], queues: 1 };
+    let inside = Inside {
+        addresses: addresses.device.clone(),
+        mtu: u32::from(profile.tun.mtu),
+        nameserver: addresses.dns[0],
+        queues: 1,
+    };
     let (channel, mut child) = start_child(&inside, command, Stdio::inherit())?;
     // The command keeps the limit that it was given; the sockets behind it are ours.
     raise_descriptor_limit();

@@ -204,16 +204,20 @@ impl Dispatcher {
     }
 
     /// Carries answers for as long as the association has flows and its transport works.
-    async fn carry(self: Rc<Self>, link: Rc<Link>) {
+    pub(super) async fn carry(self: Rc<Self>, link: Rc<Link>) {
         let mut carrying = Carrying { dispatcher: &self, link: &link, reason: "we stopped".to_owned() };
-        while let Some(look) = link.next_look(Instant::now()) {
-            tokio::select! {
-                biased;
-                error = poll_fn(|cx| link.poll_answers(cx, &self.scratch)) => {
-                    carrying.reason = error.to_string();
-                    return;
+        while let Some(mut look) = link.next_look(Instant::now()) {
+            loop {
+                tokio::select! {
+                    biased;
+                    error = poll_fn(|cx| link.poll_answers(cx, &self.scratch)) => {
+                        carrying.reason = error.to_string();
+                        return;
+                    }
+                    () = tokio::time::sleep_until(look) => break,
+                    // It may be over sooner. Never later than planned, or ever new flows would put it off for ever.
+                    () = link.added() => look = link.next_look(Instant::now()).map_or(look, |next| next.min(look)),
                 }
-                () = tokio::time::sleep_until(look) => {}
             }
             self.associations.borrow_mut().expire(&link, Instant::now());
         }

@@ -42,9 +42,10 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// Half of the descriptors are for TCP, whatever UDP does.
+    /// Half of the descriptors are for TCP, whatever UDP does. An association may hold two: a socket for each family, or
+    /// one and the connection that a SOCKS proxy keeps it by.
     pub(super) fn of_this_process() -> Self {
-        let links = usize::try_from(descriptors_for_flows() / 2).unwrap_or(usize::MAX);
+        let links = usize::try_from(descriptors_for_flows() / 4).unwrap_or(usize::MAX);
         Self { links: links.clamp(1, 16_384), peers: 65_536, peers_of_one: 4096 }
     }
 }
@@ -302,6 +303,8 @@ impl Associations {
     pub(super) fn leave(&mut self, origin: Origin) {
         let Some(source) = self.sources.remove(&origin) else { return };
         self.peers -= source.peers.len();
+        let waiting = |peer: &Peer| if let Peer::Opening(opening) = peer { opening.waiting.len() as u64 } else { 0 };
+        self.counters.datagrams_dropped.fetch_add(source.peers.values().map(waiting).sum(), Relaxed);
         let mut ended = HashSet::new();
         let by_peer = source.peers.values().filter_map(|peer| match peer {
             Peer::Open { link, .. } => Some(link),

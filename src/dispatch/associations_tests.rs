@@ -4,7 +4,7 @@ use std::task::{Context, Poll};
 use tokio::io::ReadBuf;
 
 use super::*;
-use crate::dispatch::fixture::{Heard, address, flow, source};
+use crate::dispatch::fixture::{Heard, World, address, flow, source};
 use crate::net::{Datagram, Received};
 
 /// A transport on which nothing happens.
@@ -167,6 +167,25 @@ async fn a_flow_ends_by_itself_and_one_to_a_nameserver_sooner() {
     assert!(!client.knows(&mut all, 53) && client.knows(&mut all, 80));
     all.expire(&client.link, start + Duration::from_secs(300));
     assert_eq!((client.known(&mut all), client.link.next_look(start)), (0, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flow_to_a_nameserver_ends_sooner_beside_an_older_one_too() {
+    let dispatcher = World { proxies: "", rules: &["MATCH,DIRECT"], names: &[] }.dispatcher();
+    let all = || dispatcher.associations.borrow_mut();
+    let client = Client::new(&mut all(), 1);
+    client.open(&mut all(), 80);
+    let carrying = tokio::task::LocalSet::new();
+    carrying.spawn_local(Rc::clone(&dispatcher).carry(Rc::clone(&client.link)));
+    let watch = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        client.open(&mut all(), 53);
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        assert_eq!(client.known(&mut all()), 2);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(!client.knows(&mut all(), 53) && client.knows(&mut all(), 80));
+    };
+    carrying.run_until(watch).await;
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::io::ReadBuf;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::entry::Back;
@@ -33,6 +34,8 @@ const SHARE: usize = 64;
 /// A question and its answer need no more (RFC 5452: resolvers give up earlier).
 const DNS_IDLE: Duration = Duration::from_secs(10);
 const DNS_PORT: u16 = 53;
+/// Bytes by which the header of IPv6 is longer than that of IPv4.
+const LONGER_HEADER: u32 = 20;
 /// An association looks for flows that are over no more often than this.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -111,6 +114,7 @@ pub(super) struct Link {
     waker: Cell<Option<Waker>>,
     /// By the peer as the transport names it.
     flows: RefCell<HashMap<Address, Rc<Flow>, foldhash::fast::RandomState>>,
+    added: Notify,
     /// The client's address for whatever answers: the association was opened for one name.
     name: Option<Address>,
     used: Cell<Instant>,
@@ -135,6 +139,7 @@ impl Link {
             outbox: RefCell::default(),
             waker: Cell::default(),
             flows: RefCell::default(),
+            added: Notify::new(),
             name,
             used: Cell::new(Instant::now()),
             ended: Cell::new(false),
@@ -182,6 +187,13 @@ impl Link {
     /// Carries `flow` from now on.
     pub(super) fn carry(&self, flow: &Rc<Flow>) {
         self.flows.borrow_mut().insert(flow.to.clone(), Rc::clone(flow));
+        // It may be over before those that are here.
+        self.added.notify_one();
+    }
+
+    /// Returns once there is a flow more, or if there has been one since the last call.
+    pub(super) async fn added(&self) {
+        self.added.notified().await;
     }
 
     /// Carries `flow` no more. True: it was the last.
@@ -371,6 +383,13 @@ impl Link {
     }
 
     fn tell(&self, to: &Address, why: Reach) {
+        let why = match (why, to.socket()) {
+            // Our packet had the longer header.
+            (Reach::TooBig(mtu), Some(to)) if self.source.is_ipv4() && to.is_ipv6() => {
+                Reach::TooBig(mtu.saturating_sub(LONGER_HEADER))
+            }
+            _ => why,
+        };
         if let Some(flow) = self.flows.borrow().get(to) {
             self.back.unreachable(&flow.client, self.source, &flow.quoted, why);
         }

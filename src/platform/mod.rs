@@ -35,7 +35,7 @@ pub use imp::rootless;
 pub use imp::tun::{Framing, HEADROOM, Layout, TunQueue, open_packet, open_tun};
 pub use imp::udp::{Arrival, DatagramSocket};
 pub use journal::{Journal, JournalError};
-pub use plan::{HostOptions, HostPlan, PlanError, SMALLEST_MTU, Sysctl};
+pub use plan::{HostOptions, HostPlan, PlanError, Sysctl};
 pub use resolver::{DnsPlan, nameservers};
 pub use routing::{Family, Link, MarkMatch, Ports, Route, RouteKind, RouteTable, Rule, RuleAction, SeenRoute};
 pub use survey::{NftState, NoRoom, Numbers, Parameters, Survey, Wishes};

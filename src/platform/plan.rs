@@ -16,7 +16,7 @@ use super::survey::{self, NftState, NoRoom, Numbers, Survey, Wishes};
 const LONGEST_NAME: usize = 15;
 
 /// IPv6 has no smaller links (RFC 8200 section 5): the kernel takes the protocol off a device below this many bytes.
-pub const SMALLEST_MTU: u16 = 1280;
+const SMALLEST_MTU: u16 = 1280;
 
 /// What a profile wants of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -104,13 +104,17 @@ impl Walk {
             if !wrong && self.height[next] > 0 {
                 continue;
             }
-            // What stands at `at` is looked at again: another member, or this one once its height is known.
+            // What stands at `at` is looked at again: another member, or this one once its height is known. Before it there
+            // is none of the same name, or that would be gone.
             *followed -= 1;
             if wrong {
                 if let Some(message) = self.message(next, &way, groups) {
                     complain(&groups[number], at, message, report);
                 }
-                groups[number].proxies.remove(at);
+                // It may stand there a million times.
+                let proxies = &mut groups[number].proxies;
+                let member = proxies[at].clone();
+                proxies.retain(|name| *name != member);
                 groups[number].wrong = true;
             } else {
                 way.push((next, 0));

@@ -184,6 +184,18 @@ impl Report {
         })
     }
 
+    /// Every kept mistake by [`Report::json`], and in one line more how many were left out, if any.
+    #[must_use]
+    pub fn json_lines(&self) -> Vec<serde_json::Value> {
+        let mut lines: Vec<_> = self.diagnostics().into_iter().map(|diagnostic| self.json(diagnostic)).collect();
+        if self.left_out() > 0 {
+            let level = if self.has_errors() { Severity::Error } else { Severity::Warning };
+            let message = format!("and {} more", self.left_out());
+            lines.push(serde_json::json!({ "file": self.file, "level": level.to_string(), "message": message }));
+        }
+        lines
+    }
+
     /// How many mistakes there are beyond those that are kept.
     #[must_use]
     pub fn left_out(&self) -> usize {

@@ -7,11 +7,11 @@ use super::support::peers::Peer;
 use super::support::peers::digest::of_pattern;
 use super::support::peers::dns::Behaviour;
 use super::support::peers::proxy::Door;
-use super::support::program::Program;
+use super::support::program::{PATIENCE, Program};
 use super::support::sites::{NAME, V4, V6, zone};
 use super::support::topology::{BLACK_HOLE_V4, HOST_V4, HOST_V6};
 use super::support::tunproxy::Place;
-use super::support::{Sites, Topology, run, third_party};
+use super::support::{Sites, Topology, run, third_party, world};
 
 const TUN: &str = "/dev/net/tun";
 
@@ -313,9 +313,8 @@ fn an_upstream_that_never_answers_for_datagrams_holds_up_nothing_else() {
         let tunproxy = Place::new(&(profile("fake-ip", &format!("{slow}, {dead}"), rules) + tun)).start(&lab.host);
         let host = lab.host.clone();
         let waiting = std::thread::spawn(move || act_in(&host, &format!("datagram {V4}:7 hello 5")));
-        while door.requests.count(|request| request == "associate") == 0 {
-            std::thread::yield_now();
-        }
+        let asked = || (door.requests.count(|request| request == "associate") > 0).then_some(());
+        assert!(world::poll_until(PATIENCE, asked).is_some(), "{}", tunproxy.output());
         assert_eq!(act_in(&lab.host, &format!("ask {V4}:7 hello")), Ok("hello".to_owned()), "{}", tunproxy.output());
         assert_eq!(act_in(&lab.host, &format!("datagram {V6}:7 hello")), Ok("hello".to_owned()));
         assert_eq!(act_in(&lab.host, &format!("datagram {V4}:9999 hello")), Err("ECONNREFUSED".to_owned()));

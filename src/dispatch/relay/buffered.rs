@@ -112,7 +112,11 @@ impl Client for Buffered {
         }
         let outcome = read(cx, self.up.filled());
         match outcome {
-            Poll::Ready(Ok(taken)) => self.up.start += taken,
+            Poll::Ready(Ok(taken)) => {
+                self.up.start += taken;
+                // It costs a descriptor, and reading tells now.
+                self.broken = None;
+            }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => return self.poll_ahead(cx).map(Err),
         }

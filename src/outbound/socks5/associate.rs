@@ -17,6 +17,9 @@ use crate::platform::{Arrival, DatagramSocket};
 pub(super) const NO_METHOD: &str = "wants another kind of authentication";
 pub(super) const WRONG_PASSWORD: &str = "refused the user name and password";
 
+/// Bytes by which the header of IPv6 is longer than that of IPv4.
+const LONGER_HEADER: u32 = 20;
+
 /// Datagrams from relays that were dropped.
 #[derive(Debug, Default)]
 pub struct Drops {
@@ -140,6 +143,8 @@ impl Association {
         match why {
             Reach::TooBig(mtu) => {
                 let (to, header) = self.too_big.take()?;
+                // The client's packet may have the shorter of the two IP headers in place of ours.
+                let header = header + if self.relay.is_ipv6() { LONGER_HEADER } else { 0 };
                 let why = Reach::TooBig(mtu.saturating_sub(header));
                 Some(Ok(Received::Failed { to, why }))
             }
