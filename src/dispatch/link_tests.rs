@@ -1,0 +1,66 @@
+use super::*;
+use crate::dispatch::fixture::{Heard, address, flow, source};
+
+/// Answers with what it is given, then fails.
+struct Answering(VecDeque<(Vec<u8>, Address)>);
+
+impl Datagram for Answering {
+    fn poll_send_to(&mut self, _: &mut Context<'_>, _: &[u8], _: &Address, _: bool) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_recv_from(&mut self, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<Received>> {
+        let next = self.0.pop_front().ok_or_else(|| io::Error::other("the end"));
+        Poll::Ready(next.map(|(payload, from)| {
+            buffer.put_slice(&payload);
+            Received::Payload(from)
+        }))
+    }
+}
+
+fn heard(answers: &[(&str, &Address)], name: Option<Address>, peers: &[&Address]) -> Rc<Heard> {
+    let answers = answers.iter().map(|(payload, from)| (payload.as_bytes().to_vec(), (*from).clone()));
+    let (heard, transport) = (Rc::<Heard>::default(), Box::new(Answering(answers.collect())));
+    let link = Link::new(source(), heard.clone(), transport, name, Arc::default());
+    peers.iter().for_each(|peer| drop(flow(&link, peer)));
+    let scratch = RefCell::new(vec![0; SCRATCH].into());
+    let end = link.poll_answers(&mut Context::from_waker(Waker::noop()), &scratch);
+    assert!(matches!(end, Poll::Ready(error) if error.to_string() == "the end"));
+    heard
+}
+
+#[tokio::test]
+async fn answers_that_come_one_by_one_are_handed_over_together() {
+    let (one, two) = (address("198.51.100.1", 53), address("198.51.100.2", 53));
+    let answers = [("aa", &one), ("bb", &one), ("c", &one), ("dd", &one), ("", &one), ("ee", &two), ("fff", &two)];
+    let expected = [
+        (one.clone(), b"aabbc".to_vec(), 2),
+        (one.clone(), b"dd".to_vec(), 0),
+        (one.clone(), Vec::new(), 0),
+        (two.clone(), b"ee".to_vec(), 0),
+        (two.clone(), b"fff".to_vec(), 0),
+    ];
+    assert_eq!(*heard(&answers, None, &[&one]).payloads.borrow(), expected);
+}
+
+#[tokio::test]
+async fn what_was_opened_for_a_name_answers_from_it_whatever_the_relay_writes() {
+    let (name, real) = (address("one.test", 7), address("198.51.100.1", 7));
+    let heard = heard(&[("a", &real), ("bb", &address("198.51.100.1", 8))], Some(name.clone()), &[&name]);
+    assert_eq!(heard.words(), ["one.test:7 a", "one.test:8 bb"]);
+}
+
+#[tokio::test]
+async fn an_association_that_has_ended_sends_and_brings_nothing() {
+    let counters = Arc::<Counters>::default();
+    let transport = Box::new(Answering(VecDeque::new()));
+    let link = Link::new(source(), Heard::back(), transport, None, Arc::clone(&counters));
+    let flow = flow(&link, &address("198.51.100.1", 53));
+    assert_eq!(link.end(&"enough").len(), 1);
+    assert_eq!(link.end(&"twice").len(), 0);
+    link.send(b"late", None, &flow, false);
+    let scratch = RefCell::new(vec![0; SCRATCH].into());
+    assert!(link.poll_answers(&mut Context::from_waker(Waker::noop()), &scratch).is_ready());
+    assert_eq!(counters.datagrams_dropped.load(Relaxed), 1);
+    assert_eq!(counters.associations.load(Relaxed), 0);
+}
