@@ -106,7 +106,8 @@ fn profile(common: &Common) -> anyhow::Result<Profile> {
     match common.log_format {
         Format::Text => {
             let text = loaded.report.to_string();
-            if !text.is_empty() {
+            let wanted = loaded.report.has_errors() || !matches!(common.log_level, Some(Level::Error | Level::Silent));
+            if wanted && !text.is_empty() {
                 say(&mut std::io::stderr(), text.trim_end());
             }
         }

@@ -24,5 +24,10 @@ pub use run::{gateway_notes, run};
 /// # Errors
 /// A run is going on there, something could not be undone, or the changes were made in another network namespace.
 pub fn cleanup(state: &std::path::Path, namespace_gone: bool) -> anyhow::Result<String> {
-    Ok(crate::platform::cleanup(state, namespace_gone)?.to_string())
+    let report = crate::platform::cleanup(state, namespace_gone)?;
+    if report == crate::platform::Report::default() {
+        // Whoever looks in the wrong place should see it.
+        return Ok(format!("nothing to undo: {} names no change", state.display()));
+    }
+    Ok(report.to_string())
 }

@@ -36,9 +36,19 @@ pub(super) enum End {
     /// The client reset it.
     #[error("reset by the client")]
     ClientReset,
+    /// The program ends.
+    #[error("we stopped")]
+    Stopped,
     /// The upstream failed or reset it.
     #[error("reset by the upstream: {0}")]
     Upstream(io::Error),
+}
+
+impl End {
+    /// What a failure on the client's side means.
+    fn without_client(error: &io::Error) -> Self {
+        if error.kind() == io::ErrorKind::ConnectionAborted { Self::Stopped } else { Self::ClientReset }
+    }
 }
 
 /// Takes bytes out of a buffer that is lent to it.
@@ -76,7 +86,7 @@ pub(crate) async fn relay<C: Client>(client: &mut C, upstream: &mut BoxStream, a
     let end = poll_fn(|cx| relay.poll(cx)).await;
     match end {
         End::Finished => relay.in_order = true,
-        End::ClientReset => {}
+        End::ClientReset | End::Stopped => {}
         End::Upstream(_) => {
             // What is left after that time the client does not want.
             let _ = timeout(LAST_WORDS, relay.last_words()).await;
@@ -161,7 +171,7 @@ impl<C: Client> Relay<'_, C> {
             if self.down == Way::Finishing {
                 match self.client.poll_finish(cx) {
                     Poll::Ready(Ok(())) => self.down = Way::Done,
-                    Poll::Ready(Err(_)) => return Poll::Ready(Err(End::ClientReset)),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(End::without_client(&error))),
                     Poll::Pending => return Poll::Pending,
                 }
             }
@@ -189,7 +199,7 @@ impl<C: Client> Relay<'_, C> {
             });
         match failure {
             Some(error) => Poll::Ready(Err(End::Upstream(error))),
-            None => outcome.map_err(|_| End::ClientReset),
+            None => outcome.map_err(|error| End::without_client(&error)),
         }
     }
 
@@ -215,7 +225,7 @@ impl<C: Client> Relay<'_, C> {
         if let Poll::Ready(Ok(bytes)) = outcome {
             self.account.moved(0, bytes as u64);
         }
-        outcome.map_err(|_| End::ClientReset)
+        outcome.map_err(|error| End::without_client(&error))
     }
 
     /// TLS and the like keep a part of what was written until they are told to send it.

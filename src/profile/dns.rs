@@ -69,7 +69,7 @@ impl Dns {
     pub(super) fn decode(profile: &mut Fields<'_>, ipv6: bool, device: &[Ipv6Net]) -> Self {
         let Some(mut fields) = profile.nested("dns") else { return Self::empty(ipv6) };
         let enable = fields.or("enable", false);
-        let ipv6 = ipv6 && fields.or("ipv6", ipv6);
+        let ipv6 = fields.or("ipv6", ipv6) && ipv6;
         let enhanced_mode = fields.choice("enhanced-mode", MODES).unwrap_or_default();
         let fake_ip_range = fake_ip_range(&mut fields);
         let fake_ip_range6 = fake_ip_range6(&mut fields, device).filter(|_| ipv6);

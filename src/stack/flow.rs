@@ -48,6 +48,8 @@ pub(super) struct Flow {
     pub(super) dirty: bool,
     /// Its task is gone; the stack removes it once TCP has come to an end.
     pub(super) orphan: bool,
+    /// Ended by [`Stack::abort_all`](super::Stack::abort_all), not by its client.
+    pub(super) aborted: bool,
     pub(super) refusal: Option<Refusal>,
     /// FIN is to follow as soon as the handshake is over: smoltcp would send it in place of the SYN-ACK.
     pub(super) finishing: bool,
@@ -84,6 +86,11 @@ impl Shared {
 impl Flow {
     pub(super) fn socket(&mut self) -> &mut tcp::Socket<'static> {
         self.sockets.get_mut(self.handle)
+    }
+
+    /// Why nothing can be moved any more.
+    fn loss(&self) -> io::Error {
+        if self.aborted { io::ErrorKind::ConnectionAborted.into() } else { io::ErrorKind::ConnectionReset.into() }
     }
 
     /// Whether the receive ring holds neither data to read nor data beyond a gap.
@@ -218,7 +225,8 @@ impl FlowStream {
     /// flow wakes the task too: bytes that nobody takes are given up when the client resets.
     ///
     /// # Errors
-    /// `ConnectionReset` when the client sent RST, and what `read` reports.
+    /// `ConnectionReset` when the client sent RST, `ConnectionAborted` after [`Stack::abort_all`](super::Stack::abort_all),
+    /// and what `read` reports.
     pub fn poll_recv_with(
         &mut self,
         cx: &mut Context<'_>,
@@ -230,9 +238,7 @@ impl FlowStream {
         if !socket.can_recv() {
             return match socket.recv(|_| (0, ())) {
                 Err(RecvError::Finished) => Poll::Ready(Ok(0)),
-                Err(RecvError::InvalidState) if socket.state() != State::SynReceived => {
-                    Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
-                }
+                Err(RecvError::InvalidState) if socket.state() != State::SynReceived => Poll::Ready(Err(flow.loss())),
                 _ => {
                     socket.register_recv_waker(cx.waker());
                     Poll::Pending
@@ -250,13 +256,13 @@ impl FlowStream {
                 self.shared.mark(&self.flow, flow);
                 Poll::Ready(Ok(taken))
             }
-            Ok(Poll::Pending) if flow.is_broken() => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            Ok(Poll::Pending) if flow.is_broken() => Poll::Ready(Err(flow.loss())),
             Ok(Poll::Pending) => {
                 flow.watch(RECEIVING, cx.waker());
                 Poll::Pending
             }
             Ok(other) => other,
-            Err(_) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            Err(_) => Poll::Ready(Err(flow.loss())),
         }
     }
 
@@ -264,7 +270,8 @@ impl FlowStream {
     /// Whatever `write` waits for, the end of the flow wakes the task too.
     ///
     /// # Errors
-    /// `ConnectionReset` when the client sent RST, and what `write` reports.
+    /// `ConnectionReset` when the client sent RST, `ConnectionAborted` after [`Stack::abort_all`](super::Stack::abort_all),
+    /// and what `write` reports.
     pub fn poll_send_with(
         &mut self,
         cx: &mut Context<'_>,
@@ -275,7 +282,7 @@ impl FlowStream {
         let socket = flow.sockets.get_mut::<tcp::Socket<'static>>(flow.handle);
         if !socket.can_send() {
             if !socket.may_send() && socket.state() != State::SynReceived {
-                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                return Poll::Ready(Err(flow.loss()));
             }
             socket.register_send_waker(cx.waker());
             return Poll::Pending;
@@ -295,7 +302,7 @@ impl FlowStream {
                 Poll::Pending
             }
             Ok(other) => other,
-            Err(_) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            Err(_) => Poll::Ready(Err(flow.loss())),
         }
     }
 

@@ -296,6 +296,7 @@ impl Table {
                 flow.orphan = true;
             } else {
                 flow.socket().abort();
+                flow.aborted = true;
             }
             if !flow.dirty {
                 flow.dirty = true;

@@ -202,6 +202,15 @@ impl Tunproxy {
         (done, line.unwrap_or_else(|said| panic!("no line with {words:?}: {said}")))
     }
 
+    /// The first line with `words`, already said or to come: what goes to the log may be read after `ready`.
+    ///
+    /// # Panics
+    /// With all that it said, if there is none.
+    pub(crate) fn line(&self, words: &str) -> String {
+        let line = self.program.wait_for(|line| line.contains(words));
+        line.unwrap_or_else(|said| panic!("no line with {words:?}: {said}"))
+    }
+
     /// All that it has said.
     pub(crate) fn output(&self) -> String {
         self.program.output()

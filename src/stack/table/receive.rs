@@ -191,6 +191,7 @@ impl Table {
             dead: false,
             dirty: false,
             orphan: false,
+            aborted: false,
             refusal: None,
             finishing: false,
             armed: None,
