@@ -14,8 +14,8 @@ const TUN: &str = "/dev/net/tun";
 const RATE: &str = "10M";
 /// A download that ends well within the drain, also on a slow machine.
 const SHORT: &str = "3000000";
-/// A download that would outlast any drain.
-const ENDLESS: &str = "100000000000";
+/// A download that would far outlast a drain. (The site digests it before its first byte: no more than needed.)
+const LONG: &str = "150000000";
 
 fn profile(more: &str) -> Place {
     Place::new(&format!(
@@ -77,12 +77,15 @@ fn slow_download(ns: &Netns, site: &str, bytes: &str, options: &[&str]) -> Progr
     Program::start("curl", command)
 }
 
+/// One of the counters of flows, as the run tells it.
+fn counted(place: &Place, lab: &Topology, what: &str) -> Option<u64> {
+    let status: serde_json::Value = serde_json::from_str(&place.ask(&lab.host, "status").stdout).ok()?;
+    status["flows"][what].as_u64()
+}
+
 /// Waits until so many flows have been opened.
 fn until_open(place: &Place, lab: &Topology, flows: u64) {
-    let open = || {
-        let status: serde_json::Value = serde_json::from_str(&place.ask(&lab.host, "status").stdout).ok()?;
-        (status["flows"]["opened"].as_u64()? >= flows).then_some(())
-    };
+    let open = || (counted(place, lab, "opened")? >= flows).then_some(());
     assert!(world::poll_until(PATIENCE, open).is_some(), "no {flows} flows were opened");
 }
 
@@ -145,8 +148,11 @@ fn a_second_signal_cuts_the_wait_short() {
         let _sites = Sites::open(&lab);
         small_buffers(&lab);
         let tunproxy = profile("mixed-port: 7890").start(&lab.host);
-        let mut curl = slow_download(&lab.host, V4, ENDLESS, &["-x", "http://127.0.0.1:7890"]);
+        let mut curl = slow_download(&lab.host, V4, LONG, &["-x", "http://127.0.0.1:7890"]);
         until_open(tunproxy.place(), &lab, 1);
+        // A flow that moves nothing is not waited for.
+        let moves = || (counted(tunproxy.place(), &lab, "down")? > 0).then_some(());
+        assert!(world::poll_until(PATIENCE, moves).is_some(), "{}", curl.output());
         let ((), _line) = tunproxy.line_after(|| tunproxy.signal(Signal::SIGTERM), &["stopping"]);
         let ((), _line) = tunproxy.line_after(|| tunproxy.signal(Signal::SIGTERM), &["not waiting any longer"]);
         assert!(tunproxy.wait().success());
