@@ -89,17 +89,23 @@ fn seed() -> u64 {
     RandomState::new().hash_one(std::time::SystemTime::now())
 }
 
-/// Builds DNS, outbounds and router. `log` keeps fake addresses over restarts.
+/// Builds DNS, outbounds and router. `log` keeps fake addresses over restarts. Without `ipv6`, names have no IPv6
+/// addresses, whatever the profile says.
 ///
 /// # Errors
 /// The fake range is too small, or the profile has mistakes that [`load::load`] would have told.
-pub(super) async fn core(profile: &Profile, mut dialer: Dialer, log: Option<PathBuf>) -> anyhow::Result<Arc<Core>> {
+pub(super) async fn core(
+    profile: &Profile,
+    mut dialer: Dialer,
+    log: Option<PathBuf>,
+    ipv6: bool,
+) -> anyhow::Result<Arc<Core>> {
     let addresses = Addresses::of(profile);
     dialer.fake.clone_from(&addresses.fake);
     dialer.interface.clone_from(&profile.interface_name);
     let nameservers = nameservers::find(profile, &addresses, &dialer)?;
     let dns = Dns::open(dns::Config {
-        ipv6: profile.dns.ipv6,
+        ipv6: profile.dns.ipv6 && ipv6,
         mode: mode(profile)?,
         nameservers,
         dialer: dialer.clone(),

@@ -64,7 +64,7 @@ pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // Nobody else dials through the namespace around us, so no mark is needed there.
-        let core = build::core(profile, Dialer::default(), None).await?;
+        let core = build::core(profile, Dialer::default(), None, true).await?;
         let (ended, _) = tokio::sync::mpsc::unbounded_channel();
         let mut workers = Vec::new();
         for (number, tun) in addresses.tuns(profile, queues).into_iter().enumerate() {

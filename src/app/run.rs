@@ -71,6 +71,8 @@ struct Run<'a> {
 struct Device {
     plan: HostPlan,
     queues: Vec<TunQueue>,
+    /// Whether it takes IPv6.
+    ipv6: bool,
 }
 
 impl Run<'_> {
@@ -90,8 +92,10 @@ impl Run<'_> {
             bail!("the profile opens nothing: set tun.enable, a port such as mixed-port, or dns.listen");
         }
         let dialer = Dialer { mark: self.mark(device.as_ref()), ..Dialer::default() };
+        // An IPv6 address that nothing leads to us must not be given to anybody.
+        let ipv6 = device.as_ref().is_none_or(|device| device.ipv6);
         let core = tokio::select! {
-            core = build::core(self.profile, dialer, Some(self.log())) => core?,
+            core = build::core(self.profile, dialer, Some(self.log()), ipv6) => core?,
             () = signals.end() => return Ok(()),
         };
         self.serve_names(&core)?;
@@ -153,11 +157,13 @@ impl Run<'_> {
 
     /// Opens the TUN and works out what it needs of the host.
     fn device(&self) -> anyhow::Result<Device> {
-        let survey = Survey::take()?;
+        let mut survey = Survey::take()?;
         let name = self.device_name();
         HostPlan::check_name(name, &survey)?;
         let queues = open_tun(name, workers_wanted()).map_err(|error| explain_tun(name, &error))?;
-        let plan = HostPlan::new(&self.options(name), &survey)?;
+        let without_ipv6 = survey.settle_ipv6(name);
+        let mut plan = HostPlan::new(&self.options(name), &survey)?;
+        plan.warnings.extend(without_ipv6);
         for note in &plan.notes {
             if self.is_gateway() {
                 tracing::warn!("{note}");
@@ -165,7 +171,7 @@ impl Run<'_> {
                 tracing::debug!("{note}");
             }
         }
-        Ok(Device { plan, queues })
+        Ok(Device { plan, queues, ipv6: survey.ipv6 })
     }
 
     fn device_name(&self) -> &str {

@@ -117,7 +117,7 @@ pub(super) async fn drain(workers: &[Worker], limits: Drain, cut: impl Future<Ou
     let mut drained = std::pin::pin!(join_all(workers.iter().map(|worker| worker.drain(limits))));
     tokio::select! {
         _ = &mut drained => return,
-        () = cut => {}
+        () = cut => tracing::info!("not waiting any longer: what is open is reset"),
     }
     for worker in workers {
         let _ = worker.messages.send(Message::Hurry);

@@ -266,7 +266,6 @@ impl Applied {
     }
 
     fn run(&mut self) -> Result<(), HostError> {
-        self.settle_ipv6();
         // The longest single act; it runs while routes and rules are set.
         self.check = self.plan.nft.clone().map(|nft| std::thread::spawn(move || nft::check(&nft)));
         let steps: Vec<(Step, Vec<Undo>)> =
@@ -295,20 +294,6 @@ impl Applied {
             }
         }
         Ok(())
-    }
-
-    /// Where IPv6 is switched off for new interfaces and cannot be switched on for the TUN (a container whose /proc/sys
-    /// is read-only), IPv6 addresses cannot be added. The rest works without.
-    fn settle_ipv6(&mut self) {
-        let Some(switch) = self.plan.ipv6_switch() else { return };
-        if let Err(error) = sysctl::write(&switch.path, &switch.value) {
-            let path = switch.path.clone();
-            self.plan.give_up_ipv6();
-            self.warnings.push(format!(
-                "IPv6 cannot be switched on for the TUN (set {path} to 0: {error}): only IPv4 is taken, and IPv6, where \
-                 this host has it, goes past the rules"
-            ));
-        }
     }
 
     /// How the step will be undone, as far as data can say; in the order of recording, undone last to first.

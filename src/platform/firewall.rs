@@ -14,6 +14,8 @@ const REMEMBERED: &str = "180s";
 /// At most so many questions per local address.
 const REMEMBERED_SIZE: u32 = 65536;
 
+/// The chain that marks questions for the TUN; empty, it lets them go their own way.
+pub(super) const CAPTURE_DNS: &str = "capture_dns";
 /// Ends a chain for what does not come from outside. By number, as everything that is asked of each packet.
 const FROM_LOOPBACK: &str = "iif \"lo\" return";
 /// Ends a chain that is for datagrams only, before it looks anything up.
@@ -77,6 +79,7 @@ impl Writer<'_> {
     fn chains(&self) -> Vec<String> {
         let mut chains = vec![self.entrance(), self.forwarded_replies(), self.after_port_forward()];
         chains.extend(self.answers_leave_as_asked());
+        chains.extend(self.capture_dns());
         chains.extend([self.reroute(), self.caught()]);
         chains.extend(self.lan_dns());
         chains
@@ -143,7 +146,17 @@ impl Writer<'_> {
         sets
     }
 
-    /// Replies never enter the TUN. Questions to port 53 always do, even from sockets bound elsewhere.
+    /// Questions to port 53 enter the TUN even from sockets bound elsewhere. Only where [`Self::reroute`] jumps here,
+    /// so that a stop can empty it alone; the rule of the mark must outlast it, or `caught` would drop what is marked.
+    fn capture_dns(&self) -> Option<String> {
+        let capture = set_mark(self.numbers.capture);
+        // Where we take no IPv6, a marked packet of it would find no rule that moves it.
+        let family = if self.survey.ipv6 { "" } else { "meta nfproto ipv4 " };
+        let line = format!("    {family}meta l4proto {{ udp, tcp }} th dport 53 {capture};\n");
+        self.options.dns_hijack.then(|| format!("  chain {CAPTURE_DNS} {{\n{line}  }};\n"))
+    }
+
+    /// Replies never enter the TUN. What is left at the end may be a question.
     fn reroute(&self) -> String {
         let (tun, own) = (quoted(&self.options.tun), self.numbers.own);
         let mut lines = vec![
@@ -155,8 +168,7 @@ impl Writer<'_> {
         lines.extend(self.survey.foreign_marks().into_iter().map(|mark| format!("{} return", has_mark(mark))));
         lines.push("ct direction reply return".to_owned());
         if self.options.dns_hijack {
-            let capture = set_mark(self.numbers.capture);
-            lines.push(format!("meta l4proto {{ udp, tcp }} th dport 53 {capture}"));
+            lines.push(format!("jump {CAPTURE_DNS}"));
         }
         chain("reroute", "route hook output priority mangle", &lines)
     }
@@ -363,6 +375,19 @@ table inet tunproxy {
         let mut without_lan = plain();
         without_lan.links.retain(|link| link.name != "lan0");
         assert!(!written(&options(), &without_lan).text.contains("fib daddr oifname"));
+    }
+
+    #[test]
+    fn questions_are_marked_in_a_chain_of_their_own_and_only_in_families_that_have_rules() {
+        let marks = |options: &HostOptions, survey: &Survey| {
+            let text = written(options, survey).text;
+            let chain =
+                text.split_once("chain capture_dns {").map(|(_, rest)| rest.split('}').next().map(str::to_owned));
+            chain.flatten().map(|chain| chain.contains("meta nfproto ipv4"))
+        };
+        assert_eq!(marks(&options(), &plain()), Some(false));
+        assert_eq!(marks(&options(), &Survey { ipv6: false, ..plain() }), Some(true));
+        assert_eq!(marks(&HostOptions { dns_hijack: false, ..options() }, &plain()), None);
     }
 
     #[test]

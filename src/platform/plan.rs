@@ -9,7 +9,7 @@ use super::Fwmark;
 use super::firewall::{self, Nft};
 use super::layout;
 use super::resolver::{self, DnsPlan};
-use super::routing::{Family, Route, Rule, RuleAction};
+use super::routing::{Route, Rule, RuleAction};
 use super::survey::{self, NftState, NoRoom, Numbers, Survey, Wishes};
 
 /// The longest name that an interface can have, in bytes (`IFNAMSIZ` less the final zero).
@@ -46,6 +46,21 @@ pub struct HostOptions {
     pub auto_forward: bool,
     /// Numbers to take if they are free.
     pub wishes: Wishes,
+}
+
+impl HostOptions {
+    /// The same without a word of IPv6: what would be sent there, nobody would take.
+    fn without_ipv6(&self) -> Self {
+        let v4 = |nets: &[IpNet]| nets.iter().copied().filter(|net| net.addr().is_ipv4()).collect();
+        Self {
+            addresses: v4(&self.addresses),
+            fake: v4(&self.fake),
+            dns_servers: self.dns_servers.iter().copied().filter(IpAddr::is_ipv4).collect(),
+            route_address: v4(&self.route_address),
+            route_exclude: v4(&self.route_exclude),
+            ..self.clone()
+        }
+    }
 }
 
 /// Why there can be no plan.
@@ -109,11 +124,12 @@ impl HostPlan {
         for name in std::iter::once(&options.tun).chain(&options.lan_dns) {
             check_syntax(name)?;
         }
+        let options = &if survey.ipv6 { options.clone() } else { options.without_ipv6() };
         let numbers = survey.numbers(&options.wishes)?;
         let mut plan = Self {
             tun: options.tun.clone(),
             mtu: options.mtu.max(SMALLEST_MTU.into()),
-            addresses: options.addresses.iter().copied().filter(|net| survey.ipv6 || net.addr().is_ipv4()).collect(),
+            addresses: options.addresses.clone(),
             routes: Vec::new(),
             rules: Vec::new(),
             nft: None,
@@ -151,20 +167,6 @@ impl HostPlan {
         Fwmark(self.numbers.own.mark)
     }
 
-    /// The switch without which the TUN takes no IPv6, where there is IPv6 at all.
-    pub(super) fn ipv6_switch(&self) -> Option<&Sysctl> {
-        self.sysctls.iter().find(|sysctl| sysctl.of_tun && sysctl.path.ends_with("/disable_ipv6"))
-    }
-
-    /// Leaves IPv6 out of addresses, routes, rules and resolver.
-    pub(super) fn give_up_ipv6(&mut self) {
-        self.addresses.retain(|net| net.addr().is_ipv4());
-        self.routes.retain(|route| route.to.addr().is_ipv4());
-        self.rules.retain(|rule| rule.family == Family::V4);
-        self.sysctls.retain(|sysctl| !sysctl.path.starts_with("net/ipv6/"));
-        self.dns.give_up_ipv6();
-    }
-
     fn route(&mut self, options: &HostOptions, survey: &Survey) {
         let numbers = self.numbers;
         self.routes = layout::routes(options, &numbers, survey.ipv6);
@@ -199,7 +201,7 @@ fn sysctl(path: String, value: &str, of_tun: bool) -> Sysctl {
 }
 
 /// A dot in an interface's name is a slash nowhere: below /proc/sys the names are directories of their own.
-fn of_interface(family: &str, name: &str, key: &str) -> String {
+pub(super) fn of_interface(family: &str, name: &str, key: &str) -> String {
     format!("net/{family}/conf/{name}/{key}")
 }
 
@@ -343,7 +345,7 @@ impl fmt::Display for HostPlan {
 pub(super) mod tests {
     use super::*;
     use crate::platform::survey::tests::plain;
-    use crate::platform::{RouteTable, SeenRoute};
+    use crate::platform::{Family, RouteTable, SeenRoute};
 
     pub(in crate::platform) fn options() -> HostOptions {
         let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();
@@ -378,8 +380,9 @@ pub(super) mod tests {
 
     #[test]
     fn a_kernel_without_ipv6_gets_no_ipv6() {
-        let survey = Survey { ipv6: false, ..plain() };
+        let survey = Survey { ipv6: false, resolv_conf: None, ..plain() };
         let plan = HostPlan::new(&options(), &survey).unwrap();
+        assert!(!plan.to_string().contains("fdfe:"), "{plan}");
         assert!(plan.addresses.iter().all(|net| net.addr().is_ipv4()));
         assert!(plan.rules.iter().all(|rule| rule.family == Family::V4));
         assert!(plan.routes.iter().all(|route| route.to.addr().is_ipv4()));

@@ -22,21 +22,6 @@ pub enum DnsPlan {
     },
 }
 
-impl DnsPlan {
-    /// Leaves out the nameservers that are asked over IPv6.
-    pub(super) fn give_up_ipv6(&mut self) {
-        match self {
-            Self::Untouched => {}
-            Self::Resolved { servers } => servers.retain(IpAddr::is_ipv4),
-            Self::Rewrite { text, .. } => {
-                let v6 = |line: &&str| nameservers(line).iter().any(|server| server.contains(':'));
-                let lines: Vec<&str> = text.lines().filter(|line| !v6(line)).collect();
-                *text = lines.join("\n") + "\n";
-            }
-        }
-    }
-}
-
 /// Decides from the text of /etc/resolv.conf (`None`: no such file) what is to be done.
 pub(super) fn plan(resolv_conf: Option<&str>, resolved: bool, servers: &[IpAddr]) -> DnsPlan {
     if servers.is_empty() {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
+use super::plan::of_interface;
 use super::routing::{Link, MarkMatch, RouteTable, Rule, RuleAction, SeenRoute};
 use super::{Fwmark, HostError, imp};
 
@@ -67,7 +68,7 @@ pub struct Survey {
     pub nft: NftState,
     /// Kernel parameters.
     pub parameters: Parameters,
-    /// The kernel knows IPv6.
+    /// The kernel knows IPv6, and nothing keeps the TUN from having it ([`Survey::settle_ipv6`]).
     pub ipv6: bool,
     /// The text of /etc/resolv.conf; `None` when there is none to read.
     pub resolv_conf: Option<String>,
@@ -122,6 +123,21 @@ impl Survey {
     /// The kernel does not answer.
     pub fn take() -> Result<Self, HostError> {
         imp::survey::take()
+    }
+
+    /// Tries whether the TUN called `tun`, which must be there, can have IPv6, and takes note for the plan. A kernel
+    /// without, or a container whose new interfaces have it switched off and whose /proc/sys is read-only, lets nobody
+    /// add an address of it: IPv4 is then taken alone. Returns what that costs, where it was not plain before.
+    ///
+    /// What it sets goes with the TUN.
+    pub fn settle_ipv6(&mut self, tun: &str) -> Option<String> {
+        let path = of_interface("ipv6", tun, "disable_ipv6");
+        let error = imp::sysctl::write(&path, "0").err().filter(|_| self.ipv6)?;
+        self.ipv6 = false;
+        Some(format!(
+            "IPv6 cannot be switched on for the TUN (set {path} to 0: {error}): only IPv4 is taken, names get no IPv6 \
+             addresses from us, and IPv6, where this host has it, goes past the rules"
+        ))
     }
 
     /// Picks numbers that nobody uses.

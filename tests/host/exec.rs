@@ -200,6 +200,40 @@ fn resolver_settings_of_every_shape_are_covered_and_never_written() {
     });
 }
 
+/// Moves the whole test to a root of its own with the same entries, so that files may be made in `/`.
+fn own_root() {
+    let script = "mkdir /run/root; mount -t tmpfs none /run/root; cd /run/root; mkdir old
+        for entry in /* /.[!.]*; do
+          name=${entry#/}
+          if [ -L $entry ]; then cp -P $entry $name
+          elif [ -d $entry ]; then mkdir $name; mount --rbind $entry $name
+          fi
+        done
+        pivot_root . old";
+    let said = Said::of(Command::new("sh").args(["-euc", script]));
+    assert!(said.succeeded(), "{said:?}");
+    std::env::set_current_dir("/").expect("the root");
+}
+
+#[test]
+fn resolver_settings_in_the_root_are_covered_and_never_written() {
+    run(&["pivot_root"], || {
+        let lab = Topology::desktop();
+        let place = Place::new(PROFILE);
+        own_etc("");
+        own_root();
+        let (file, link) = (Path::new("/resolv.conf"), Path::new("/etc/resolv.conf"));
+        let text = "nameserver 192.0.2.1\n";
+        fs::remove_file(link).unwrap();
+        symlink(file, link).unwrap();
+        fs::write(file, text).unwrap();
+        let said = place.exec(&lab.host, "cat", &["/etc/resolv.conf", "/etc/passwd"]);
+        assert!(said.stdout.contains("\nnameserver 198.18.0.2\n"), "{said:?}");
+        assert!(said.stdout.ends_with(&fs::read_to_string("/etc/passwd").unwrap()), "{said:?}");
+        assert_eq!(fs::read_to_string(file).unwrap(), text);
+    });
+}
+
 #[test]
 fn an_mtu_that_ipv6_cannot_live_on_is_raised_with_a_warning() {
     run(&[], || {

@@ -372,3 +372,21 @@ fn a_program_called_nft_in_the_callers_path_gets_nothing_of_ours() {
         assert!(!ran.exists());
     });
 }
+
+#[test]
+fn where_the_tun_cannot_have_ipv6_names_have_no_ipv6_addresses() {
+    run(&["dig", TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        lab.host.sysctl("net.ipv6.conf.default.disable_ipv6", "1");
+        let aaaa = || lab.host.run("dig", &["+short", &format!("@{GATEWAY_V4}"), NAME, "AAAA"]);
+        assert_ne!(aaaa(), "");
+        let read_only = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys";
+        assert!(Said::of(std::process::Command::new("sh").args(["-c", read_only])).succeeded());
+        let tunproxy = profile("'MATCH,DIRECT'").start(&lab.host);
+        assert!(tunproxy.output().contains("IPv6 cannot be switched on for the TUN"), "{}", tunproxy.output());
+        assert_eq!(aaaa(), "");
+        assert_eq!(act_in(&lab.host, &format!("ask {NAME}:7 x")), Ok("x".to_owned()));
+        assert!(tunproxy.stop().success());
+    });
+}

@@ -88,7 +88,7 @@ fn checksum(bytes: &[u8]) -> u16 {
 }
 
 /// A UDP server in a namespace that answers with `name` to whoever asks.
-fn serve(namespace: &str, name: &'static str, at: &str) {
+pub(crate) fn serve(namespace: &str, name: &'static str, at: &str) {
     let at = at.to_owned();
     let socket = within(namespace, move || UdpSocket::bind(&*at).expect("bind a server"));
     serve_on(socket, name);
@@ -113,7 +113,7 @@ fn ask_on(socket: &UdpSocket, to: &str) -> std::io::Result<(String, SocketAddr)>
 }
 
 /// Asks from a socket bound to `from`; "" binds it to no address.
-fn ask(from: &str, to: &str) -> String {
+pub(crate) fn ask(from: &str, to: &str) -> String {
     let socket = bound(from, to);
     ask_on(&socket, to).map_or_else(|error| error.kind().to_string(), |(who, _)| who)
 }

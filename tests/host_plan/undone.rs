@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use nix::sys::prctl;
 use nix::sys::wait::waitpid;
-use tunproxy::platform::{DnsPlan, HostOptions, Journal, Wishes, cleanup};
+use tunproxy::platform::{DnsPlan, HostOptions, HostPlan, Journal, Survey, Wishes, cleanup};
 
 use crate::host::{NODE, TUN, add_foreigners, assert_same, build, dump, open_tun, options, plan, within};
 use crate::sandbox::sh;
 use crate::support::run;
-use crate::traffic::device;
+use crate::traffic::{ask, device, serve};
 
 const ORDINARY: &str = "nameserver 192.168.7.9\n";
 const LINK_LOCAL: &str = "search lan\nnameserver fe80::1%eth0\n";
@@ -373,11 +373,16 @@ fn where_ipv6_cannot_be_switched_on_for_the_tun_the_rest_works_without() {
         let before = dump();
         let state = tempfile::tempdir().unwrap();
         let tun = open_tun(TUN);
-        let mut applied = plan(&options()).apply(Journal::open(state.path()).unwrap()).unwrap();
-        let of_ipv6: Vec<_> = applied.warnings().iter().filter(|warning| warning.contains("IPv6")).collect();
-        assert_eq!(of_ipv6.len(), 1, "{:?}", applied.warnings());
-        assert!(of_ipv6[0].contains("disable_ipv6") && !of_ipv6[0].contains("setcap"), "{of_ipv6:?}");
+        let mut survey = Survey::take().unwrap();
+        let warning = survey.settle_ipv6(TUN).unwrap();
+        assert!(warning.contains("disable_ipv6") && !warning.contains("setcap"), "{warning}");
+        let planned = HostPlan::new(&options(), &survey).unwrap();
+        let mut applied = planned.apply(Journal::open(state.path()).unwrap()).unwrap();
+        assert!(applied.warnings().iter().all(|warning| !warning.contains("IPv6")), "{:?}", applied.warnings());
         assert_eq!(applied.missing().unwrap(), []);
+        // Nobody would answer there; so it goes where it went before, and is not dropped on the way.
+        serve("net", "NET", "[2001:db8:9::9]:53");
+        assert_eq!(ask("", "[2001:db8:9::9]:53"), "NET");
         assert_eq!(device("203.0.113.77"), TUN);
         assert!(!sh("ip -6 rule").contains("9043:"));
         assert!(!sh("cat /etc/resolv.conf").contains("fdfe:"));
@@ -397,14 +402,36 @@ fn the_first_half_of_going_back_frees_new_traffic_and_spares_open_flows() {
         let mut applied = plan(&options()).apply(Journal::open(state.path()).unwrap()).unwrap();
         let (new, open) = (["203.0.113.77", "2001:db8:9::9"], ["203.0.113.77 from 198.18.0.1", "198.18.7.7"]);
         assert_eq!(new.map(device), [TUN; 2]);
+        let questions = ["203.0.113.9:53", "[2001:db8:9::9]:53"];
+        for at in questions {
+            serve("net", "NET", at);
+        }
         applied.release().unwrap();
         assert_eq!(new.map(device), ["eth0"; 2]);
+        // The firewall lets go of questions too, and drops none.
+        assert_eq!(questions.map(|to| ask("", to)), ["NET"; 2]);
+        assert_eq!(ask("192.0.2.2:0", questions[0]), "NET");
         assert_eq!(open.map(device), [TUN; 2]);
         assert_eq!(sh("cat /etc/resolv.conf"), LINK_LOCAL);
         applied.revert().unwrap();
         drop(tun);
         assert_same(&before, &dump());
         assert!(!state.path().join("journal").exists());
+    });
+}
+
+#[test]
+fn a_gateway_that_goes_back_by_halves_still_takes_questions() {
+    run(&[NODE], || {
+        build(ORDINARY);
+        let state = tempfile::tempdir().unwrap();
+        let tun = open_tun(TUN);
+        let mut applied = plan(&gateway()).apply(Journal::open(state.path()).unwrap()).unwrap();
+        let marks = || sh("nft list chain inet tunproxy capture_dns").contains("dport 53");
+        applied.release().unwrap();
+        assert!(marks());
+        applied.revert().unwrap();
+        drop(tun);
     });
 }
 

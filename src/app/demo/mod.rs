@@ -63,7 +63,7 @@ pub fn demo() -> anyhow::Result<u8> {
     let recorder = Arc::new(Recorder::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (reports, took) = runtime.block_on(async {
-        let core = build::core(&profile, Dialer::default(), None).await?;
+        let core = build::core(&profile, Dialer::default(), None, true).await?;
         core.counters.listen(recorder.clone());
         let mut workers = Vec::new();
         let (ended, _) = tokio::sync::mpsc::unbounded_channel();

@@ -1,6 +1,7 @@
 //! The first half of going back: new traffic goes its own way again, and open flows are still carried.
 
 use super::{Applied, Done, HostError};
+use crate::platform::firewall::CAPTURE_DNS;
 use crate::platform::imp::sysctl;
 use crate::platform::layout::{self, CAPTURE_STAGE};
 use crate::platform::plan::HostPlan;
@@ -8,9 +9,9 @@ use crate::platform::routing::{Family, Rule};
 use crate::platform::undo::Undo;
 
 impl Applied {
-    /// Gives up what takes new traffic: the resolver, then the rules that capture. What open flows live on stays until
+    /// Gives up what takes new traffic: the resolver, the rules that capture, and what the firewall marks. What open flows live on stays until
     /// [`Applied::revert`]: were it gone, their packets would leave past the rules. So on a host that forwards, the
-    /// rules that take the flows of other hosts stay too.
+    /// rules that take the flows of other hosts stay too, and questions are still marked.
     ///
     /// # Errors
     /// What could not be undone; [`Applied::revert`] tries again.
@@ -29,6 +30,14 @@ impl Applied {
                     kept.push(done);
                 }
             }
+        }
+        if forwarding.is_empty() {
+            let tables = kept.iter_mut().filter_map(|done| match done {
+                Done::Firewall(table) => Some(table),
+                Done::Change(..) | Done::Resolved => None,
+            });
+            let unfinished = tables.filter_map(|table| table.flush(CAPTURE_DNS).err());
+            failed.extend(unfinished.map(|error| format!("empty the firewall chain {CAPTURE_DNS}: {error}")));
         }
         kept.reverse();
         self.done = kept;

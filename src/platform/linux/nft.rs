@@ -90,6 +90,18 @@ impl OwnedTable {
         self.nft.chains().all(|name| listed.contains(&format!("chain {name} {{")))
     }
 
+    /// Empties a chain of the table; nothing to do where there is none of that name.
+    ///
+    /// # Errors
+    /// nft's own words.
+    pub(in crate::platform) fn flush(&mut self, chain: &str) -> io::Result<()> {
+        if !self.nft.chains().any(|name| name == chain) {
+            return Ok(());
+        }
+        // Only the owner may.
+        self.feed(&format!("flush chain inet {} {chain}", self.nft.table))
+    }
+
     /// Has the child carry out `text` as one batch.
     fn feed(&mut self, text: &str) -> io::Result<()> {
         // Interactive nft takes one line at a time, and one line is one transaction. It says nothing about success, so
@@ -98,9 +110,10 @@ impl OwnedTable {
         let line = text.replace('\n', " ");
         self.input.write_all(format!("{line}\nlist table inet {sentinel}\n").as_bytes())?;
         let said = self.hear(&sentinel)?;
-        match said.trim() {
-            "" => Ok(()),
-            complaint => Err(io::Error::other(complaint.lines().next().unwrap_or_default().to_owned())),
+        // What points at the words of an earlier complaint may come as late as this: "    ^^^^".
+        match said.lines().find(|line| line.contains(char::is_alphanumeric)) {
+            None => Ok(()),
+            Some(complaint) => Err(io::Error::other(complaint.trim().to_owned())),
         }
     }
 

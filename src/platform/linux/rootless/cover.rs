@@ -3,7 +3,7 @@
 //! Everything is written on a tmpfs that was mounted here. The host's own files are never opened for writing.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, symlink};
@@ -19,6 +19,8 @@ const SIDE_DOORS: [&str; 3] = ["/run/systemd/resolve", "/run/nscd", "/run/avahi-
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Longer chains of links lead nowhere (path_resolution(7) allows 40).
 const MOST_LINKS: usize = 40;
+/// Where a file is made before it is bound to its place.
+const STAGE: &str = "/etc";
 const NONE: Option<&str> = None;
 
 /// Covers the path sockets that would answer names behind our back; returns the folders that are empty, and ours, now.
@@ -44,14 +46,14 @@ pub(super) fn write_resolv_conf(nameserver: IpAddr, covered: &[PathBuf]) -> Resu
     if let Some(parent) = target.parent().and_then(|parent| fs::canonicalize(parent).ok())
         && covered.contains(&parent)
     {
-        return fs::write(&target, text).map_err(act());
+        return write_new(&target, &text).map_err(act());
     }
     // Missing, or a link to nothing: a file can only be added to a folder that is ours.
     let path = Path::new(RESOLV_CONF);
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
     let folder = fs::canonicalize(folder).map_err(act())?;
     replace_folder(&folder, name.as_ref()).map_err(act())?;
-    fs::write(folder.join(name), text).map_err(act())
+    write_new(&folder.join(name), &text).map_err(act())
 }
 
 /// Follows links as far as they lead, to what may not exist.
@@ -69,13 +71,14 @@ fn link_target(path: &Path) -> PathBuf {
 /// Binds a file with `text` over `target`.
 fn cover_file(target: &Path, text: &str) -> io::Result<()> {
     let hidden = handle(target)?;
-    let folder = target.parent().unwrap_or(Path::new("/"));
-    mount_tmpfs(folder)?;
+    // Not in the folder of `target`, which may be `/`. This one there is: the way to `target` began in it.
+    let folder = fs::canonicalize(STAGE)?;
+    mount_tmpfs(&folder)?;
     let source = folder.join("resolv.conf");
-    let bound = fs::write(&source, text)
+    let bound = write_new(&source, text)
         .and_then(|()| Ok(mount(Some(&source), &through(&hidden), NONE, MsFlags::MS_BIND, NONE)?));
     // The bound file lives on without the folder that it was made in.
-    umount2(folder, MntFlags::MNT_DETACH)?;
+    umount2(&folder, MntFlags::MNT_DETACH)?;
     bound
 }
 
@@ -106,7 +109,17 @@ fn replace_folder(folder: &Path, without: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes a file where there must be none: on a tmpfs of ours there is none, and one of the host's own is not touched.
+fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    File::create_new(path)?.write_all(text.as_bytes())
+}
+
+/// Covers a folder. Never `/`: a mount there does not change what this process takes for its root, and everything that
+/// is meant for the tmpfs would be written on the host's own files.
 fn mount_tmpfs(at: &Path) -> io::Result<()> {
+    if at.parent().is_none() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the root cannot be covered"));
+    }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     Ok(mount(Some("tmpfs"), at, Some("tmpfs"), flags, Some("mode=0755"))?)
 }
