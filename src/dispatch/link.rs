@@ -23,7 +23,7 @@ use super::entry::Back;
 use super::live::{Account, Counters};
 use super::train::{LONGEST, Train};
 use crate::dns::Held;
-use crate::net::{Address, BoxDatagram, Datagram, Host, Reach, Received};
+use crate::net::{Address, BoxDatagram, Datagram, Host, LONGER_HEADER, Reach, Received};
 
 /// Datagrams of one association that wait for its transport: as many as a turn brings at most.
 const MOST_UNSENT: usize = 64;
@@ -34,8 +34,6 @@ const SHARE: usize = 64;
 /// A question and its answer need no more (RFC 5452: resolvers give up earlier).
 const DNS_IDLE: Duration = Duration::from_secs(10);
 const DNS_PORT: u16 = 53;
-/// Bytes by which the header of IPv6 is longer than that of IPv4.
-const LONGER_HEADER: u32 = 20;
 /// An association looks for flows that are over no more often than this.
 const LOOK: Duration = Duration::from_secs(1);
 

@@ -17,6 +17,9 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 pub use name::{Address, Host, InvalidName, Name};
 
+/// Bytes by which the header of IPv6 is longer than that of IPv4.
+pub const LONGER_HEADER: u32 = 20;
+
 /// A boxed future that may cross threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 

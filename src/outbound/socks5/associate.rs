@@ -10,15 +10,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 
 use super::wire::{self, WireError, command, method, reply};
 use super::{Credentials, refusal};
-use crate::net::{Address, BoxStream, Datagram, DialError, Host, Reach, Received};
+use crate::net::{Address, BoxStream, Datagram, DialError, Host, LONGER_HEADER, Reach, Received};
 use crate::outbound::upstream::Upstream;
 use crate::platform::{Arrival, DatagramSocket};
 
 pub(super) const NO_METHOD: &str = "wants another kind of authentication";
 pub(super) const WRONG_PASSWORD: &str = "refused the user name and password";
-
-/// Bytes by which the header of IPv6 is longer than that of IPv4.
-const LONGER_HEADER: u32 = 20;
 
 /// Datagrams from relays that were dropped.
 #[derive(Debug, Default)]

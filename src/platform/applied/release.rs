@@ -9,9 +9,9 @@ use crate::platform::routing::{Family, Rule};
 use crate::platform::undo::Undo;
 
 impl Applied {
-    /// Gives up what takes new traffic: the resolver, the rules that capture, and what the firewall marks. What open flows live on stays until
-    /// [`Applied::revert`]: were it gone, their packets would leave past the rules. So on a host that forwards, the
-    /// rules that take the flows of other hosts stay too, and questions are still marked.
+    /// Gives up what takes new traffic: the resolver, the rules that capture, and what the firewall marks of this host's
+    /// own. What open flows live on stays until [`Applied::revert`]: were it gone, their packets would leave past the
+    /// rules. So on a host that forwards, the rules that take the flows of other hosts stay too.
     ///
     /// # Errors
     /// What could not be undone; [`Applied::revert`] tries again.
@@ -31,14 +31,12 @@ impl Applied {
                 }
             }
         }
-        if forwarding.is_empty() {
-            let tables = kept.iter_mut().filter_map(|done| match done {
-                Done::Firewall(table) => Some(table),
-                Done::Change(..) | Done::Resolved => None,
-            });
-            let unfinished = tables.filter_map(|table| table.flush(CAPTURE_DNS).err());
-            failed.extend(unfinished.map(|error| format!("empty the firewall chain {CAPTURE_DNS}: {error}")));
-        }
+        let tables = kept.iter_mut().filter_map(|done| match done {
+            Done::Firewall(table) => Some(table),
+            Done::Change(..) | Done::Resolved => None,
+        });
+        let unfinished = tables.filter_map(|table| table.flush(CAPTURE_DNS).err());
+        failed.extend(unfinished.map(|error| format!("empty the firewall chain {CAPTURE_DNS}: {error}")));
         kept.reverse();
         self.done = kept;
         self.journal.void(&void)?;
