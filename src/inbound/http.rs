@@ -26,7 +26,7 @@ use self::forward::Kept;
 use super::mixed::{Client, Facts, HANDSHAKE, SILENCE};
 use super::refusal::Refusal;
 use crate::dispatch::Entry;
-use crate::net::{Address, BoxStream, DialError, Host};
+use crate::net::{Address, BoxFuture, BoxStream, DialError, Host, Stream as _};
 use crate::outbound::Prefixed;
 use crate::session::Network;
 
@@ -65,6 +65,8 @@ enum Then<E: Entry> {
 /// It broke the protocol or the connection.
 pub(super) async fn serve<E: Entry>(client: Client, entry: E) -> io::Result<()> {
     let Client { stream, facts } = client;
+    // While a request waits for its upstream, nothing is read that would tell.
+    let gone = stream.broken();
     let front =
         Rc::new(Front { entry, facts, spoke: Cell::new(false), kept: RefCell::default(), then: RefCell::new(None) });
     let service = service_fn(|request| {
@@ -80,14 +82,19 @@ pub(super) async fn serve<E: Entry>(client: Client, entry: E) -> io::Result<()> 
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => ended.map_err(io::Error::other)?,
-        () = sleep(HANDSHAKE) => {
-            if !front.spoke.get() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            connection.await.map_err(io::Error::other)?;
+    let whole = async {
+        tokio::select! {
+            ended = connection.as_mut() => return ended.map_err(io::Error::other),
+            () = sleep(HANDSHAKE) => {}
         }
+        if !front.spoke.get() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        connection.await.map_err(io::Error::other)
+    };
+    tokio::select! {
+        ended = whole => ended?,
+        () = until(gone) => return Err(io::ErrorKind::ConnectionReset.into()),
     }
     // A statement of its own: nothing stays borrowed while the tunnel lives.
     let then = front.then.take();
@@ -103,6 +110,14 @@ pub(super) async fn serve<E: Entry>(client: Client, entry: E) -> io::Result<()> 
         None => {}
     }
     Ok(())
+}
+
+/// Waits for what is there to be waited for, else for ever.
+async fn until(event: Option<BoxFuture<'static, ()>>) {
+    match event {
+        Some(event) => event.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The client's own socket, and in front what hyper had read too much.

@@ -1,5 +1,9 @@
 //! The listening ports: alone, beside the TUN, and agreeing with it flow for flow.
 
+use std::io::{ErrorKind, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
 use super::support::client::act_in;
 use super::support::sites::{NAME, V4, V6};
 use super::support::topology::{HOST_V4, HOST_V6};
@@ -61,6 +65,28 @@ fn a_plain_http_proxy_request_is_carried_without_connect() {
         let url = format!("http://{NAME}/absolute");
         let said = Said::of(lab.host.command("curl").args(["-sS", "-x", "http://127.0.0.1:7890", &url]));
         assert!(said.stdout.contains(&format!("host={NAME} path=/absolute")), "{said:?}");
+    });
+}
+
+#[test]
+fn a_client_that_leaves_in_the_middle_of_a_request_is_missed_though_its_upstream_takes_nothing() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let deaf = format!("{V4}:8080");
+        let _server = lab.sites.tcp(deaf.parse().unwrap(), async |_stream, _| std::future::pending().await);
+        let tunproxy = profile("").start(&lab.host);
+        let leave = || {
+            lab.host.enter(move || {
+                let mut client = TcpStream::connect("127.0.0.1:7890").unwrap();
+                write!(client, "POST http://{deaf}/ HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+                    .unwrap();
+                client.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+                let full = std::iter::repeat_with(|| client.write(&[0; 1 << 16])).find_map(Result::err);
+                assert_eq!(full.map(|error| error.kind()), Some(ErrorKind::WouldBlock));
+                socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+            });
+        };
+        tunproxy.line_after(leave, &["203.0.113", ":8080", "reset by the client"]);
     });
 }
 

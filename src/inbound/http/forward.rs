@@ -8,6 +8,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
+use tokio::task::AbortHandle;
 
 use super::pipe::pipe;
 use super::{Body, Front, Then, refuse, say};
@@ -31,6 +32,26 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 pub(super) struct Kept {
     to: Address,
     sender: SendRequest<Incoming>,
+    carrier: Carrier,
+}
+
+/// The task that speaks HTTP with the upstream; dropped, it ends. By itself it would go on for as long as an upstream
+/// that takes nothing has not taken what a client who left has sent.
+struct Carrier(Option<AbortHandle>);
+
+impl Carrier {
+    /// Lets the task end by itself.
+    fn let_go(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
 }
 
 impl<E: Entry> Front<E> {
@@ -58,7 +79,7 @@ impl<E: Entry> Front<E> {
             }
         }
         let mut kept = match self.open(&to).await {
-            Ok(sender) => Kept { to, sender },
+            Ok((sender, carrier)) => Kept { to, sender, carrier },
             Err(error) => return refuse(&to, &error).await,
         };
         match kept.sender.send_request(request).await {
@@ -68,7 +89,7 @@ impl<E: Entry> Front<E> {
     }
 
     /// Dials, and speaks HTTP over a pipe whose other end is relayed as any flow is, counted and logged.
-    async fn open(&self, to: &Address) -> Result<SendRequest<Incoming>, DialError> {
+    async fn open(&self, to: &Address) -> Result<(SendRequest<Incoming>, Carrier), DialError> {
         let upstream = self.dial(to).await?;
         let (ours, theirs) = pipe();
         let entry = self.entry.clone();
@@ -79,12 +100,12 @@ impl<E: Entry> Front<E> {
             .handshake(TokioIo::new(ours))
             .await
             .map_err(|error| DialError::Io(io::Error::other(error)))?;
-        tokio::task::spawn_local(async move {
+        let task = tokio::task::spawn_local(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!("an upstream's HTTP connection failed: {error}");
             }
         });
-        Ok(sender)
+        Ok((sender, Carrier(Some(task.abort_handle()))))
     }
 
     /// The answer for the client; the upstream is kept for the next request.
@@ -96,6 +117,7 @@ impl<E: Entry> Front<E> {
     ) -> Response<Body> {
         match (response.status(), client) {
             (StatusCode::SWITCHING_PROTOCOLS, Some(client)) => {
+                kept.carrier.let_go();
                 let switch = response.headers().get(header::UPGRADE).cloned();
                 *self.then.borrow_mut() = Some(Then::Switch(client, hyper::upgrade::on(&mut response)));
                 strip(response.headers_mut());

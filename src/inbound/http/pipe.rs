@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
+use tokio::sync::watch;
 
-use crate::net::Stream;
+use crate::net::{BoxFuture, Stream};
 
 /// Bytes that may be on the way in each direction.
 const ROOM: usize = 64 * 1024;
@@ -18,18 +19,32 @@ pub(super) struct Pipe {
     inner: DuplexStream,
     /// Set by whichever end resets; then the end of the stream is an error for the other.
     reset: Arc<AtomicBool>,
+    /// Ends with this end.
+    _here: watch::Sender<()>,
+    /// Ends with the other end.
+    there: watch::Receiver<()>,
 }
 
 /// Both ends.
 pub(super) fn pipe() -> (Pipe, Pipe) {
     let (one, other) = duplex(ROOM);
     let reset = Arc::new(AtomicBool::new(false));
-    (Pipe { inner: one, reset: Arc::clone(&reset) }, Pipe { inner: other, reset })
+    let ((one_here, one_seen), (other_here, other_seen)) = (watch::channel(()), watch::channel(()));
+    (
+        Pipe { inner: one, reset: Arc::clone(&reset), _here: one_here, there: other_seen },
+        Pipe { inner: other, reset, _here: other_here, there: one_seen },
+    )
 }
 
 impl Stream for Pipe {
     fn reset(&mut self) {
         self.reset.store(true, Ordering::Release);
+    }
+
+    /// Whoever dropped the other end waits for no answer, whatever it shut down before.
+    fn broken(&self) -> Option<BoxFuture<'static, ()>> {
+        let mut there = self.there.clone();
+        Some(Box::pin(async move { while there.changed().await.is_ok() {} }))
     }
 }
 
@@ -64,6 +79,20 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+
+    #[tokio::test]
+    async fn who_neither_reads_nor_writes_hears_that_the_other_end_is_gone() {
+        let (mut one, other) = pipe();
+        let mut broken = other.broken().unwrap();
+        one.write_all(b"unread").await.unwrap();
+        tokio::select! {
+            biased;
+            () = &mut broken => panic!("the other end is there"),
+            () = std::future::ready(()) => {}
+        }
+        drop(one);
+        broken.await;
+    }
 
     #[tokio::test]
     async fn an_end_is_an_end_and_a_reset_is_an_error_after_the_last_byte() {
