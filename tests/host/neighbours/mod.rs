@@ -1,7 +1,10 @@
 //! What else lives on a host and around it goes on working: what a profile leaves out, containers, other tunnels, the
 //! LAN. Each scenario ends with the host as it was, foreign rules, routes and tables included.
 
+mod carrier;
+mod containers;
 mod selection;
+mod tunnels;
 
 use super::support::client::{self, Outcome};
 use super::support::packet::Packet;
