@@ -132,7 +132,11 @@ impl FromSystem {
         Self {
             own: addresses.device.iter().chain(&addresses.fake).copied().collect(),
             listen: profile.dns.listen,
-            captured: dialer.mark.is_some() && tun.enable && tun.auto_route && hijacks,
+            captured: dialer.mark.is_some()
+                && tun.enable
+                && tun.auto_route
+                && hijacks
+                && tun.selection.takes_own_traffic(),
             resolv_conf: RESOLV_CONF.into(),
             behind_stubs: BEHIND_STUBS.map(PathBuf::from).into(),
             known: Mutex::new(None),

@@ -185,6 +185,7 @@ impl Run<'_> {
 
     fn options(&self, name: &str) -> HostOptions {
         let (tun, addresses) = (&self.profile.tun, Addresses::of(self.profile));
+        let selection = tun.selection.clone();
         HostOptions {
             tun: name.to_owned(),
             addresses: addresses.device,
@@ -194,8 +195,12 @@ impl Run<'_> {
             dns_hijack: tun.dns_hijack.iter().any(|target| target.port == 53),
             dns_servers: addresses.dns,
             lan_dns: Vec::new(),
-            route_address: Vec::new(),
-            route_exclude: Vec::new(),
+            route_address: selection.route_address,
+            route_exclude: selection.route_exclude_address,
+            include_interface: selection.include_interface,
+            exclude_interface: selection.exclude_interface,
+            include_uid: selection.include_uid,
+            exclude_uid: selection.exclude_uid,
             auto_forward: tun.auto_forward,
             wishes: Wishes {
                 first_priority: Some(tun.rule_index),

@@ -167,10 +167,18 @@ impl Writer<'_> {
         ];
         lines.extend(self.survey.foreign_marks().into_iter().map(|mark| format!("{} return", has_mark(mark))));
         lines.push("ct direction reply return".to_owned());
-        if self.options.dns_hijack {
+        if self.options.dns_hijack && self.options.takes_own_traffic() {
+            lines.extend(self.users_left_out());
             lines.push(format!("jump {CAPTURE_DNS}"));
         }
         chain("reroute", "route hook output priority mangle", &lines)
+    }
+
+    /// Whoever is left out asks for names on their own, from bound sockets too.
+    fn users_left_out(&self) -> Option<String> {
+        let users = self.options.users_left_out(&self.survey.users);
+        let ranges: Vec<String> = users.iter().map(|(first, last)| format!("{first}-{last}")).collect();
+        (!ranges.is_empty()).then(|| format!("meta skuid {{ {} }} return", ranges.join(", ")))
     }
 
     /// What was to be captured and cannot be moved (SO_BINDTODEVICE) stays inside. Only here is the new way known.
@@ -185,8 +193,8 @@ impl Writer<'_> {
         let uplinks = self.survey.uplinks();
         let is_uplink =
             |name: &String| self.survey.links.iter().any(|link| link.name == *name && uplinks.contains(&link.index));
-        let lan: Vec<String> =
-            self.options.lan_dns.iter().filter(|name| !is_uplink(name)).map(|name| quoted(name)).collect();
+        let wanted = |name: &&String| !is_uplink(name) && self.options.takes_interface(name);
+        let lan: Vec<String> = self.options.lan_dns.iter().filter(wanted).map(|name| quoted(name)).collect();
         if lan.is_empty() || self.options.dns_servers.is_empty() {
             return None;
         }
@@ -388,6 +396,20 @@ table inet tunproxy {
         assert_eq!(marks(&options(), &plain()), Some(false));
         assert_eq!(marks(&options(), &Survey { ipv6: false, ..plain() }), Some(true));
         assert_eq!(marks(&HostOptions { dns_hijack: false, ..options() }, &plain()), None);
+    }
+
+    #[test]
+    fn the_questions_of_whoever_is_left_out_are_not_marked() {
+        let text = |options: &HostOptions| written(options, &plain()).text;
+        let users = HostOptions { exclude_uid: vec![(1000, 1000), (2000, 2999)], ..options() };
+        let (before, _) =
+            text(&users).split_once("jump capture_dns").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+        assert!(before.trim_end().ends_with("meta skuid { 1000-1000, 2000-2999 } return;"), "{before}");
+        let lan_only = HostOptions { include_interface: vec!["lan0".to_owned()], ..options() };
+        assert!(!text(&lan_only).contains("jump capture_dns"));
+        let lan_dns = vec!["lan0".to_owned()];
+        let without_lan = HostOptions { exclude_interface: lan_dns.clone(), lan_dns, ..options() };
+        assert!(!text(&without_lan).contains("lan_dns") && text(&without_lan).contains("jump capture_dns"));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! What is not bound to an address yet goes in; what has an address stays on its path. So accepted connections, the
 //! kernel's own replies and everything that was alive before the start live on, without connection tracking.
 
+mod left_out;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -19,6 +21,9 @@ mod offset {
     pub(super) const BOUND_TO_TUN: u32 = 3;
     pub(super) const CAPTURE: u32 = 4;
     pub(super) const FAKE: u32 = 5;
+    pub(super) const INTERFACE: u32 = 10;
+    pub(super) const OTHER_INTERFACES: u32 = 11;
+    pub(super) const USERS: u32 = 12;
     pub(super) const DNS_UNBOUND: u32 = 20;
     pub(super) const DNS_LOCAL_END: u32 = 24;
     pub(super) const DNS: u32 = 25;
@@ -55,11 +60,14 @@ pub(super) fn routes(options: &HostOptions, numbers: &Numbers, ipv6: bool) -> Ve
     let families = || Family::BOTH.into_iter().filter(move |family| ipv6 || *family == Family::V4);
     let device = |table, to| Route { table, to, kind: RouteKind::Device(options.tun.clone()), metric: METRIC };
     let mut routes: Vec<Route> = families().map(|family| device(numbers.always, family.everything())).collect();
-    if options.route_address.is_empty() {
-        routes.extend(families().map(|family| device(numbers.captured, family.everything())));
-    }
+    // A family without a prefix of its own is taken whole.
+    let whole = |family: &Family| !options.route_address.iter().any(|net| Family::of(net) == *family);
+    routes.extend(families().filter(whole).map(|family| device(numbers.captured, family.everything())));
     let usable = |net: &&IpNet| ipv6 || net.addr().is_ipv4();
-    routes.extend(options.route_address.iter().filter(usable).map(|net| device(numbers.captured, net.trunc())));
+    // Without the wanted prefixes inside: an exclusion holds for all of itself, and a longer route would win.
+    let excluded = |net: &&IpNet| options.route_exclude.iter().any(|exclude| exclude.contains(*net));
+    let wanted = options.route_address.iter().filter(usable).filter(|net| !excluded(net));
+    routes.extend(wanted.map(|net| device(numbers.captured, net.trunc())));
     routes.extend(options.route_exclude.iter().filter(usable).map(|net| Route {
         table: numbers.captured,
         to: net.trunc(),
@@ -68,7 +76,7 @@ pub(super) fn routes(options: &HostOptions, numbers: &Numbers, ipv6: bool) -> Ve
     }));
     let mut unique: Vec<Route> = Vec::with_capacity(routes.len());
     for route in routes {
-        // A prefix that is both wanted and excluded is excluded: the later entry, throw, takes the place.
+        // What is written twice is wanted once; excluded as a whole, a family has only its exclusion.
         unique.retain(|other| (other.table, other.to) != (route.table, route.to));
         unique.push(route);
     }
@@ -116,6 +124,7 @@ struct Layout<'a> {
 impl Layout<'_> {
     fn rules(&self) -> Vec<Rule> {
         let mut rules = self.marks_and_devices();
+        rules.extend(self.left_out());
         if self.options.dns_hijack {
             rules.extend(self.dns());
         }
@@ -255,14 +264,14 @@ fn net(text: &str) -> IpNet {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::platform::plan::tests::options;
     use crate::platform::survey::Wishes;
     use crate::platform::survey::tests::plain;
     use crate::platform::{Link, MarkMatch, SeenRoute};
 
-    fn listed(options: &HostOptions, survey: &Survey, family: Family) -> Vec<String> {
+    pub(super) fn listed(options: &HostOptions, survey: &Survey, family: Family) -> Vec<String> {
         let numbers = survey.numbers(&Wishes::default()).unwrap();
         rules(options, &numbers, survey)
             .iter()
@@ -382,5 +391,19 @@ mod tests {
 throw 203.0.113.0/24 table 2022
 throw 203.0.113.16/28 table 2022";
         assert_eq!(routes.join("\n"), wanted);
+    }
+
+    #[test]
+    fn a_family_without_a_prefix_of_its_own_is_taken_whole_and_nothing_inside_an_exclusion_is() {
+        let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();
+        let options = HostOptions {
+            route_address: nets(&["203.0.113.0/24", "198.51.100.64/26"]),
+            route_exclude: nets(&["198.51.100.0/24"]),
+            ..options()
+        };
+        let numbers = plain().numbers(&Wishes::default()).unwrap();
+        let routes: Vec<String> = routes(&options, &numbers, true).iter().map(ToString::to_string).collect();
+        let captured: Vec<&str> = routes.iter().filter_map(|route| route.strip_suffix(" table 2022")).collect();
+        assert_eq!(captured, ["::/0 dev tun7", "203.0.113.0/24 dev tun7", "throw 198.51.100.0/24"]);
     }
 }

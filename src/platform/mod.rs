@@ -11,6 +11,7 @@ mod layout;
 mod plan;
 mod resolver;
 mod routing;
+mod selection;
 mod survey;
 mod undo;
 

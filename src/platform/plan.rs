@@ -42,6 +42,14 @@ pub struct HostOptions {
     pub route_address: Vec<IpNet>,
     /// What is not, unless it goes to port 53 or to a fake address.
     pub route_exclude: Vec<IpNet>,
+    /// Interfaces whose incoming traffic is taken, `lo` for what the host itself sends; all, when empty.
+    pub include_interface: Vec<String>,
+    /// Interfaces whose incoming traffic is not.
+    pub exclude_interface: Vec<String>,
+    /// Users whose traffic is taken, first and last; all, when empty. Only what the host itself sends has a user.
+    pub include_uid: Vec<(u32, u32)>,
+    /// Users whose traffic is not.
+    pub exclude_uid: Vec<(u32, u32)>,
     /// Switch the host's forwarding on.
     pub auto_forward: bool,
     /// Numbers to take if they are free.
@@ -175,7 +183,7 @@ impl HostPlan {
             Ok(nft) => self.nft = Some(nft),
             Err(why) => self.warnings.push(without_nft(&why, options)),
         }
-        if options.dns_hijack {
+        if options.dns_hijack && options.takes_own_traffic() {
             self.dns = resolver::plan(survey.resolv_conf.as_deref(), survey.resolved, &options.dns_servers);
         }
         if options.auto_forward {
@@ -360,6 +368,10 @@ pub(super) mod tests {
             lan_dns: Vec::new(),
             route_address: Vec::new(),
             route_exclude: Vec::new(),
+            include_interface: Vec::new(),
+            exclude_interface: Vec::new(),
+            include_uid: Vec::new(),
+            exclude_uid: Vec::new(),
             auto_forward: false,
             wishes: Wishes::default(),
         }

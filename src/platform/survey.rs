@@ -74,6 +74,8 @@ pub struct Survey {
     pub resolv_conf: Option<String>,
     /// systemd-resolved runs.
     pub resolved: bool,
+    /// The users that exist in our namespace, first and last of each range.
+    pub users: Vec<(u32, u32)>,
 }
 
 /// A wish that the host has no room for.
@@ -276,6 +278,7 @@ pub(super) mod tests {
             ipv6: true,
             resolv_conf: Some("nameserver 192.0.2.53\n".to_owned()),
             resolved: false,
+            users: vec![(0, u32::MAX - 1)],
         }
     }
 

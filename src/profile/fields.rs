@@ -125,6 +125,17 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Keys that mihomo has and that can mean nothing here: one warning each when present, which says why.
+    pub fn without_effect_because(&mut self, keys: &[&'static str], why: &str) {
+        for &key in keys {
+            self.known.push(key);
+            if let Some(entry) = self.entry(key) {
+                let message = format!("`{key}` has no effect");
+                self.report.warn_once(&entry.key, join(&self.path, key), message).hint(why);
+            }
+        }
+    }
+
     /// Keys that are known and need no word.
     pub fn silent(&mut self, keys: &[&'static str]) {
         self.known.extend_from_slice(keys);

@@ -95,36 +95,31 @@ pub(super) const TUN: &[&str] = &[
     "endpoint-independent-nat",
     "exclude-dst-port",
     "exclude-dst-port-range",
-    "exclude-interface",
-    "exclude-mac-address",
-    "exclude-package",
     "exclude-src-port",
     "exclude-src-port-range",
-    "exclude-uid",
-    "exclude-uid-range",
     "file-descriptor",
     "gso",
     "gso-max-size",
     "icmp-timeout",
-    "include-android-user",
-    "include-interface",
-    "include-mac-address",
-    "include-package",
-    "include-uid",
-    "include-uid-range",
     "inet4-address",
-    "inet4-route-address",
-    "inet4-route-exclude-address",
-    "inet6-route-address",
-    "inet6-route-exclude-address",
     "loopback-address",
     "recvmsgx",
-    "route-address",
     "route-address-set",
-    "route-exclude-address",
     "route-exclude-address-set",
     "sendmsgx",
     "strict-route",
+];
+
+/// More keys of `tun`, with the reason why they can have no effect.
+pub(super) const TUN_WITH_REASON: &[(&[&str], &str)] = &[
+    (
+        &["exclude-mac-address", "include-mac-address"],
+        "routing rules do not know hardware addresses; a rule SRC-IP-CIDR tells the devices of a LAN apart",
+    ),
+    (
+        &["exclude-package", "include-android-user", "include-package"],
+        "packages and users of Android do not exist here; include-uid and exclude-uid tell users apart",
+    ),
 ];
 
 /// Keys of `dns`.

@@ -17,6 +17,7 @@ mod ranges;
 mod report;
 mod routes;
 mod rule_lines;
+mod selection;
 mod tun;
 
 use std::fs::File;
@@ -34,6 +35,7 @@ pub use parse::parse;
 pub use report::{Block, Diagnostic, Report, Severity};
 pub use routes::{BUILT_IN, Brought, Group, Proxy};
 pub use rule_lines::PlacedRule;
+pub use selection::Selection;
 pub use tun::{Hijack, Tun};
 
 /// Files larger than this are no profiles.

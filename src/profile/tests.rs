@@ -172,6 +172,11 @@ fn every_known_key_without_effect_gets_exactly_one_warning() {
             assert!(text.starts_with(&format!("p.yaml:3:3: warning: {parent}.{key}: ")), "{text}");
         }
     }
+    for (key, why) in known::TUN_WITH_REASON.iter().flat_map(|(keys, why)| keys.iter().map(move |key| (key, why))) {
+        let text = said(&format!("mode: direct\ntun:\n  {key}: 0\n"));
+        assert!(text.starts_with(&format!("p.yaml:3:3: warning: tun.{key}: `{key}` has no effect\n")), "{text}");
+        assert!(text.contains(&format!("hint: {why}")), "{text}");
+    }
 }
 
 #[test]
@@ -293,6 +298,11 @@ fn keys_without_effect_are_documented_as_such() {
         let list = text.split("No effect yet: ").nth(1).unwrap().split("\n\n").next().unwrap();
         let listed: Vec<&str> = list.split('`').skip(1).step_by(2).collect();
         assert_eq!(listed, keys, "{heading}");
+    }
+    let text = section("tun");
+    let list = text.split("No effect: ").nth(1).unwrap().split("\n\n").next().unwrap();
+    for key in known::TUN_WITH_REASON.iter().flat_map(|(keys, _)| *keys) {
+        assert!(list.contains(&format!("`{key}`")), "{key}");
     }
     let text = section("");
     for (key, children) in known::SUBTREES {

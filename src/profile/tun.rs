@@ -11,6 +11,7 @@ use super::known;
 use super::node::{Node, shortened};
 use super::ranges::{not_ours, overlap};
 use super::report::Report;
+use super::selection::{Selection, names_an_interface};
 
 /// Which queries are answered by us whoever they were sent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub struct Tun {
     pub rule_index: u32,
     /// `udp-timeout`, default 300 s, at most a day: how long an idle association lives.
     pub udp_timeout: Duration,
+    /// Which traffic is taken.
+    pub selection: Selection,
 }
 
 /// `inet6-address` when the profile has none.
@@ -81,8 +84,12 @@ impl Tun {
             table_index: fields.or("iproute2-table-index", defaults.table_index),
             rule_index: fields.or("iproute2-rule-index", defaults.rule_index),
             udp_timeout: udp_timeout(&mut fields),
+            selection: Selection::decode(&mut fields),
         };
         fields.without_effect(known::TUN);
+        for (keys, why) in known::TUN_WITH_REASON {
+            fields.without_effect_because(keys, why);
+        }
         fields.finish();
         tun
     }
@@ -103,6 +110,7 @@ impl Tun {
             table_index: 2022,
             rule_index: 9000,
             udp_timeout: Duration::from_secs(UDP_TIMEOUT.into()),
+            selection: Selection::default(),
         }
     }
 }
@@ -151,9 +159,7 @@ fn udp_timeout(fields: &mut Fields<'_>) -> Duration {
 
 fn device(fields: &mut Fields<'_>) -> Option<String> {
     let name: String = fields.optional::<String>("device").filter(|name| !name.is_empty())?;
-    // The kernel's rule: IFNAMSIZ with its closing zero is 16, and the name must fit a directory in sysfs.
-    let fits = name.len() <= 15 && name != "." && name != "..";
-    if fits && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':') {
+    if names_an_interface(&name) {
         return Some(name);
     }
     fields

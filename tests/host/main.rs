@@ -16,6 +16,7 @@ mod host_run;
 mod lab;
 mod modes;
 mod names;
+mod neighbours;
 mod profiles;
 mod proxies;
 mod stopping;

@@ -119,6 +119,10 @@ pub(crate) fn options() -> HostOptions {
         lan_dns: Vec::new(),
         route_address: Vec::new(),
         route_exclude: Vec::new(),
+        include_interface: Vec::new(),
+        exclude_interface: Vec::new(),
+        include_uid: Vec::new(),
+        exclude_uid: Vec::new(),
         auto_forward: false,
         wishes: Wishes::default(),
     }

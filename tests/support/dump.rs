@@ -98,8 +98,21 @@ fn only_in<'a>(one: &'a str, other: &'a str) -> Vec<&'a str> {
     one.lines().filter(is_missing).collect()
 }
 
-/// Words before a number that changes by itself: life times in seconds, counters.
-const RESTLESS: &[&str] = &["valid_lft", "preferred_lft", "expires", "packets", "bytes"];
+/// Words before a number that changes by itself: life times in seconds, counters, the timers of a bridge.
+const RESTLESS: &[&str] = &[
+    "valid_lft",
+    "preferred_lft",
+    "expires",
+    "packets",
+    "bytes",
+    "hello_timer",
+    "tcn_timer",
+    "topology_change_timer",
+    "gc_timer",
+    "hold_timer",
+    "message_age_timer",
+    "forward_delay_timer",
+];
 
 /// Puts a star for every number that changes by itself.
 fn settled(text: &str) -> String {
@@ -112,15 +125,19 @@ fn settled_line(line: &str) -> String {
     for word in line.split(' ') {
         let number = word.bytes().next().is_some_and(|byte| byte.is_ascii_digit());
         let restless = RESTLESS.contains(&before) && number;
+        // Timers are set in columns.
+        while restless && words.last().is_some_and(String::is_empty) {
+            words.pop();
+        }
         words.push(if restless {
-            word.trim_start_matches(|c: char| c.is_ascii_digit()).to_owned()
+            word.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').to_owned()
         } else {
             word.to_owned()
         });
         if restless {
             words.last_mut().expect("just pushed").insert(0, '*');
         }
-        before = word;
+        before = if word.is_empty() { before } else { word.trim_start() };
     }
     words.join(" ")
 }

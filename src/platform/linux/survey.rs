@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{nft, resolv_conf, sysctl};
 use crate::platform::routing::{Family, RouteTable, SeenRoute};
+use crate::platform::selection::EVERYBODY;
 use crate::platform::survey::{Parameters, Survey, is_default_like};
 use crate::platform::{HostError, Netlink};
 
@@ -24,6 +25,7 @@ pub(in crate::platform) fn take() -> Result<Survey, HostError> {
         ipv6,
         resolv_conf: resolv_conf::read(Path::new(resolv_conf::PATH)),
         resolved: resolv_conf::resolved_runs(),
+        users: users(&std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default()),
     };
     // A router may have a million routes: keep the few that matter, and the numbers of the tables.
     let tables = std::cell::RefCell::new(BTreeSet::new());
@@ -39,6 +41,17 @@ pub(in crate::platform) fn take() -> Result<Survey, HostError> {
     Ok(survey)
 }
 
+/// The users of the first column: see user_namespaces(7). Without a map there is one namespace, with all of them.
+fn users(uid_map: &str) -> Vec<(u32, u32)> {
+    let range = |line: &str| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+        let (first, count) = (numbers.next()?.ok()?, numbers.nth(1)?.ok()?);
+        Some((first, first.checked_add(count.checked_sub(1)?)?))
+    };
+    let found: Vec<_> = uid_map.lines().filter_map(range).collect();
+    if found.is_empty() { vec![EVERYBODY] } else { found }
+}
+
 fn parameters() -> Parameters {
     let number = |path: String| sysctl::read(&path).ok().and_then(|value| value.parse::<u32>().ok()).unwrap_or(0);
     let of = |family: &str, name: &str, key: &str| number(format!("net/{family}/conf/{name}/{key}"));
@@ -52,5 +65,18 @@ fn parameters() -> Parameters {
         // The larger of "all" and the interface's own counts (ip-sysctl.rst).
         strict_reverse_path: named("ipv4", &|name| for_all.max(of("ipv4", name, "rp_filter")) == 1),
         host_only_advertisements: named("ipv6", &|name| of("ipv6", name, "accept_ra") == 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_of_users_is_read_as_the_ranges_inside() {
+        assert_eq!(users("         0          0 4294967295\n"), [EVERYBODY]);
+        assert_eq!(users("0 1000 1\n1 100000 65536\n"), [(0, 0), (1, 65536)]);
+        assert_eq!(users(""), [EVERYBODY]);
+        assert_eq!(users("0 0 0\nx y z\n"), [EVERYBODY]);
     }
 }
