@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::closed;
 use super::plan::HostOptions;
 use super::routing::{Family, Ports, Route, RouteKind, RouteTable, Rule, RuleAction};
 use super::survey::{Numbers, Survey};
@@ -35,7 +36,7 @@ mod offset {
 
 /// Ranges for which the main table is asked first, though only for routes longer than the range itself: a /1 that
 /// some DHCP server hands out covers them too (TunnelVision). RFC 1918, 3927, 6598, 4193, 4291.
-const PRIVATE: [&str; 7] =
+pub(super) const PRIVATE: [&str; 7] =
     ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10", "fc00::/7", "fe80::/10"];
 /// Ranges that never leave the link and need its ordinary routes.
 const MULTICAST: [&str; 3] = ["224.0.0.0/4", "255.255.255.255/32", "ff00::/8"];
@@ -78,7 +79,7 @@ pub(super) fn routes(options: &HostOptions, numbers: &Numbers, ipv6: bool) -> Ve
 /// The rules of both families, by priority.
 pub(super) fn rules(options: &HostOptions, numbers: &Numbers, survey: &Survey) -> Vec<Rule> {
     let mut rules = Layout { options, numbers, survey, family: Family::V4 }.rules();
-    if survey.ipv6 {
+    if survey.ipv6 || closed::shuts_ipv6(options, survey) {
         rules.extend(Layout { options, numbers, survey, family: Family::V6 }.rules());
     }
     rules

@@ -124,7 +124,6 @@ pub(super) const TUN: &[&str] = &[
     "route-exclude-address",
     "route-exclude-address-set",
     "sendmsgx",
-    "strict-route",
 ];
 
 /// Keys of `dns`.

@@ -120,6 +120,8 @@ pub(crate) fn options() -> HostOptions {
         route_address: Vec::new(),
         route_exclude: Vec::new(),
         auto_forward: false,
+        strict_route: false,
+        kill_switch: false,
         wishes: Wishes::default(),
     }
 }
