@@ -174,7 +174,8 @@ impl Run<'_> {
         HostPlan::check_name(name, &survey)?;
         let queues = open_tun(name, workers_wanted()).map_err(|error| explain_tun(name, &error))?;
         let options = self.options(name);
-        let without_ipv6 = survey.settle_ipv6(name, options.strict_route || options.kill_switch);
+        let shut = (options.strict_route || options.kill_switch) && matches!(survey.nft, NftState::Present { .. });
+        let without_ipv6 = survey.settle_ipv6(name, shut);
         let mut plan = HostPlan::new(&options, &survey)?;
         plan.warnings.extend(without_ipv6);
         for note in &plan.notes {

@@ -1,28 +1,34 @@
 //! What keeps traffic in when nothing carries it: routes that refuse, behind those that lead into the TUN.
 
 use super::plan::HostOptions;
-use super::routing::{Family, Route, RouteKind};
-use super::survey::{Numbers, Survey};
+use super::routing::{Route, RouteKind};
+use super::survey::{NftState, Survey};
 
 /// Comes after every other route to the same prefix; one more is what the kernel takes for its own (ip6_null_entry).
 const LAST_METRIC: u32 = u32::MAX - 1;
 
-/// Whether IPv6, which the TUN cannot have, is to be unreachable: else it would go past us.
+/// Whether IPv6, which the TUN cannot have, is to be unreachable: else it would go past us. The firewall sees to it
+/// ([`super::firewall`]): were it routes alone, a socket whose look-up fails would be given an address of the host, and by
+/// that find its way out (`ip6_dst_lookup_tail`).
 pub(super) fn shuts_ipv6(options: &HostOptions, survey: &Survey) -> bool {
-    let wanted = options.strict_route || options.kill_switch;
-    options.auto_route && wanted && survey.kernel_ipv6 && !survey.ipv6
+    let wanted = options.auto_route && (options.strict_route || options.kill_switch);
+    wanted && survey.kernel_ipv6 && !survey.ipv6 && matches!(survey.nft, NftState::Present { .. })
 }
 
-/// The refusing routes of both tables. They outlive us: with a kill switch behind each route into the TUN, so that what
-/// the rules take ends there when the TUN is gone; and for a family that is shut all that the tables hold of it.
-pub(super) fn refusals(options: &HostOptions, numbers: &Numbers, survey: &Survey, routes: &[Route]) -> Vec<Route> {
-    let refusal = |table, to| Route { table, to, kind: RouteKind::Unreachable, metric: LAST_METRIC };
+/// What `strict-route` cannot do on this host.
+pub(super) fn open_ipv6(options: &HostOptions, survey: &Survey) -> Option<String> {
+    let open = options.strict_route && survey.kernel_ipv6 && !survey.ipv6;
+    let told =
+        "tun.strict-route needs nftables to make IPv6 unreachable, which the TUN cannot have: it goes past the rules";
+    open.then(|| told.to_owned())
+}
+
+/// The refusing routes of a kill switch, behind each route into the TUN, so that what the rules take ends there when the
+/// TUN is gone. They outlive us.
+pub(super) fn refusals(options: &HostOptions, routes: &[Route]) -> Vec<Route> {
+    let refusal = |route: &Route| Route { kind: RouteKind::Unreachable, metric: LAST_METRIC, ..route.clone() };
     let into_tun = routes.iter().filter(|route| options.kill_switch && matches!(route.kind, RouteKind::Device(_)));
-    let mut refusals: Vec<Route> = into_tun.map(|route| refusal(route.table, route.to)).collect();
-    if shuts_ipv6(options, survey) {
-        refusals.extend([numbers.captured, numbers.always].map(|table| refusal(table, Family::V6.everything())));
-    }
-    refusals
+    into_tun.map(refusal).collect()
 }
 
 #[cfg(test)]
@@ -55,17 +61,21 @@ mod tests {
     }
 
     #[test]
-    fn strict_route_makes_a_family_unreachable_that_the_tun_cannot_have() {
+    fn strict_route_shuts_a_family_that_the_tun_cannot_have_and_no_other() {
         let without = Survey { ipv6: false, ..plain() };
-        assert_eq!(refused(options(), &without), [""; 0]);
         let strict = HostOptions { strict_route: true, ..options() };
-        assert_eq!(refused(strict.clone(), &plain()), [""; 0], "it has it");
-        let wanted = ["unreachable ::/0 table 2022", "unreachable ::/0 table 2023"];
-        assert_eq!(refused(strict.clone(), &without), wanted);
-        let plan = HostPlan::new(&strict, &without).unwrap();
-        let v6: Vec<String> = plan.rules.iter().filter(|it| it.family == Family::V6).map(ToString::to_string).collect();
-        assert!(v6.iter().any(|rule| rule.ends_with("9043 lookup 2022")), "{v6:?}");
-        assert!(plan.addresses.iter().all(|net| net.addr().is_ipv4()));
-        assert_eq!(refused(strict, &Survey { ipv6: false, kernel_ipv6: false, ..plain() }), [""; 0]);
+        let shut = |options: &HostOptions, survey: &Survey| {
+            let plan = HostPlan::new(options, survey).unwrap();
+            assert!(plan.addresses.iter().all(|net| survey.ipv6 || net.addr().is_ipv4()));
+            plan.nft.is_some_and(|nft| nft.text.contains("chain shut {"))
+        };
+        assert!(shut(&strict, &without) && shut(&HostOptions { kill_switch: true, ..options() }, &without));
+        assert!(!shut(&options(), &without) && !shut(&strict, &plain()));
+        assert!(!shut(&strict, &Survey { kernel_ipv6: false, ..without.clone() }));
+        // Nothing of it outlives us.
+        assert_eq!(refused(strict.clone(), &without), [""; 0]);
+        let bare = Survey { nft: NftState::Missing("gone".to_owned()), ..without };
+        let warnings = HostPlan::new(&strict, &bare).unwrap().warnings;
+        assert!(warnings.iter().any(|warning| warning.contains("strict-route")), "{warnings:?}");
     }
 }

@@ -109,6 +109,9 @@ impl Writer<'_> {
             chains.extend(self.capture_dns());
             chains.extend([self.reroute(), self.caught()]);
         }
+        if closed::shuts_ipv6(self.options, self.survey) {
+            chains.extend([self.shut(), self.shut_forward()]);
+        }
         chains.extend(self.lan_dns());
         chains
     }
@@ -179,8 +182,7 @@ impl Writer<'_> {
     fn capture_dns(&self) -> Option<String> {
         let capture = set_mark(self.numbers.capture);
         // Where we take no IPv6, a marked packet of it would find no rule that moves it.
-        let moved = self.survey.ipv6 || closed::shuts_ipv6(self.options, self.survey);
-        let family = if moved { "" } else { "meta nfproto ipv4 " };
+        let family = if self.survey.ipv6 { "" } else { "meta nfproto ipv4 " };
         let line = format!("    {family}meta l4proto {{ udp, tcp }} th dport 53 {capture};\n");
         self.options.dns_hijack.then(|| format!("  chain {CAPTURE_DNS} {{\n{line}  }};\n"))
     }

@@ -7,7 +7,6 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::closed;
 use super::plan::HostOptions;
 use super::routing::{Family, Ports, Route, RouteKind, RouteTable, Rule, RuleAction};
 use super::survey::{Numbers, Survey};
@@ -79,7 +78,7 @@ pub(super) fn routes(options: &HostOptions, numbers: &Numbers, ipv6: bool) -> Ve
 /// The rules of both families, by priority.
 pub(super) fn rules(options: &HostOptions, numbers: &Numbers, survey: &Survey) -> Vec<Rule> {
     let mut rules = Layout { options, numbers, survey, family: Family::V4 }.rules();
-    if survey.ipv6 || closed::shuts_ipv6(options, survey) {
+    if survey.ipv6 {
         rules.extend(Layout { options, numbers, survey, family: Family::V6 }.rules());
     }
     rules

@@ -181,12 +181,15 @@ impl HostPlan {
     fn route(&mut self, options: &HostOptions, survey: &Survey) -> Result<(), PlanError> {
         let numbers = self.numbers;
         self.routes = layout::routes(options, &numbers, survey.ipv6);
-        self.routes.extend(closed::refusals(options, &numbers, survey, &self.routes));
+        self.routes.extend(closed::refusals(options, &self.routes));
         self.rules = layout::in_order_of_installation(layout::rules(options, &numbers, survey), &numbers);
         match firewall::nft(options, &numbers, survey) {
             Ok(nft) => self.nft = Some(nft),
             Err(why) if options.kill_switch => return Err(PlanError::NoKillSwitch(why)),
-            Err(why) => self.warnings.push(without_nft(&why, options)),
+            Err(why) => {
+                self.warnings.push(without_nft(&why, options));
+                self.warnings.extend(closed::open_ipv6(options, survey));
+            }
         }
         if options.dns_hijack {
             self.dns = resolver::plan(survey.resolv_conf.as_deref(), survey.resolved, &options.dns_servers);

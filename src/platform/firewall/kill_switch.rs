@@ -1,5 +1,6 @@
-//! The two chains by which a kill switch lets nothing out that did not go through the TUN: neither what this host sends
-//! nor what it forwards. They need nobody behind them, and stay closed when we are gone.
+//! The chains by which a kill switch lets nothing out that did not go through the TUN: neither what this host sends nor
+//! what it forwards. They need nobody behind them, and stay closed when we are gone. And those by which IPv6 is refused,
+//! where the TUN cannot have it.
 
 use std::net::IpAddr;
 
@@ -20,13 +21,7 @@ impl Writer<'_> {
     /// there is no TUN, it ends ([`Writer::caught`], and the refusing routes of the two tables).
     pub(super) fn reroute_all(&self) -> String {
         let capture = set_mark(self.numbers.capture);
-        let mut lines = self.passes();
-        lines.extend(self.excluded_senders());
-        lines.push("ct direction reply return".to_owned());
-        lines.extend(self.answers_of_listeners());
-        lines.push("fib daddr type { local, broadcast, multicast } return".to_owned());
-        lines.extend(DHCP.map(str::to_owned));
-        lines.push(NEIGHBOURS.to_owned());
+        let mut lines = self.keeps_the_host_alive();
         if self.options.dns_hijack {
             lines.push(format!("{QUESTION} {capture} return"));
         }
@@ -38,22 +33,61 @@ impl Writer<'_> {
 
     /// What is forwarded leaves through the TUN, or comes out of it, or stays among private addresses.
     pub(super) fn forward(&self) -> String {
-        let mut lines = vec![
-            format!("{} return", self.iif_tun()),
-            format!("{} return", self.oif_tun("")),
-            format!("{} return", has_mark(self.numbers.own)),
-        ];
-        lines.extend(self.foreign_marks());
-        lines.push("ct direction reply return".to_owned());
-        lines.push("ct status dnat return".to_owned());
+        let mut lines = vec![format!("{} return", self.iif_tun()), format!("{} return", self.oif_tun(""))];
+        lines.extend(self.forwarded_past_us("reject with icmpx type admin-prohibited"));
+        chain("forward", "filter hook forward priority filter", &lines)
+    }
+
+    /// IPv6 of this host's own is refused. A reset, because a program that is still in connect(2) does not hear an ICMP
+    /// error. Before [`Writer::reroute_all`] marks it, which would have it dropped without a word.
+    pub(super) fn shut(&self) -> String {
+        let mut lines = vec!["meta nfproto ipv4 return".to_owned()];
+        lines.extend(self.keeps_the_host_alive());
+        let refusals = ["meta l4proto tcp reject with tcp reset", "reject with icmpv6 type no-route"];
         if self.options.dns_hijack {
-            lines.push(format!("{QUESTION} reject with icmpx type admin-prohibited"));
+            lines.extend(
+                ["tcp dport 53 reject with tcp reset", "udp dport 53 reject with icmpv6 type no-route"]
+                    .map(str::to_owned),
+            );
+        }
+        lines.extend(self.destinations_past_us());
+        lines.extend(self.not_wanted());
+        lines.extend(refusals.map(str::to_owned));
+        chain("shut", "filter hook output priority mangle - 1", &lines)
+    }
+
+    /// IPv6 of others is refused.
+    pub(super) fn shut_forward(&self) -> String {
+        let mut lines = vec!["meta nfproto ipv4 return".to_owned()];
+        lines.extend(self.forwarded_past_us("reject with icmpv6 type no-route"));
+        chain("shut_forward", "filter hook forward priority filter - 1", &lines)
+    }
+
+    /// What this host must be able to send whatever else holds: answers, and what a link is kept up with.
+    fn keeps_the_host_alive(&self) -> Vec<String> {
+        let mut lines = self.passes();
+        lines.extend(self.excluded_senders());
+        lines.push("ct direction reply return".to_owned());
+        lines.extend(self.answers_of_listeners());
+        lines.push("fib daddr type { local, broadcast, multicast } return".to_owned());
+        lines.extend(DHCP.map(str::to_owned));
+        lines.push(NEIGHBOURS.to_owned());
+        lines
+    }
+
+    /// What may be forwarded past the TUN, and `refusal` for the rest.
+    fn forwarded_past_us(&self, refusal: &str) -> Vec<String> {
+        let mut lines = vec![format!("{} return", has_mark(self.numbers.own))];
+        lines.extend(self.foreign_marks());
+        lines.extend(["ct direction reply return", "ct status dnat return"].map(str::to_owned));
+        if self.options.dns_hijack {
+            lines.push(format!("{QUESTION} {refusal}"));
         }
         lines.push("fib daddr type multicast return".to_owned());
         lines.extend(self.destinations_past_us());
         lines.extend(self.not_wanted());
-        lines.push("reject with icmpx type admin-prohibited".to_owned());
-        chain("forward", "filter hook forward priority filter", &lines)
+        lines.push(refusal.to_owned());
+        lines
     }
 
     /// Senders that the profile leaves out: one line for each, by the owner of the socket.

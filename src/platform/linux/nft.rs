@@ -219,8 +219,12 @@ fn run(arguments: &[&str], input: &str) -> io::Result<Output> {
     let mut child = spawn(|command| {
         command.args(arguments).stdout(Stdio::piped());
     })?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes())?;
+    if let Some(mut stdin) = child.stdin.take()
+        && let Err(error) = stdin.write_all(input.as_bytes())
+        // It has ended without reading all; its own words say why.
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        return Err(error);
     }
     child.wait_with_output()
 }
