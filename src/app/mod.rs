@@ -21,13 +21,23 @@ pub use run::{gateway_notes, run};
 /// Puts the host back after a crash, as the journal in `state` says; returns what was done, in words.
 /// `namespace_gone`: the network namespace of the crashed run, if it was another than this, exists no more.
 ///
+/// Run by a service manager after a service that failed (`ExecStopPost=`), it leaves a kill switch closed: nobody asked
+/// for the end of that service.
+///
 /// # Errors
 /// A run is going on there, something could not be undone, or the changes were made in another network namespace.
 pub fn cleanup(state: &std::path::Path, namespace_gone: bool) -> anyhow::Result<String> {
-    let report = crate::platform::cleanup(state, namespace_gone)?;
+    let failed = std::env::var("SERVICE_RESULT").ok().filter(|result| result != "success");
+    let report = match &failed {
+        Some(_) => crate::platform::cleanup_closed(state, namespace_gone)?,
+        None => crate::platform::cleanup(state, namespace_gone)?,
+    };
     if report == crate::platform::Report::default() {
         // Whoever looks in the wrong place should see it.
         return Ok(format!("nothing to undo: {} names no change", state.display()));
     }
-    Ok(report.to_string())
+    let because = failed.filter(|_| report.stays_closed).map(|result| {
+        format!(", because the service failed (SERVICE_RESULT={result}); `tunproxy cleanup`, typed by hand, opens it")
+    });
+    Ok(report.to_string() + &because.unwrap_or_default())
 }

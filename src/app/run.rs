@@ -82,12 +82,12 @@ impl Run<'_> {
         let mut signals = Signals::new()?;
         let mut journal = Journal::open(self.state)?;
         if !journal.is_clean() {
-            tell_replayed(&journal.replay()?);
+            tell_replayed(&journal.replay_closed()?);
         }
         // What can fail without a trace on the host comes first.
         let control = Control::bind(self.state)?;
         let listeners = self.listeners()?;
-        let device = if self.profile.tun.enable { Some(self.device()?) } else { None };
+        let device = if self.profile.tun.enable { Some(self.device(&journal)?) } else { None };
         if device.is_none() && listeners.is_empty() && self.profile.dns.listen.is_none() {
             bail!("the profile opens nothing: set tun.enable, a port such as mixed-port, or dns.listen");
         }
@@ -105,8 +105,17 @@ impl Run<'_> {
         // Whoever keeps the journal holds the state directory.
         let (mut applied, held) = match plan {
             Some(plan) => (Some(plan.apply(journal)?), None),
-            None => (None, Some(journal)),
+            None => {
+                journal.replay()?;
+                (None, Some(journal))
+            }
         };
+        if let Some(report) = applied.as_ref().and_then(Applied::taken_over) {
+            tracing::info!(
+                "the kill switch was closed all the time since the earlier run: {} changes",
+                report.restored.len()
+            );
+        }
         for warning in applied.iter().flat_map(|applied| applied.plan().warnings.iter().chain(applied.warnings())) {
             tracing::warn!("{warning}");
         }
@@ -138,7 +147,9 @@ impl Run<'_> {
         answers.abort();
         let _ = answers.await;
         drop(control);
-        let reverted = applied.as_mut().map_or(Ok(()), Applied::revert);
+        // An end that nobody asked for opens no kill switch.
+        let stays = result.is_err() && applied.as_mut().is_some_and(Applied::leave_closed);
+        let reverted = applied.as_mut().filter(|_| !stays).map_or(Ok(()), Applied::revert);
         worker::end(&workers);
         // The state directory is free when the device is gone, and not before.
         drop((applied, held));
@@ -156,13 +167,16 @@ impl Run<'_> {
     }
 
     /// Opens the TUN and works out what it needs of the host.
-    fn device(&self) -> anyhow::Result<Device> {
+    fn device(&self, journal: &Journal) -> anyhow::Result<Device> {
         let mut survey = Survey::take()?;
+        survey.set_aside(&journal.rules());
         let name = self.device_name();
         HostPlan::check_name(name, &survey)?;
         let queues = open_tun(name, workers_wanted()).map_err(|error| explain_tun(name, &error))?;
-        let without_ipv6 = survey.settle_ipv6(name);
-        let mut plan = HostPlan::new(&self.options(name), &survey)?;
+        let options = self.options(name);
+        let shut = (options.strict_route || options.kill_switch) && matches!(survey.nft, NftState::Present { .. });
+        let without_ipv6 = survey.settle_ipv6(name, shut);
+        let mut plan = HostPlan::new(&options, &survey)?;
         plan.warnings.extend(without_ipv6);
         for note in &plan.notes {
             if self.is_gateway() {
@@ -202,6 +216,8 @@ impl Run<'_> {
             include_uid: selection.include_uid,
             exclude_uid: selection.exclude_uid,
             auto_forward: tun.auto_forward,
+            strict_route: tun.strict_route,
+            kill_switch: tun.kill_switch,
             wishes: Wishes {
                 first_priority: Some(tun.rule_index),
                 table: Some(tun.table_index),
@@ -285,7 +301,11 @@ impl Run<'_> {
 /// One line for what an earlier run left; what stays changed is the user's business, the rest is a matter of detail.
 fn tell_replayed(report: &Report) {
     let undone = report.restored.len();
-    tracing::warn!("an earlier run ended without putting the host back; now it is: {undone} changes were left");
+    if report.stays_closed {
+        tracing::warn!("an earlier run ended and left its kill switch closed; it stays closed until ours is");
+    } else {
+        tracing::warn!("an earlier run ended without putting the host back; now it is: {undone} changes were left");
+    }
     for line in &report.left_alone {
         tracing::warn!("left, because it was changed since: {line}");
     }

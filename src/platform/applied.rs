@@ -7,6 +7,8 @@ use std::thread::JoinHandle;
 
 use ipnet::IpNet;
 
+use super::cleanup::Report;
+use super::firewall::Nft;
 use super::imp::nft::{self, OwnedTable};
 use super::imp::{resolv_conf, sysctl};
 use super::journal::{Journal, JournalError};
@@ -17,6 +19,7 @@ use super::routing::{Family, Route, RouteKind, Rule};
 use super::undo::{Undo, Undone};
 use super::{Netlink, NetlinkError, QUEUE_LENGTH, may_administer_network};
 
+mod closing;
 mod release;
 
 /// Why the host could not be changed, or changed back.
@@ -98,6 +101,9 @@ fn advice(error: &NetlinkError) -> String {
     }
 }
 
+/// The refusal of a start, with what to do.
+const NO_KILL_SWITCH: &str = "close the kill switch (without it, set tun.kill-switch: false)";
+
 /// One change of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
@@ -119,8 +125,12 @@ pub enum Step {
 
 impl Step {
     /// Whether a start without it would be no start.
-    fn is_essential(&self) -> bool {
-        !matches!(self, Self::Firewall | Self::Sysctl(_) | Self::Resolver)
+    fn is_essential(&self, plan: &HostPlan) -> bool {
+        match self {
+            Self::Firewall => plan.has_kill_switch(),
+            Self::Sysctl(_) | Self::Resolver => false,
+            Self::Link | Self::Address(_) | Self::Route(_) | Self::Rule(_) => true,
+        }
     }
 }
 
@@ -147,7 +157,7 @@ enum Done {
 }
 
 /// A plan that is true of the host now. Dropping it undoes everything, as [`Applied::revert`] does, but cannot say how
-/// that went.
+/// that went; with a kill switch, which only [`Applied::revert`] opens, it undoes nothing.
 #[derive(Debug)]
 pub struct Applied {
     plan: HostPlan,
@@ -156,6 +166,7 @@ pub struct Applied {
     done: Vec<Done>,
     check: Option<JoinHandle<Result<(), String>>>,
     warnings: Vec<String>,
+    taken_over: Option<Report>,
     reverted: bool,
 }
 
@@ -163,12 +174,13 @@ impl HostPlan {
     /// Makes the plan true: the TUN's own settings, routes, targets and bypasses, the firewall, then what captures
     /// traffic, and the resolver last. Every inverse that could outlive us is on disk before the first act.
     ///
-    /// What the host can do without (firewall, kernel parameters, resolver) costs a warning, not the start.
+    /// What the host can do without (firewall, kernel parameters, resolver) costs a warning, not the start; a kill switch
+    /// cannot be done without. One that a crashed run left closed is taken down when this plan is in force.
     ///
     /// # Errors
     /// The act that failed and what to do. Everything done until then has been undone.
     pub fn apply(self, journal: Journal) -> Result<Applied, HostError> {
-        if !journal.is_clean() {
+        if !journal.is_clean() && !journal.is_closed() {
             return Err(HostError::Leftovers);
         }
         let netlink = Netlink::open()?;
@@ -179,9 +191,10 @@ impl HostPlan {
             done: Vec::new(),
             check: None,
             warnings: Vec::new(),
+            taken_over: None,
             reverted: false,
         };
-        match applied.run() {
+        match applied.run().and_then(|()| applied.take_over()) {
             Ok(()) => Ok(applied),
             Err(why) => match applied.undo_all() {
                 Ok(()) => Err(why),
@@ -234,7 +247,7 @@ impl Applied {
                 (seen.table, seen.to) == (route.table, route.to)
                     && seen.on_link == matches!(route.kind, RouteKind::Device(_))
             }),
-            Step::Firewall => self.done.iter().all(|done| !matches!(done, Done::Firewall(table) if !table.is_loaded())),
+            Step::Firewall => self.firewall_in_place(),
             Step::Sysctl(wanted) => {
                 !self.did(step) || sysctl::read(&wanted.path).is_ok_and(|value| value == wanted.value)
             }
@@ -283,7 +296,7 @@ impl Applied {
                 Err(error) => {
                     // Somebody else may have made just this, so its inverse is not ours to carry out.
                     let mut void: Vec<u64> = undos.iter().filter_map(|(id, _)| *id).collect();
-                    if step.is_essential() {
+                    if step.is_essential(&self.plan) {
                         void.extend(ids);
                         self.journal.void(&void)?;
                         return Err(error);
@@ -309,7 +322,8 @@ impl Applied {
                 }
                 DnsPlan::Untouched | DnsPlan::Resolved { .. } => Vec::new(),
             },
-            Step::Link | Step::Firewall | Step::Sysctl(_) => Vec::new(),
+            Step::Firewall => self.plan.nft.as_ref().and_then(Nft::lasting).map(Undo::Table).into_iter().collect(),
+            Step::Link | Step::Sysctl(_) => Vec::new(),
         }
     }
 
@@ -333,7 +347,8 @@ impl Applied {
                 written.map_err(|source| HostError::io(format!("set {path} to {value}"), source))?;
             }
             Step::Firewall => {
-                return self.load_firewall().map_err(|source| HostError::io("load the firewall table", source));
+                let act = if self.plan.has_kill_switch() { NO_KILL_SWITCH } else { "load the firewall table" };
+                return self.load_firewall().map_err(|source| HostError::io(act, source));
             }
             Step::Resolver => return self.set_resolver(),
         }
@@ -343,7 +358,10 @@ impl Applied {
     fn load_firewall(&mut self) -> io::Result<Option<Done>> {
         let checked = self.check.take().map(JoinHandle::join);
         match checked {
-            Some(Ok(Ok(()))) => Ok(self.plan.nft.as_ref().map(OwnedTable::load).transpose()?.map(Done::Firewall)),
+            Some(Ok(Ok(()))) => match &self.plan.nft {
+                Some(nft) if self.plan.has_kill_switch() => nft::load(nft).map(|()| None),
+                nft => Ok(nft.as_ref().map(OwnedTable::load).transpose()?.map(Done::Firewall)),
+            },
             Some(Ok(Err(why))) => Err(io::Error::other(format!("nft does not take it: {why}"))),
             Some(Err(_)) | None => Err(io::Error::other("it could not be checked")),
         }
@@ -392,10 +410,13 @@ impl Applied {
                 Err(error) => failed.push(error),
             }
         }
-        if failed.is_empty() {
+        if failed.is_empty() && self.journal.is_clean() {
             return Ok(self.journal.clear()?);
         }
         self.journal.void(&void)?;
+        if failed.is_empty() {
+            return Ok(());
+        }
         Err(HostError::NotUndone(failed))
     }
 
@@ -423,6 +444,7 @@ impl Applied {
 impl Drop for Applied {
     fn drop(&mut self) {
         if !self.reverted
+            && !self.leave_closed()
             && let Err(error) = self.undo_all()
         {
             tracing::error!("the host could not be put back: {error}");

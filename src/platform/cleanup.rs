@@ -5,8 +5,9 @@ use std::path::Path;
 
 use super::Netlink;
 use super::applied::HostError;
-use super::journal::{Journal, Origin};
-use super::undo::Undone;
+use super::journal::{Journal, Leftovers, Origin};
+use super::routing::Rule;
+use super::undo::{Undo, Undone};
 
 /// What a clean-up did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -21,6 +22,8 @@ pub struct Report {
     pub died: usize,
     /// How many lines of the journal could not be read (torn by a crash while they were written: not yet acted on).
     pub unreadable: usize,
+    /// The kill switch of the crashed run was left closed, with the rules and routes that belong to it.
+    pub stays_closed: bool,
 }
 
 impl fmt::Display for Report {
@@ -41,6 +44,9 @@ impl fmt::Display for Report {
         if self.unreadable > 0 {
             write!(f, ", {} torn lines skipped", self.unreadable)?;
         }
+        if self.stays_closed {
+            f.write_str("\nthe kill switch stays closed: nothing but the LAN is reached until the next start")?;
+        }
         Ok(())
     }
 }
@@ -54,20 +60,61 @@ impl fmt::Display for Report {
 /// A run is going on there, the journal is a newer version's, something could not be undone (it stays journalled), or
 /// [`HostError::Elsewhere`].
 pub fn cleanup(state_dir: &Path, namespace_gone: bool) -> Result<Report, HostError> {
+    opened(state_dir, namespace_gone)?.replay()
+}
+
+/// The same, but a kill switch stays closed, because nobody asked for the end of the run.
+///
+/// # Errors
+/// As [`cleanup`].
+pub fn cleanup_closed(state_dir: &Path, namespace_gone: bool) -> Result<Report, HostError> {
+    opened(state_dir, namespace_gone)?.replay_closed()
+}
+
+fn opened(state_dir: &Path, namespace_gone: bool) -> Result<Journal, HostError> {
     let mut journal = Journal::open(state_dir)?;
     if namespace_gone && matches!(journal.leftovers.origin, Origin::Elsewhere(_)) {
         journal.leftovers.origin = Origin::Gone;
     }
-    journal.replay()
+    Ok(journal)
 }
 
 impl Journal {
+    /// Whether an earlier run left its kill switch closed here.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        let table = |(_, undo): &(u64, Undo)| matches!(undo, Undo::Table(_));
+        self.leftovers.origin == Origin::Here && self.leftovers.undos.iter().any(table)
+    }
+
+    /// The rules that an earlier run left, as far as the journal knows.
+    #[must_use]
+    pub fn rules(&self) -> Vec<Rule> {
+        let rule = |(_, undo): &(u64, Undo)| match undo {
+            Undo::Rule(rule) => Some(rule.clone()),
+            _ => None,
+        };
+        self.leftovers.undos.iter().filter_map(rule).collect()
+    }
+
     /// Undoes what an earlier run left, last change first, and forgets it.
     ///
     /// # Errors
     /// What could not be undone; it stays in the journal, and the next replay tries again. [`HostError::Elsewhere`]:
     /// nothing was done.
     pub fn replay(&mut self) -> Result<Report, HostError> {
+        self.replay_but(|_| false)
+    }
+
+    /// The same, except that a closed kill switch stays as it is, and in the journal.
+    ///
+    /// # Errors
+    /// As [`Journal::replay`].
+    pub fn replay_closed(&mut self) -> Result<Report, HostError> {
+        if self.is_closed() { self.replay_but(Undo::closes) } else { self.replay() }
+    }
+
+    fn replay_but(&mut self, stays: impl Fn(&Undo) -> bool) -> Result<Report, HostError> {
         if let Origin::Elsewhere(namespace) = self.leftovers.origin
             && self.leftovers.undos.iter().any(|(_, undo)| !undo.outlives_kernel())
         {
@@ -75,32 +122,39 @@ impl Journal {
         }
         let leftovers = std::mem::take(&mut self.leftovers);
         let mut report = Report { unreadable: leftovers.unreadable, ..Report::default() };
-        let mut failed = Vec::new();
-        let mut kept = Vec::new();
+        let (mut failed, mut kept, mut void) = (Vec::new(), Vec::new(), Vec::new());
         if !leftovers.undos.is_empty() {
             let mut netlink = Netlink::open()?;
             for (id, undo) in leftovers.undos.into_iter().rev() {
                 if leftovers.origin != Origin::Here && !undo.outlives_kernel() {
                     report.died += 1;
+                    void.push(id);
                     continue;
                 }
+                if stays(&undo) {
+                    report.stays_closed = true;
+                    kept.push((id, undo));
+                    continue;
+                }
+                void.push(id);
                 match undo.perform(&mut netlink) {
                     Ok(Undone::Restored) => report.restored.push(undo.to_string()),
                     Ok(Undone::AlreadyGone) => report.already_gone += 1,
                     Ok(Undone::LeftAlone) => report.left_alone.push(undo.to_string()),
                     Err(error) => {
                         failed.push(error.to_string());
+                        void.pop();
                         kept.push((id, undo));
                     }
                 }
             }
         }
+        kept.reverse();
+        self.leftovers = Leftovers { undos: kept, origin: leftovers.origin, unreadable: 0 };
         if failed.is_empty() {
-            self.clear()?;
+            self.forget(&void)?;
             return Ok(report);
         }
-        kept.reverse();
-        self.leftovers.undos = kept;
         Err(HostError::NotUndone(failed))
     }
 }

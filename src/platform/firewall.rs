@@ -4,7 +4,12 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
+mod kill_switch;
+pub(super) mod ruleset;
+
+use super::closed;
 use super::plan::HostOptions;
 use super::routing::{Link, MarkMatch};
 use super::survey::{NftState, Numbers, Survey};
@@ -28,6 +33,18 @@ pub struct Nft {
     pub table: String,
     /// What nft is told. Each statement ends in a semicolon, so that line breaks do not matter.
     pub text: String,
+    /// Of a kill switch: what the tables say of themselves, by which they are known as ours. They stay when we are gone;
+    /// tables without it go with us.
+    pub comment: Option<String>,
+}
+
+/// Tables (inet and arp) that stay until somebody takes them down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct TableId {
+    /// Their name.
+    pub(super) name: String,
+    /// What they say of themselves. A table of that name without it is somebody else's.
+    pub(super) comment: String,
 }
 
 /// Writes the table, or says why there can be none.
@@ -39,26 +56,28 @@ pub(super) fn nft(options: &HostOptions, numbers: &Numbers, survey: &Survey) -> 
     let names = std::iter::once("tunproxy".to_owned()).chain((1..).map(|n| format!("tunproxy{n}")));
     let table = names.into_iter().find(|name| !taken.contains(name)).unwrap_or_default();
     let writer = Writer { options, numbers, survey };
-    let mut text = opened("inet", &table);
+    let comment = options.kill_switch.then(|| format!("kill switch of {}", options.tun));
+    let mut text = opened("inet", &table, comment.as_deref());
     for chain in writer.chains() {
         text.push_str(&chain);
     }
     text.push_str("};\n");
     let v4 = writer.tun_addresses(false);
     if !v4.is_empty() {
-        text.push_str(&opened("arp", &table));
+        text.push_str(&opened("arp", &table, comment.as_deref()));
         text.push_str("  chain closed { type filter hook input priority 0; policy accept;\n");
         for address in v4 {
             let _ = writeln!(text, "    iifname != {} arp daddr ip {address} drop;", quoted(&options.tun));
         }
         text.push_str("  };\n};\n");
     }
-    Ok(Nft { table, text })
+    Ok(Nft { table, text, comment })
 }
 
 /// "create" fails where a table of that name exists, but takes no chains along (nft 1.0.6 drops them without a word).
-fn opened(family: &str, table: &str) -> String {
-    format!("create table {family} {table} {{ flags owner; }};\ntable {family} {table} {{ flags owner;\n")
+fn opened(family: &str, table: &str, comment: Option<&str>) -> String {
+    let nature = comment.map_or("flags owner;".to_owned(), |comment| format!("comment {};", quoted(comment)));
+    format!("create table {family} {table} {{ {nature} }};\ntable {family} {table} {{ {nature}\n")
 }
 
 struct Writer<'a> {
@@ -68,6 +87,11 @@ struct Writer<'a> {
 }
 
 impl Nft {
+    /// How to find the tables again when we are gone, if they are then still there.
+    pub(super) fn lasting(&self) -> Option<TableId> {
+        self.comment.clone().map(|comment| TableId { name: self.table.clone(), comment })
+    }
+
     /// The names of the chains of the inet table.
     pub(super) fn chains(&self) -> impl Iterator<Item = &str> {
         let inet = self.text.split("table arp ").next().unwrap_or_default();
@@ -79,8 +103,18 @@ impl Writer<'_> {
     fn chains(&self) -> Vec<String> {
         let mut chains = vec![self.entrance(), self.forwarded_replies(), self.after_port_forward()];
         chains.extend(self.answers_leave_as_asked());
-        chains.extend(self.capture_dns());
-        chains.extend([self.reroute(), self.caught()]);
+        let own = self.options.takes_own_traffic();
+        if self.options.kill_switch {
+            let reroute = if own { self.reroute_all() } else { self.reroute() };
+            chains.extend([reroute, self.caught(), self.forward()]);
+        } else {
+            chains.extend(self.capture_dns());
+            chains.extend([self.reroute(), self.caught()]);
+        }
+        if closed::shuts_ipv6(self.options, self.survey) {
+            chains.extend(own.then(|| self.shut()));
+            chains.push(self.shut_forward());
+        }
         chains.extend(self.lan_dns());
         chains
     }
@@ -127,7 +161,7 @@ impl Writer<'_> {
             vec![OTHER_THAN_UDP.to_owned(), FROM_LOOPBACK.to_owned(), format!("{} return", self.iif_tun())];
         // A spoofed answer from port 53 must not open a hole for our own questions.
         remember.push("udp sport 53 return".to_owned());
-        let mut resource = vec![OTHER_THAN_UDP.to_owned(), format!("oif != {} return", quoted(&self.options.tun))];
+        let mut resource = vec![OTHER_THAN_UDP.to_owned(), format!("{} return", self.oif_tun("!= "))];
         for (number, address) in self.local_addresses().into_iter().enumerate() {
             let (family, kind) = (family(address), if address.is_ipv4() { "ipv4_addr" } else { "ipv6_addr" });
             sets.push(format!(
@@ -158,14 +192,7 @@ impl Writer<'_> {
 
     /// Replies never enter the TUN. What is left at the end may be a question.
     fn reroute(&self) -> String {
-        let (tun, own) = (quoted(&self.options.tun), self.numbers.own);
-        let mut lines = vec![
-            format!("{} return", has_mark(own)),
-            "oif \"lo\" return".to_owned(),
-            format!("oif {tun} ct direction reply {} return", set_mark(own)),
-            format!("oif {tun} return"),
-        ];
-        lines.extend(self.survey.foreign_marks().into_iter().map(|mark| format!("{} return", has_mark(mark))));
+        let mut lines = self.passes();
         lines.push("ct direction reply return".to_owned());
         if self.options.dns_hijack && self.options.takes_own_traffic() {
             lines.extend(self.users_left_out());
@@ -181,10 +208,28 @@ impl Writer<'_> {
         (!ranges.is_empty()).then(|| format!("meta skuid {{ {} }} return", ranges.join(", ")))
     }
 
+    /// What this host sends and nobody has to look at again: our own, what is on its way already, and the carriers of
+    /// others.
+    fn passes(&self) -> Vec<String> {
+        let own = self.numbers.own;
+        let mut lines = vec![
+            format!("{} return", has_mark(own)),
+            "oif \"lo\" return".to_owned(),
+            format!("{} ct direction reply {} return", self.oif_tun(""), set_mark(own)),
+            format!("{} return", self.oif_tun("")),
+        ];
+        lines.extend(self.foreign_marks());
+        lines
+    }
+
+    fn foreign_marks(&self) -> impl Iterator<Item = String> {
+        self.survey.foreign_marks().into_iter().map(|mark| format!("{} return", has_mark(mark)))
+    }
+
     /// What was to be captured and cannot be moved (SO_BINDTODEVICE) stays inside. Only here is the new way known.
     fn caught(&self) -> String {
-        let (tun, mark) = (quoted(&self.options.tun), self.numbers.capture.mark);
-        let line = format!("meta mark & {mark:#x} != 0 oif != {tun} meta skuid >= 0 counter drop");
+        let mark = self.numbers.capture.mark;
+        let line = format!("meta mark & {mark:#x} != 0 {} meta skuid >= 0 counter drop", self.oif_tun("!= "));
         chain("caught", "filter hook postrouting priority mangle", &[line])
     }
 
@@ -209,9 +254,18 @@ impl Writer<'_> {
         Some(chain("lan_dns", "nat hook prerouting priority dstnat", &lines))
     }
 
-    /// The TUN by its number, which costs a packet less than the name and is its own for as long as this table stands.
     fn iif_tun(&self) -> String {
-        format!("iif {}", quoted(&self.options.tun))
+        format!("iif{} {}", self.by(), quoted(&self.options.tun))
+    }
+
+    fn oif_tun(&self, comparison: &str) -> String {
+        format!("oif{} {comparison}{}", self.by(), quoted(&self.options.tun))
+    }
+
+    /// The TUN is meant by its number, which costs a packet less than the name, where the table goes with it. A kill
+    /// switch outlives it, and the number may become another interface's.
+    fn by(&self) -> &'static str {
+        if self.options.kill_switch { "name" } else { "" }
     }
 
     /// The names of the uplinks, and those of all other links but loopback and the TUN.
@@ -274,46 +328,6 @@ fn has_mark(mark: MarkMatch) -> String {
     }
 }
 
-/// Every bit of a mark that `ruleset`, as `nft list ruleset` prints it, reads or writes.
-pub(super) fn mark_bits(ruleset: &str) -> u32 {
-    ruleset.lines().filter_map(|line| line.split_once("mark ")).fold(0, |bits, (_, rest)| {
-        let rest = rest.split(" counter").next().unwrap_or_default();
-        rest.split(|it: char| !it.is_ascii_alphanumeric()).filter_map(number).fold(bits, |bits, number| {
-            // "mark & 0xffffbfff | 0x4000" touches the bits that its first number leaves out.
-            bits | if number.count_ones() > 16 { !number } else { number }
-        })
-    })
-}
-
-fn number(word: &str) -> Option<u32> {
-    match word.strip_prefix("0x") {
-        Some(hex) => u32::from_str_radix(hex, 16).ok(),
-        None => word.parse().ok(),
-    }
-}
-
-/// The names of the tables in `ruleset`.
-pub(super) fn table_names(ruleset: &str) -> impl Iterator<Item = String> {
-    // Tables stand at the left edge: "table inet filter {".
-    ruleset.lines().filter_map(|line| line.strip_prefix("table ")?.split(' ').nth(1).map(str::to_owned))
-}
-
-/// Chains on the forward hook that drop by policy, as `family table chain`.
-pub(super) fn dropping_forward(ruleset: &str) -> Vec<String> {
-    let (mut table, mut chain, mut found) = ("", "", Vec::new());
-    for line in ruleset.lines() {
-        let words = line.trim();
-        if let Some(rest) = line.strip_prefix("table ") {
-            table = rest.split(" {").next().unwrap_or_default();
-        } else if let Some(rest) = words.strip_prefix("chain ") {
-            chain = rest.trim_end_matches(" {");
-        } else if words.starts_with("type ") && words.contains("hook forward ") && words.contains("policy drop") {
-            found.push(format!("{table} {chain}"));
-        }
-    }
-    found
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -321,29 +335,8 @@ mod tests {
     use crate::platform::survey::Wishes;
     use crate::platform::survey::tests::plain;
 
-    const RULESET: &str = "table ip filter {
-\tchain FORWARD {
-\t\ttype filter hook forward priority filter; policy drop;
-\t\tmeta mark & 0x00004000 == 0x00004000 counter packets 7 bytes 9 drop
-\t}
-\tchain MASQ {
-\t\tmeta mark set meta mark & 0xffffbfff | 0x00080000
-\t\tct mark 51820 accept
-\t}
-}
-table inet tunproxy {
-}
-";
-
     fn written(options: &HostOptions, survey: &Survey) -> Nft {
         nft(options, &survey.numbers(&Wishes::default()).unwrap(), survey).unwrap()
-    }
-
-    #[test]
-    fn a_ruleset_gives_up_its_tables_marks_and_dropping_chains() {
-        assert_eq!(table_names(RULESET).collect::<Vec<_>>(), ["filter", "tunproxy"]);
-        assert_eq!(mark_bits(RULESET), 0x4000 | 0x80000 | 51820);
-        assert_eq!(dropping_forward(RULESET), ["ip filter FORWARD"]);
     }
 
     #[test]

@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::undo::Undo;
 
-/// The version that this program writes, and the only one that it reads.
-const VERSION: u32 = 1;
+/// The version that this program writes: one that only knew the first would pass over a kill switch's table.
+const VERSION: u32 = 2;
+/// The oldest that it reads, and there is none between.
+const OLDEST: u32 = 1;
 const MAGIC: &str = "tunproxy-journal";
 
 /// Why the journal cannot be used.
@@ -30,14 +32,32 @@ pub enum JournalError {
     },
     /// A newer program wrote it.
     #[error(
-        "{} is of version {found}, this program knows version {VERSION}: run `cleanup` with the version that wrote it, \
-         or reboot and delete the file", path.display()
+        "{} is of version {found}, this program knows versions {OLDEST} to {VERSION}: run `cleanup` with the version that \
+         wrote it, or reboot and delete the file", path.display()
     )]
     Version {
         /// The journal.
         path: PathBuf,
         /// Its version.
         found: String,
+    },
+    /// Somebody changed a line, or the disk did.
+    #[error(
+        "line {line} of {} is not as it was written: it was edited, or the disk is damaged. Nothing was undone. Put the \
+         line back; or undo by hand what the file tells (`ip rule`, `ip route`, `nft list ruleset`, /etc/resolv.conf), or \
+         reboot, which leaves of all that only /etc/resolv.conf; then delete the file", path.display()
+    )]
+    Edited {
+        /// The journal.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+    },
+    /// It does not begin as a journal does.
+    #[error("{} is no journal of this program: look what it is, and move it away", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
     },
     /// The file system refuses.
     #[error("{act} {}: {source}", path.display())]
@@ -117,7 +137,11 @@ pub(super) struct Leftovers {
 pub struct Journal {
     path: PathBuf,
     file: Option<File>,
+    /// Where the last whole line that counts ends, in bytes from the beginning; 0 where a new file is to be made.
+    whole: u64,
     next: u64,
+    /// Changes of this run are in it.
+    recorded: bool,
     pub(super) leftovers: Leftovers,
     _lock: Flock<File>,
 }
@@ -132,7 +156,7 @@ impl Journal {
             let path = path.to_owned();
             move |source| JournalError::Io { act, path, source }
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(io("create", state_dir))?;
+        make_directory(state_dir).map_err(io("create", state_dir))?;
         let lock = lock(state_dir)?;
         let path = state_dir.join("journal");
         let bytes = match fs::read(&path) {
@@ -142,7 +166,10 @@ impl Journal {
         };
         let leftovers = read(&path, &bytes)?;
         let next = leftovers.undos.iter().map(|(id, _)| id + 1).max().unwrap_or(0);
-        Ok(Self { path, file: None, next, leftovers, _lock: lock })
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at as u64 + 1);
+        // What names no change is not gone on with: it may be of another boot.
+        let whole = if leftovers.undos.is_empty() { 0 } else { whole };
+        Ok(Self { path, file: None, whole, next, recorded: false, leftovers, _lock: lock })
     }
 
     /// Where the journal is.
@@ -159,6 +186,8 @@ impl Journal {
     /// Writes how to undo what comes next, and returns once it is on the disk.
     pub(super) fn record<'a>(&mut self, undos: impl IntoIterator<Item = &'a Undo>) -> Result<Vec<u64>, JournalError> {
         let first = self.next;
+        // Set before, so that a failed write does not let a clean-up take the file for its own.
+        self.recorded = true;
         let mut lines = String::new();
         for undo in undos {
             lines.push_str(&line(&Record::Undo { id: self.next, undo: undo.clone() }));
@@ -174,10 +203,16 @@ impl Journal {
         self.append(&lines)
     }
 
+    /// Takes leftovers back that are undone, and the file where nothing else is in it.
+    pub(super) fn forget(&mut self, ids: &[u64]) -> Result<(), JournalError> {
+        if self.is_clean() && !self.recorded { self.clear() } else { self.void(ids) }
+    }
+
     /// Forgets everything: all of it is undone.
     pub(super) fn clear(&mut self) -> Result<(), JournalError> {
         self.file = None;
         self.leftovers = Leftovers::default();
+        (self.recorded, self.whole) = (false, 0);
         let removed = match fs::remove_file(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
@@ -191,10 +226,10 @@ impl Journal {
         }
         let file = match self.file.take() {
             Some(file) => Ok(file),
-            None if self.is_clean() => self.create(),
-            None => OpenOptions::new().append(true).open(&self.path).and_then(|mut file| {
+            None if self.whole == 0 => self.create(),
+            None => OpenOptions::new().append(true).open(&self.path).and_then(|file| {
                 // A torn last line must not swallow what comes after it.
-                file.write_all(b"\n")?;
+                file.set_len(self.whole)?;
                 Ok(file)
             }),
         };
@@ -204,18 +239,21 @@ impl Journal {
             Ok(file)
         });
         self.file = Some(written.map_err(|source| self.failed("write", source))?);
+        self.whole += lines.len() as u64;
         Ok(())
     }
 
     /// Makes the file with its first line, whole or not at all.
-    fn create(&self) -> io::Result<File> {
+    fn create(&mut self) -> io::Result<File> {
         let new = self.path.with_extension("new");
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         let place = serde_json::to_string(&Place::here()).map_err(io::Error::other)?;
-        writeln!(file, "{MAGIC} {VERSION} {place}")?;
+        let header = format!("{MAGIC} {VERSION} {place}\n");
+        file.write_all(header.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, &self.path)?;
         self.sync_directory()?;
+        self.whole = header.len() as u64;
         Ok(file)
     }
 
@@ -226,6 +264,16 @@ impl Journal {
     fn failed(&self, act: &'static str, source: io::Error) -> JournalError {
         JournalError::Io { act, path: self.path.clone(), source }
     }
+}
+
+/// Makes the state directory (mode 0700) and those above it, so that they are still there after a power loss.
+fn make_directory(state_dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = state_dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir)?;
+    for parent in missing.into_iter().filter_map(Path::parent).filter(|parent| parent.is_dir()) {
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Takes the state directory for this process, for as long as the file lives.
@@ -251,28 +299,42 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, JournalError> {
     }
 }
 
-/// Reads a journal. A line that was torn, or whose bytes rotted, is counted and left out.
+/// Reads a journal. What a crash tore is counted and left out; what somebody edited is refused.
 fn read(path: &Path, bytes: &[u8]) -> Result<Leftovers, JournalError> {
-    let text = String::from_utf8_lossy(bytes);
-    let mut lines = text.lines();
-    let Some(header) = lines.next() else {
+    if bytes.is_empty() {
         return Ok(Leftovers::default());
-    };
-    let mut words = header.splitn(3, ' ');
-    let (magic, version) = (words.next(), words.next().unwrap_or_default());
-    if magic != Some(MAGIC) || version != VERSION.to_string() {
-        return Err(JournalError::Version { path: path.to_owned(), found: version.to_owned() });
+    }
+    let path = || path.to_owned();
+    // The file appears with its first line or not at all, so a crash cannot have torn that.
+    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or_else(|| JournalError::Foreign { path: path() })?;
+    let (header, records) = bytes.split_at(end + 1);
+    let header = String::from_utf8_lossy(header);
+    let mut words = header.trim_end().splitn(3, ' ');
+    if words.next() != Some(MAGIC) {
+        return Err(JournalError::Foreign { path: path() });
+    }
+    let version = words.next().unwrap_or_default();
+    if ![OLDEST, VERSION].iter().any(|known| known.to_string() == version) {
+        return Err(JournalError::Version { path: path(), found: version.to_owned() });
     }
     let place: Option<Place> = words.next().and_then(|place| serde_json::from_str(place).ok());
     let mut leftovers = Leftovers { origin: Origin::of(place.as_ref()), ..Leftovers::default() };
-    for line in lines.filter(|line| !line.is_empty()) {
-        match parse(line) {
+    for (number, line) in records.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        match std::str::from_utf8(line).ok().and_then(|line| parse(line.trim_end())) {
             Some(Record::Undo { id, undo }) => leftovers.undos.push((id, undo)),
             Some(Record::Void { id }) => leftovers.undos.retain(|(other, _)| *other != id),
-            None => leftovers.unreadable += 1,
+            None if line == b"\n" => {}
+            // The first version went on behind a torn line.
+            None if is_torn(line) || version == OLDEST.to_string() => leftovers.unreadable += 1,
+            None => return Err(JournalError::Edited { path: path(), line: number + 2 }),
         }
     }
     Ok(leftovers)
+}
+
+/// Whether a crash can have made this of a line: its end is missing, or its block never came to the disk.
+fn is_torn(line: &[u8]) -> bool {
+    !line.ends_with(b"\n") || line.contains(&0)
 }
 
 /// A record with its checksum in front and a line break behind.
@@ -294,115 +356,4 @@ fn checksum(bytes: &[u8]) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::platform::routing::{Family, Rule, RuleAction};
-    use proptest::prelude::*;
-
-    fn undo(priority: u32) -> Undo {
-        Undo::Rule(Rule::new(Family::V4, priority, RuleAction::Nop))
-    }
-
-    fn written(undos: u32) -> (tempfile::TempDir, Vec<u8>) {
-        let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap();
-        journal.record(&(0..undos).map(undo).collect::<Vec<_>>()).unwrap();
-        let bytes = fs::read(dir.path().join("journal")).unwrap();
-        (dir, bytes)
-    }
-
-    #[test]
-    fn what_is_recorded_is_there_after_a_crash() {
-        let (dir, _) = written(3);
-        let journal = Journal::open(dir.path()).unwrap();
-        assert!(!journal.is_clean() && journal.leftovers.origin == Origin::Here);
-        assert_eq!(journal.leftovers.undos, (0..3).map(|n| (u64::from(n), undo(n))).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn a_voided_record_and_a_cleared_journal_leave_nothing() {
-        let (dir, _) = written(3);
-        let mut journal = Journal::open(dir.path()).unwrap();
-        journal.void(&[0, 2]).unwrap();
-        drop(journal);
-        let mut journal = Journal::open(dir.path()).unwrap();
-        assert_eq!(journal.leftovers.undos, [(1, undo(1))]);
-        journal.clear().unwrap();
-        drop(journal);
-        assert!(Journal::open(dir.path()).unwrap().is_clean());
-        assert!(!dir.path().join("journal").exists());
-    }
-
-    #[test]
-    fn a_state_directory_serves_one_run_at_a_time() {
-        let (dir, _) = written(1);
-        let first = Journal::open(dir.path()).unwrap();
-        let Err(JournalError::Locked { pid, .. }) = Journal::open(dir.path()) else { panic!("not locked") };
-        assert_eq!(pid, std::process::id().to_string());
-        drop(first);
-        Journal::open(dir.path()).unwrap();
-    }
-
-    #[test]
-    fn a_journal_of_an_unknown_version_is_refused_with_what_to_do() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("journal"), "tunproxy-journal 2 {}\n").unwrap();
-        let error = Journal::open(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("version 2") && error.contains("reboot"), "{error}");
-    }
-
-    #[test]
-    fn what_another_boot_left_is_known_as_such() {
-        let (dir, bytes) = written(1);
-        let text = String::from_utf8(bytes).unwrap().replacen("\"boot\":\"", "\"boot\":\"x", 1);
-        fs::write(dir.path().join("journal"), text).unwrap();
-        assert_eq!(Journal::open(dir.path()).unwrap().leftovers.origin, Origin::Gone);
-    }
-
-    #[test]
-    fn what_another_network_namespace_of_this_boot_holds_is_not_taken_for_dead() {
-        let (dir, bytes) = written(1);
-        let text = String::from_utf8(bytes).unwrap();
-        let path = dir.path().join("journal");
-        fs::write(&path, text.replacen("\"namespace\":", "\"namespace\":9", 1)).unwrap();
-        let origin = Journal::open(dir.path()).unwrap().leftovers.origin;
-        assert!(matches!(origin, Origin::Elsewhere(Some(_))), "{origin:?}");
-        let (_, records) = text.split_once('\n').unwrap();
-        fs::write(&path, format!("{MAGIC} {VERSION} garbled\n{records}")).unwrap();
-        assert_eq!(Journal::open(dir.path()).unwrap().leftovers.origin, Origin::Elsewhere(None));
-    }
-
-    #[test]
-    fn records_after_a_torn_line_are_read() {
-        let (dir, bytes) = written(2);
-        fs::write(dir.path().join("journal"), &bytes[..bytes.len() - 5]).unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap();
-        journal.record([&undo(7)]).unwrap();
-        drop(journal);
-        let journal = Journal::open(dir.path()).unwrap();
-        assert_eq!(journal.leftovers.undos, [(0, undo(0)), (1, undo(7))]);
-        assert_eq!(journal.leftovers.unreadable, 1);
-    }
-
-    proptest! {
-        #[test]
-        fn a_journal_torn_anywhere_gives_a_prefix_of_what_was_written(cut in 0usize..2000) {
-            let (dir, bytes) = written(5);
-            let header = bytes.iter().position(|byte| *byte == b'\n').unwrap();
-            let cut = cut.clamp(header, bytes.len());
-            fs::write(dir.path().join("journal"), &bytes[..cut]).unwrap();
-            let leftovers = Journal::open(dir.path()).unwrap().leftovers;
-            for (n, (id, found)) in (0u32..).zip(&leftovers.undos) {
-                prop_assert_eq!((*id, found), (u64::from(n), &undo(n)));
-            }
-            prop_assert!(leftovers.unreadable <= 1);
-        }
-
-        #[test]
-        fn no_bytes_make_the_reader_panic(bytes: Vec<u8>) {
-            let mut text = b"tunproxy-journal 1 {}\n".to_vec();
-            text.extend(bytes);
-            let _ = read(Path::new("journal"), &text);
-        }
-    }
-}
+mod tests;

@@ -40,7 +40,7 @@ mod offset {
 
 /// Ranges for which the main table is asked first, though only for routes longer than the range itself: a /1 that
 /// some DHCP server hands out covers them too (TunnelVision). RFC 1918, 3927, 6598, 4193, 4291.
-const PRIVATE: [&str; 7] =
+pub(super) const PRIVATE: [&str; 7] =
     ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10", "fc00::/7", "fe80::/10"];
 /// Ranges that never leave the link and need its ordinary routes.
 const MULTICAST: [&str; 3] = ["224.0.0.0/4", "255.255.255.255/32", "ff00::/8"];

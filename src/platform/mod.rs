@@ -4,6 +4,7 @@
 
 mod applied;
 mod cleanup;
+mod closed;
 mod dialer;
 mod firewall;
 mod journal;
@@ -26,7 +27,7 @@ use linux as imp;
 const QUEUE_LENGTH: u32 = 4096;
 
 pub use applied::{Applied, HostError, Step};
-pub use cleanup::{Report, cleanup};
+pub use cleanup::{Report, cleanup, cleanup_closed};
 pub use dialer::{Dialer, Fwmark, UdpSocket, descriptors_for_flows, is_spare};
 pub use firewall::Nft;
 pub use imp::capability::may_administer_network;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Fwmark;
+use super::closed;
 use super::firewall::{self, Nft};
 use super::layout;
 use super::resolver::{self, DnsPlan};
@@ -52,6 +53,10 @@ pub struct HostOptions {
     pub exclude_uid: Vec<(u32, u32)>,
     /// Switch the host's forwarding on.
     pub auto_forward: bool,
+    /// A family that the TUN cannot have is unreachable.
+    pub strict_route: bool,
+    /// Nothing leaves past the TUN, whether we run or not, until somebody asks for the end of the run.
+    pub kill_switch: bool,
     /// Numbers to take if they are free.
     pub wishes: Wishes,
 }
@@ -80,6 +85,12 @@ pub enum PlanError {
     /// The name cannot be an interface's.
     #[error("{0:?} cannot name an interface: 1 to 15 letters, digits, '-', '_', '.' or ':'")]
     BadName(String),
+    /// There is no firewall to close.
+    #[error(
+        "tun.kill-switch cannot be had without nftables ({0}): install it (apt install nftables), or set \
+         tun.kill-switch: false. Nothing was changed"
+    )]
+    NoKillSwitch(String),
     /// Numbers have run out.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
@@ -152,7 +163,7 @@ impl HostPlan {
             plan.warnings.push(format!("an MTU of {mtu} is too small for IPv6; taking {SMALLEST_MTU} instead"));
         }
         if options.auto_route {
-            plan.route(options, survey);
+            plan.route(options, survey)?;
         }
         Ok(plan)
     }
@@ -175,13 +186,18 @@ impl HostPlan {
         Fwmark(self.numbers.own.mark)
     }
 
-    fn route(&mut self, options: &HostOptions, survey: &Survey) {
+    fn route(&mut self, options: &HostOptions, survey: &Survey) -> Result<(), PlanError> {
         let numbers = self.numbers;
         self.routes = layout::routes(options, &numbers, survey.ipv6);
+        self.routes.extend(closed::refusals(options, &self.routes));
         self.rules = layout::in_order_of_installation(layout::rules(options, &numbers, survey), &numbers);
         match firewall::nft(options, &numbers, survey) {
             Ok(nft) => self.nft = Some(nft),
-            Err(why) => self.warnings.push(without_nft(&why, options)),
+            Err(why) if options.kill_switch => return Err(PlanError::NoKillSwitch(why)),
+            Err(why) => {
+                self.warnings.push(without_nft(&why, options));
+                self.warnings.extend(closed::open_ipv6(options, survey));
+            }
         }
         if options.dns_hijack && options.takes_own_traffic() {
             self.dns = resolver::plan(survey.resolv_conf.as_deref(), survey.resolved, &options.dns_servers);
@@ -192,6 +208,7 @@ impl HostPlan {
         self.sysctls.extend(strict_uplinks(options, survey));
         self.notes.extend(gateway_notes(options, survey));
         self.warnings.extend(rules_before_ours(self.numbers.first_priority, survey));
+        Ok(())
     }
 }
 
@@ -373,6 +390,8 @@ pub(super) mod tests {
             include_uid: Vec::new(),
             exclude_uid: Vec::new(),
             auto_forward: false,
+            strict_route: false,
+            kill_switch: false,
             wishes: Wishes::default(),
         }
     }

@@ -66,6 +66,8 @@ pub enum RouteKind {
     Device(String),
     /// Out of this table: the look-up goes on with the next rule.
     Throw,
+    /// Nowhere: whoever sends is told so at once (EHOSTUNREACH; of others, ICMP).
+    Unreachable,
 }
 
 /// One route of ours.
@@ -86,6 +88,7 @@ impl fmt::Display for Route {
         match &self.kind {
             RouteKind::Device(device) => write!(f, "{} dev {device} table {}", self.to, self.table),
             RouteKind::Throw => write!(f, "throw {} table {}", self.to, self.table),
+            RouteKind::Unreachable => write!(f, "unreachable {} table {}", self.to, self.table),
         }
     }
 }

@@ -58,8 +58,11 @@ pub struct Survey {
     pub links: Vec<Link>,
     /// The addresses, with the index of the interface that holds each.
     pub addresses: Vec<(u32, IpNet)>,
-    /// All rules of both families.
+    /// All rules of both families, except those of `aside`.
     pub rules: Vec<Rule>,
+    /// Rules of a crashed run of ours that still stand ([`Survey::set_aside`]): their numbers are in use, and their marks
+    /// are nobody's choice of a path.
+    pub aside: Vec<Rule>,
     /// Default routes of any table, and the on-link routes of the main table.
     pub routes: Vec<SeenRoute>,
     /// Tables that hold any route.
@@ -70,6 +73,10 @@ pub struct Survey {
     pub parameters: Parameters,
     /// The kernel knows IPv6, and nothing keeps the TUN from having it ([`Survey::settle_ipv6`]).
     pub ipv6: bool,
+    /// The kernel knows IPv6: interfaces may have it, whether the TUN can or not.
+    pub kernel_ipv6: bool,
+    /// TCP ports that somebody listens on.
+    pub listening: BTreeSet<u16>,
     /// The text of /etc/resolv.conf; `None` when there is none to read.
     pub resolv_conf: Option<String>,
     /// systemd-resolved runs.
@@ -129,17 +136,32 @@ impl Survey {
 
     /// Tries whether the TUN called `tun`, which must be there, can have IPv6, and takes note for the plan. A kernel
     /// without, or a container whose new interfaces have it switched off and whose /proc/sys is read-only, lets nobody
-    /// add an address of it: IPv4 is then taken alone. Returns what that costs, where it was not plain before.
+    /// add an address of it: IPv4 is then taken alone. Returns what that costs, where it was not plain before. `shut`:
+    /// what cannot be taken is to be unreachable.
     ///
     /// What it sets goes with the TUN.
-    pub fn settle_ipv6(&mut self, tun: &str) -> Option<String> {
+    pub fn settle_ipv6(&mut self, tun: &str, shut: bool) -> Option<String> {
         let path = of_interface("ipv6", tun, "disable_ipv6");
         let error = imp::sysctl::write(&path, "0").err().filter(|_| self.ipv6)?;
         self.ipv6 = false;
+        let becomes =
+            if shut { "is unreachable" } else { "goes past the rules; tun.strict-route makes it unreachable" };
         Some(format!(
             "IPv6 cannot be switched on for the TUN (set {path} to 0: {error}): only IPv4 is taken, names get no IPv6 \
-             addresses from us, and IPv6, where this host has it, goes past the rules"
+             addresses from us, and IPv6, where this host has it, {becomes}"
         ))
+    }
+
+    /// Sets rules apart that a crashed run of ours left and that stand until the next run is in force.
+    pub fn set_aside(&mut self, ours: &[Rule]) {
+        let (aside, rules) = std::mem::take(&mut self.rules).into_iter().partition(|rule| ours.contains(rule));
+        self.rules = rules;
+        self.aside = aside;
+    }
+
+    /// Every rule that stands, whoever made it.
+    fn all_rules(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().chain(&self.aside)
     }
 
     /// Picks numbers that nobody uses.
@@ -160,7 +182,7 @@ impl Survey {
     }
 
     fn free_priorities(&self, wish: Option<u32>) -> Result<u32, NoRoom> {
-        let used: BTreeSet<u32> = self.rules.iter().map(|rule| rule.priority).collect();
+        let used: BTreeSet<u32> = self.all_rules().map(|rule| rule.priority).collect();
         let fits = |first: &u32| {
             let end = first.saturating_add(BLOCK);
             *first > 0 && end <= MAIN_PRIORITY && used.range(*first..end).next().is_none()
@@ -170,7 +192,7 @@ impl Survey {
     }
 
     fn free_tables(&self, wish: Option<u32>) -> Result<(RouteTable, RouteTable), NoRoom> {
-        let named = self.rules.iter().filter_map(|rule| match rule.action {
+        let named = self.all_rules().filter_map(|rule| match rule.action {
             RuleAction::Lookup(table) => Some(table),
             _ => None,
         });
@@ -188,7 +210,7 @@ impl Survey {
             NftState::Present { mark_bits, .. } => *mark_bits,
             NftState::Missing(_) => 0,
         };
-        self.rules.iter().filter_map(|rule| rule.mark).fold(in_nft, |used, MarkMatch { mark, mask }| {
+        self.all_rules().filter_map(|rule| rule.mark).fold(in_nft, |used, MarkMatch { mark, mask }| {
             // A full mask says only that one exact value is meant.
             used | mark | if mask == u32::MAX { 0 } else { mask }
         })
@@ -264,6 +286,7 @@ pub(super) mod tests {
                 (3, "2001:db8:7::1/64".parse().unwrap()),
             ],
             rules: vec![rule(0, 255), rule(32766, 254), rule(32767, 253)],
+            aside: Vec::new(),
             routes: vec![
                 route("0.0.0.0/0", 2, false),
                 route("192.0.2.0/24", 2, true),
@@ -276,6 +299,8 @@ pub(super) mod tests {
             nft: NftState::Present { tables: BTreeSet::new(), mark_bits: 0, dropping_forward: Vec::new() },
             parameters: Parameters::default(),
             ipv6: true,
+            kernel_ipv6: true,
+            listening: BTreeSet::new(),
             resolv_conf: Some("nameserver 192.0.2.53\n".to_owned()),
             resolved: false,
             users: vec![(0, u32::MAX - 1)],
@@ -353,6 +378,17 @@ pub(super) mod tests {
         let mut survey = plain();
         survey.rules.extend((0..32767).step_by(50).map(|priority| marked(priority, 1, 1)));
         assert_eq!(survey.numbers(&Wishes::default()), Err(NoRoom::Priorities));
+    }
+
+    #[test]
+    fn what_a_crashed_run_left_is_in_use_and_yet_nobodys_choice_of_path() {
+        let mut survey = plain();
+        let ours = marked(9004, 0x0100_0000, 0x0100_0000);
+        survey.rules.push(ours.clone());
+        survey.set_aside(std::slice::from_ref(&ours));
+        assert_eq!((survey.aside.as_slice(), survey.foreign_marks().len()), ([ours].as_slice(), 0));
+        let numbers = survey.numbers(&Wishes::default()).unwrap();
+        assert_eq!((numbers.first_priority, numbers.own.mark), (9100, 0x0200_0000));
     }
 
     #[test]

@@ -7,8 +7,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::applied::HostError;
-use super::imp::{resolv_conf, sysctl};
-use super::routing::{Route, Rule};
+use super::firewall::TableId;
+use super::imp::{nft, resolv_conf, sysctl};
+use super::routing::{Route, RouteKind, Rule};
 use super::{Netlink, NetlinkError};
 
 /// What was where a file of ours is now.
@@ -55,6 +56,8 @@ pub(super) enum Undo {
         /// What it was.
         old: String,
     },
+    /// Take down the kill switch's firewall table.
+    Table(TableId),
     /// Put /etc/resolv.conf back.
     ResolvConf {
         /// The file.
@@ -82,9 +85,14 @@ impl Undo {
     pub(super) fn outlives_us(&self) -> bool {
         match self {
             Self::Address { .. } => false,
-            Self::Route(route) => matches!(route.kind, super::RouteKind::Throw),
-            Self::Rule(_) | Self::Sysctl { .. } | Self::ResolvConf { .. } => true,
+            Self::Route(route) => !matches!(route.kind, RouteKind::Device(_)),
+            Self::Rule(_) | Self::Sysctl { .. } | Self::Table(_) | Self::ResolvConf { .. } => true,
         }
+    }
+
+    /// Whether the change is part of what keeps a kill switch closed: its table, and the routing that it relies on.
+    pub(super) fn closes(&self) -> bool {
+        matches!(self, Self::Table(_) | Self::Rule(_) | Self::Route(_))
     }
 
     /// Whether the change stays in place when the machine is rebooted.
@@ -108,6 +116,7 @@ impl Undo {
             Self::Sysctl { path, ours, old } => {
                 sysctl::restore(path, ours.as_deref(), old).map_err(|source| HostError::io(self, source))
             }
+            Self::Table(table) => nft::take_down(table).map_err(|source| HostError::io(self, source)),
             Self::ResolvConf { path, ours, old } => {
                 resolv_conf::restore(path, ours, old).map_err(|source| HostError::io(self, source))
             }
@@ -130,6 +139,7 @@ impl fmt::Display for Undo {
             Self::Route(route) => write!(f, "delete route {route}"),
             Self::Address { device, address } => write!(f, "delete address {address} dev {device}"),
             Self::Sysctl { path, old, .. } => write!(f, "set {path} back to {old}"),
+            Self::Table(table) => write!(f, "delete the firewall table {}", table.name),
             Self::ResolvConf { path, .. } => write!(f, "put {} back", path.display()),
         }
     }

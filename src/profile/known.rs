@@ -107,7 +107,6 @@ pub(super) const TUN: &[&str] = &[
     "route-address-set",
     "route-exclude-address-set",
     "sendmsgx",
-    "strict-route",
 ];
 
 /// More keys of `tun`, with the reason why they can have no effect.

@@ -41,8 +41,10 @@ pub struct Tun {
     pub auto_detect_interface: bool,
     /// `auto-forward`, default false: switch packet forwarding on while running.
     pub auto_forward: bool,
-    /// `strict-route`, default false.
+    /// `strict-route`, default false: a family that the device cannot have is unreachable.
     pub strict_route: bool,
+    /// `kill-switch`, default false; not of mihomo: nothing leaves past the device, whether we run or have crashed.
+    pub kill_switch: bool,
     /// `inet6-address`; empty when `ipv6` is false.
     pub inet6_address: Vec<Ipv6Net>,
     /// `iproute2-table-index`: the routing table that is taken if it is free.
@@ -70,16 +72,18 @@ impl Tun {
             return Self::empty(ipv6);
         };
         let defaults = Self::empty(ipv6);
+        let auto_route = fields.or("auto-route", true);
         let tun = Self {
             enable: fields.or("enable", false),
             device: device(&mut fields),
             stack: stack(&mut fields),
             mtu: mtu(&mut fields),
             dns_hijack: fields.or("dns-hijack", defaults.dns_hijack),
-            auto_route: fields.or("auto-route", true),
+            auto_route,
             auto_detect_interface: fields.or("auto-detect-interface", true),
             auto_forward: fields.or("auto-forward", false),
             strict_route: fields.or("strict-route", false),
+            kill_switch: kill_switch(&mut fields, auto_route),
             inet6_address: inet6_address(&mut fields, ipv6),
             table_index: fields.or("iproute2-table-index", defaults.table_index),
             rule_index: fields.or("iproute2-rule-index", defaults.rule_index),
@@ -106,6 +110,7 @@ impl Tun {
             auto_detect_interface: true,
             auto_forward: false,
             strict_route: false,
+            kill_switch: false,
             inet6_address: if ipv6 { vec![default_inet6()] } else { Vec::new() },
             table_index: 2022,
             rule_index: 9000,
@@ -166,6 +171,17 @@ fn device(fields: &mut Fields<'_>) -> Option<String> {
         .error("device", format!("`{}` cannot be the name of a device", shortened(&name)))
         .hint("use at most 15 letters, digits, `-` and `_`");
     None
+}
+
+/// It stands on the routes.
+fn kill_switch(fields: &mut Fields<'_>, auto_route: bool) -> bool {
+    let wanted = fields.or("kill-switch", false);
+    if wanted && !auto_route {
+        fields
+            .error("kill-switch", "a kill switch needs the routes of `auto-route`, which is false")
+            .hint("set `auto-route: true`, or leave `kill-switch` out");
+    }
+    wanted
 }
 
 fn stack(fields: &mut Fields<'_>) -> Option<String> {

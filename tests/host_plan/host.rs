@@ -124,6 +124,8 @@ pub(crate) fn options() -> HostOptions {
         include_uid: Vec::new(),
         exclude_uid: Vec::new(),
         auto_forward: false,
+        strict_route: false,
+        kill_switch: false,
         wishes: Wishes::default(),
     }
 }

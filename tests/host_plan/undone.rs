@@ -374,7 +374,7 @@ fn where_ipv6_cannot_be_switched_on_for_the_tun_the_rest_works_without() {
         let state = tempfile::tempdir().unwrap();
         let tun = open_tun(TUN);
         let mut survey = Survey::take().unwrap();
-        let warning = survey.settle_ipv6(TUN).unwrap();
+        let warning = survey.settle_ipv6(TUN, false).unwrap();
         assert!(warning.contains("disable_ipv6") && !warning.contains("setcap"), "{warning}");
         let planned = HostPlan::new(&options(), &survey).unwrap();
         let mut applied = planned.apply(Journal::open(state.path()).unwrap()).unwrap();

@@ -320,6 +320,14 @@ impl Session {
         Self { stream: stream.unwrap_or_else(|error| panic!("{source} -> {to}: {error}")), said: 0 }
     }
 
+    /// The port that it has at this end.
+    ///
+    /// # Panics
+    /// If the system does not know it.
+    pub(crate) fn port(&self) -> u16 {
+        self.stream.local_addr().expect("a connected socket").port()
+    }
+
     /// Says a line and hears it back.
     ///
     /// # Errors

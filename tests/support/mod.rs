@@ -7,6 +7,8 @@
 //!               Program: danted, microsocks, tinyproxy, iperf3, tunproxy                       program, third_party, tunproxy
 //!               sites: those of these servers that most tests talk to                         sites
 //!               client: what a program on the host would do, and what it saw                   client
+//!               escapes: somebody who tries every way out                                       escapes
+//!               frames: what a neighbour may put on the link                                    frames
 //!               Capture, Dump: what left the host, and what was changed on it                  capture, dump
 //! ```
 //!
@@ -16,6 +18,8 @@
 pub(crate) mod capture;
 pub(crate) mod client;
 pub(crate) mod dump;
+pub(crate) mod escapes;
+pub(crate) mod frames;
 pub(crate) mod needs;
 pub(crate) mod netns;
 pub(crate) mod packet;

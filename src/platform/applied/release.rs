@@ -11,11 +11,15 @@ use crate::platform::undo::Undo;
 impl Applied {
     /// Gives up what takes new traffic: the resolver, the rules that capture, and what the firewall marks of this host's
     /// own. What open flows live on stays until [`Applied::revert`]: were it gone, their packets would leave past the
-    /// rules. So on a host that forwards, the rules that take the flows of other hosts stay too.
+    /// rules. So on a host that forwards, the rules that take the flows of other hosts stay too. A kill switch gives up
+    /// nothing here: it opens when the last flow has ended, and new ones are carried until then.
     ///
     /// # Errors
     /// What could not be undone; [`Applied::revert`] tries again.
     pub fn release(&mut self) -> Result<(), HostError> {
+        if self.plan.has_kill_switch() {
+            return Ok(());
+        }
         let forwarding = Family::BOTH.into_iter().filter(|family| forwards(*family)).collect::<Vec<_>>();
         let (mut kept, mut void, mut failed) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(done) = self.done.pop() {

@@ -1,5 +1,7 @@
 //! Our firewall table, kept by a child of ours: it is owned by the child's netlink socket, so nobody else can change
 //! it, and it vanishes with the child, which goes when our end of its input closes, however we die.
+//!
+//! A kill switch's table has no owner: it is to stay however we die, and is taken down by name.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -10,8 +12,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::capability;
-use crate::platform::firewall::{self, Nft};
+use crate::platform::firewall::{Nft, TableId, ruleset};
 use crate::platform::survey::NftState;
+use crate::platform::undo::Undone;
 
 /// Where nft is looked for. It gets CAP_NET_ADMIN from us, so it must be where only root can put it: the caller's PATH
 /// is the caller's.
@@ -20,6 +23,8 @@ const PROGRAMS: [&str; 5] =
 /// All of the environment that it gets: by others the caller could have it load a library of theirs (ld.so(8)), which
 /// would get CAP_NET_ADMIN as well. An interactive nft would keep its history at home.
 const ENVIRONMENT: [(&str, &str); 3] = [("LC_ALL", "C"), ("HOME", "/nonexistent"), ("TERM", "dumb")];
+/// What nft says of a table that is not there (`strerror(ENOENT)`, in the language of [`ENVIRONMENT`]).
+const NO_SUCH_TABLE: &str = "No such file or directory";
 /// How long nft may take. A busy kernel may hold its lock for a while.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -30,9 +35,9 @@ pub(in crate::platform) fn survey() -> NftState {
         Ok(output) if output.status.success() => {
             let ruleset = String::from_utf8_lossy(&output.stdout);
             NftState::Present {
-                tables: firewall::table_names(&ruleset).collect(),
-                mark_bits: firewall::mark_bits(&ruleset),
-                dropping_forward: firewall::dropping_forward(&ruleset),
+                tables: ruleset::table_names(&ruleset).collect(),
+                mark_bits: ruleset::mark_bits(&ruleset),
+                dropping_forward: ruleset::dropping_forward(&ruleset),
             }
         }
         Ok(output) => NftState::Missing(first_line(&output.stderr)),
@@ -49,6 +54,67 @@ pub(in crate::platform) fn check(nft: &Nft) -> Result<(), String> {
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Loads a table that has no owner, as one batch: all of it, or nothing.
+///
+/// # Errors
+/// nft's own words.
+pub(in crate::platform) fn load(nft: &Nft) -> io::Result<()> {
+    told(&run(&["--file", "-"], &nft.text)?)?;
+    // Not every nft complains of what it passes over.
+    match is_loaded(nft) {
+        true => Ok(()),
+        false => Err(io::Error::other("nft has loaded it in part only")),
+    }
+}
+
+/// Whether the table is in force, with every chain.
+pub(in crate::platform) fn is_loaded(nft: &Nft) -> bool {
+    let Ok(output) = run(&["--terse", "list", "table", "inet", &nft.table], "") else { return false };
+    let listed = String::from_utf8_lossy(&output.stdout);
+    nft.chains().all(|name| listed.contains(&format!("chain {name} {{")))
+}
+
+/// Takes down tables that have no owner; whatever else is called so stays.
+///
+/// # Errors
+/// nft's own words, or that it is missing.
+pub(in crate::platform) fn take_down(table: &TableId) -> io::Result<Undone> {
+    let (mut batch, mut foreign) = (String::new(), false);
+    for family in ["inet", "arp"] {
+        let output = run(&["--terse", "list", "table", family, &table.name], "").map_err(explained)?;
+        if output.status.success() {
+            let ours = String::from_utf8_lossy(&output.stdout).contains(&format!("comment \"{}\"", table.comment));
+            foreign |= !ours;
+            batch.push_str(&if ours { format!("delete table {family} {};\n", table.name) } else { String::new() });
+        } else if !String::from_utf8_lossy(&output.stderr).contains(NO_SUCH_TABLE) {
+            told(&output)?;
+        }
+    }
+    if batch.is_empty() {
+        return Ok(if foreign { Undone::LeftAlone } else { Undone::AlreadyGone });
+    }
+    told(&run(&["--file", "-"], &batch)?)?;
+    Ok(Undone::Restored)
+}
+
+fn told(output: &Output) -> io::Result<()> {
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other(first_line(&output.stderr))),
+    }
+}
+
+/// Only nft can open again what it has closed.
+fn explained(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => io::Error::new(
+            error.kind(),
+            "the program nft is not installed, and only it can do this: install it (apt install nftables), or reboot",
+        ),
+        _ => error,
     }
 }
 
@@ -77,7 +143,7 @@ impl OwnedTable {
         let mut table = Self { nft: nft.clone(), child, input, errors };
         table.feed(&nft.text)?;
         // Not every nft complains of what it passes over.
-        match table.is_loaded() {
+        match is_loaded(nft) {
             true => Ok(table),
             false => Err(io::Error::other("nft has loaded it in part only")),
         }
@@ -85,9 +151,7 @@ impl OwnedTable {
 
     /// Whether the table is in force, with every chain.
     pub(in crate::platform) fn is_loaded(&self) -> bool {
-        let Ok(output) = run(&["--terse", "list", "table", "inet", &self.nft.table], "") else { return false };
-        let listed = String::from_utf8_lossy(&output.stdout);
-        self.nft.chains().all(|name| listed.contains(&format!("chain {name} {{")))
+        is_loaded(&self.nft)
     }
 
     /// Empties a chain of the table; nothing to do where there is none of that name.
@@ -155,8 +219,12 @@ fn run(arguments: &[&str], input: &str) -> io::Result<Output> {
     let mut child = spawn(|command| {
         command.args(arguments).stdout(Stdio::piped());
     })?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes())?;
+    if let Some(mut stdin) = child.stdin.take()
+        && let Err(error) = stdin.write_all(input.as_bytes())
+        // It has ended without reading all; its own words say why.
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        return Err(error);
     }
     child.wait_with_output()
 }

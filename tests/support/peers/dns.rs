@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, HTTPS, PTR, TXT, svcb::SVCB};
@@ -29,6 +30,8 @@ pub(crate) enum Behaviour {
     Silence,
     /// With SERVFAIL.
     Failure,
+    /// With the next of these addresses each time, which nobody may remember.
+    Turning(Arc<(Vec<IpAddr>, AtomicUsize)>),
 }
 
 /// A running name server.
@@ -42,11 +45,7 @@ impl Zone {
     /// Adds an address record, A or AAAA as the address is.
     #[must_use]
     pub(crate) fn address(self, name: &str, address: &str) -> Self {
-        let data = match address.parse().expect("an address") {
-            IpAddr::V4(v4) => RData::A(A(v4)),
-            IpAddr::V6(v6) => RData::AAAA(AAAA(v6)),
-        };
-        self.record(name, data)
+        self.record(name, address_record(address.parse().expect("an address")))
     }
 
     /// Adds a text record.
@@ -83,6 +82,13 @@ impl Zone {
         self
     }
 
+    /// Makes `name` mean another of these addresses each time that somebody asks.
+    #[must_use]
+    pub(crate) fn turning(self, name: &str, addresses: &[&str]) -> Self {
+        let addresses = addresses.iter().map(|address| address.parse().expect("an address")).collect();
+        self.behaviour(name, Behaviour::Turning(Arc::new((addresses, AtomicUsize::new(0)))))
+    }
+
     /// What the server writes back to `query`, if anything.
     fn reply(&self, query: &Message) -> Option<Vec<u8>> {
         let mut reply = Message::response(query.metadata.id, OpCode::Query);
@@ -97,6 +103,16 @@ impl Zone {
         match self.behaviours.get(&name) {
             Some(Behaviour::Silence) => return None,
             Some(Behaviour::Garbage(bytes)) => return Some([&query.metadata.id.to_be_bytes()[..], bytes].concat()),
+            Some(Behaviour::Turning(turn)) => {
+                let (addresses, asked) = &**turn;
+                let wanted = question.query_type();
+                let matching: Vec<_> = addresses.iter().copied().map(address_record).collect();
+                let matching: Vec<_> = matching.into_iter().filter(|it| it.record_type() == wanted).collect();
+                if !matching.is_empty() {
+                    let at = asked.fetch_add(1, Ordering::Relaxed) % matching.len();
+                    reply.add_answer(ResourceRecord::from_rdata(question.name().clone(), 0, matching[at].clone()));
+                }
+            }
             Some(Behaviour::Failure) => reply.metadata.response_code = ResponseCode::ServFail,
             None => match self.records.get(&name) {
                 None => reply.metadata.response_code = ResponseCode::NXDomain,
@@ -110,6 +126,13 @@ impl Zone {
             },
         }
         reply.to_vec().ok()
+    }
+}
+
+fn address_record(address: IpAddr) -> RData {
+    match address {
+        IpAddr::V4(v4) => RData::A(A(v4)),
+        IpAddr::V6(v6) => RData::AAAA(AAAA(v6)),
     }
 }
 

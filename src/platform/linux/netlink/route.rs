@@ -116,6 +116,7 @@ impl Netlink {
                 }
             }
             RouteKind::Throw => message.header.kind = RouteType::Throw,
+            RouteKind::Unreachable => message.header.kind = RouteType::Unreachable,
         }
         // IPv6 knows no scopes; in a deletion "nowhere" stands for any (fib_table_delete).
         message.header.scope = match (family, delete) {
@@ -162,6 +163,10 @@ fn seen_route(family: Family, header: &RouteHeader, attributes: &[u8]) -> Option
             attribute::GATEWAY | attribute::VIA | attribute::NEXT_HOP => on_link = false,
             _ => {}
         }
+    }
+    if header.kind != RouteType::Unicast {
+        // IPv6 shows the loopback as the device of routes that lead nowhere.
+        device = None;
     }
     let length = header.destination_prefix_length;
     let to = match family {

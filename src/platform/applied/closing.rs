@@ -1,0 +1,49 @@
+//! A kill switch: closed before the one that a crashed run left is taken down, and opened by nobody but a stop.
+
+use super::{Applied, Done, HostError, Report};
+use crate::platform::imp::nft;
+use crate::platform::plan::HostPlan;
+
+impl HostPlan {
+    /// Whether nothing may leave past the TUN, even when we are gone.
+    #[must_use]
+    pub fn has_kill_switch(&self) -> bool {
+        self.nft.as_ref().is_some_and(|nft| nft.comment.is_some())
+    }
+}
+
+impl Applied {
+    /// Undoes what the crashed run had left closed. Ours stands by now: rules, routes and table with other numbers.
+    pub(super) fn take_over(&mut self) -> Result<(), HostError> {
+        if !self.journal.is_clean() {
+            self.taken_over = Some(self.journal.replay()?);
+        }
+        Ok(())
+    }
+
+    /// What was undone of a crashed run whose kill switch was closed until ours was.
+    #[must_use]
+    pub fn taken_over(&self) -> Option<&Report> {
+        self.taken_over.as_ref()
+    }
+
+    /// Gives the host up as it is, if a kill switch is closed on it: for an end that nobody asked for. What is left is in
+    /// the journal, for the next start or a clean-up.
+    pub fn leave_closed(&mut self) -> bool {
+        if self.plan.has_kill_switch() && !self.reverted {
+            self.reverted = true;
+            tracing::error!(
+                "the kill switch stays closed: nothing but the LAN is reached until the next start, or until \
+                 `tunproxy cleanup`"
+            );
+        }
+        self.plan.has_kill_switch()
+    }
+
+    pub(super) fn firewall_in_place(&self) -> bool {
+        match &self.plan.nft {
+            Some(nft) if self.plan.has_kill_switch() => nft::is_loaded(nft),
+            _ => self.done.iter().all(|done| !matches!(done, Done::Firewall(table) if !table.is_loaded())),
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The chains by which a kill switch lets nothing out that did not go through the TUN: neither what this host sends nor
+//! what it forwards. They need nobody behind them, and stay closed when we are gone. And those by which IPv6 is refused,
+//! where the TUN cannot have it.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::super::layout::PRIVATE;
+use super::{Writer, chain, family, has_mark, quoted, set_mark};
+
+/// What a DHCP client sends to renew its lease: RFC 2131 section 4.1, RFC 8415 section 7.2.
+const DHCP: [&str; 2] = ["udp sport 68 udp dport 67 return", "udp sport 546 udp dport 547 return"];
+/// Without neighbours there is no link, and what is sent to one does not get far (RFC 4861 wants a hop limit of 255).
+const NEIGHBOURS: &str =
+    "icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 return";
+const QUESTION: &str = "meta l4proto { udp, tcp } th dport 53";
+
+impl Writer<'_> {
+    /// Everything this host sends is marked for the TUN but what may go past it; where the routes cannot move it there, or
+    /// there is no TUN, it ends ([`Writer::caught`], and the refusing routes of the two tables).
+    pub(super) fn reroute_all(&self) -> String {
+        let capture = set_mark(self.numbers.capture);
+        let mut lines = self.keeps_the_host_alive();
+        if self.options.dns_hijack {
+            lines.push(format!("{QUESTION} {capture} return"));
+        }
+        lines.extend(self.destinations_past_us());
+        lines.extend(self.not_wanted());
+        lines.push(capture);
+        chain("reroute", "route hook output priority mangle", &lines)
+    }
+
+    /// What is forwarded leaves through the TUN, or comes out of it, or stays among private addresses.
+    pub(super) fn forward(&self) -> String {
+        let mut lines = vec![format!("{} return", self.iif_tun()), format!("{} return", self.oif_tun(""))];
+        lines.extend(self.forwarded_past_us("reject with icmpx type admin-prohibited"));
+        chain("forward", "filter hook forward priority filter", &lines)
+    }
+
+    /// IPv6 of this host's own is refused. A reset, because a program that is still in connect(2) does not hear an ICMP
+    /// error. Before [`Writer::reroute_all`] marks it, which would have it dropped without a word.
+    pub(super) fn shut(&self) -> String {
+        let mut lines = vec!["meta nfproto ipv4 return".to_owned()];
+        lines.extend(self.keeps_the_host_alive());
+        let refusals = ["meta l4proto tcp reject with tcp reset", "reject with icmpv6 type no-route"];
+        if self.options.dns_hijack {
+            lines.extend(
+                ["tcp dport 53 reject with tcp reset", "udp dport 53 reject with icmpv6 type no-route"]
+                    .map(str::to_owned),
+            );
+        }
+        lines.extend(self.destinations_past_us());
+        lines.extend(self.not_wanted());
+        lines.extend(refusals.map(str::to_owned));
+        chain("shut", "filter hook output priority mangle - 1", &lines)
+    }
+
+    /// IPv6 of others is refused.
+    pub(super) fn shut_forward(&self) -> String {
+        let mut lines = vec!["meta nfproto ipv4 return".to_owned()];
+        lines.extend(self.forwarded_past_us("reject with icmpv6 type no-route"));
+        chain("shut_forward", "filter hook forward priority filter - 1", &lines)
+    }
+
+    /// What this host must be able to send whatever else holds: answers, and what a link is kept up with.
+    fn keeps_the_host_alive(&self) -> Vec<String> {
+        let mut lines = self.passes();
+        lines.extend(self.users_left_out());
+        lines.push("ct direction reply return".to_owned());
+        lines.extend(self.answers_of_listeners());
+        lines.push("fib daddr type { local, broadcast, multicast } return".to_owned());
+        lines.extend(DHCP.map(str::to_owned));
+        lines.push(NEIGHBOURS.to_owned());
+        lines
+    }
+
+    /// What may be forwarded past the TUN, and `refusal` for the rest.
+    fn forwarded_past_us(&self, refusal: &str) -> Vec<String> {
+        let mut lines = vec![format!("{} return", has_mark(self.numbers.own))];
+        lines.extend(self.foreign_marks());
+        lines.extend(self.interfaces_left_out());
+        lines.extend(["ct direction reply return", "ct status dnat return"].map(str::to_owned));
+        if self.options.dns_hijack {
+            lines.push(format!("{QUESTION} {refusal}"));
+        }
+        lines.push("fib daddr type multicast return".to_owned());
+        lines.extend(self.destinations_past_us());
+        lines.extend(self.not_wanted());
+        lines.push(refusal.to_owned());
+        lines
+    }
+
+    /// What arrives by interfaces that the profile leaves out.
+    fn interfaces_left_out(&self) -> Option<String> {
+        let (include, exclude) = (&self.options.include_interface, &self.options.exclude_interface);
+        let (comparison, names) = if include.is_empty() { ("", exclude) } else { ("!= ", include) };
+        let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+        (!names.is_empty()).then(|| format!("iifname {comparison}{{ {} }} return", names.join(", ")))
+    }
+
+    /// Connection tracking begins with this table. A session from outside that is older, and whose server speaks first, is
+    /// known by its port alone; a connection of this host's own begins with a SYN.
+    fn answers_of_listeners(&self) -> Option<String> {
+        let ports: Vec<String> = self.survey.listening.iter().map(u16::to_string).collect();
+        (!ports.is_empty())
+            .then(|| format!("tcp sport {{ {} }} tcp flags & (syn | ack) != syn return", ports.join(", ")))
+    }
+
+    /// Private ranges, networks of our own, and what the profile excludes.
+    fn destinations_past_us(&self) -> Vec<String> {
+        let private = PRIVATE.into_iter().filter_map(|net| net.parse().ok());
+        let own = self.survey.own_networks();
+        self.destinations("", private.chain(own).chain(self.options.route_exclude.iter().copied()))
+    }
+
+    /// Where the profile names what is to be captured of a family, the rest of it goes its own way.
+    fn not_wanted(&self) -> Vec<String> {
+        self.destinations("!= ", self.options.route_address.iter().copied())
+    }
+
+    fn destinations(&self, comparison: &str, nets: impl Iterator<Item = IpNet>) -> Vec<String> {
+        // Overlaps are an error to nft.
+        let nets = IpNet::aggregate(&nets.map(|net| net.trunc()).collect());
+        let (v4, v6): (Vec<IpNet>, Vec<IpNet>) = nets.into_iter().partition(|net| matches!(net, IpNet::V4(_)));
+        let line = |nets: Vec<IpNet>| {
+            let first: IpAddr = nets.first()?.addr();
+            let list = nets.iter().map(IpNet::to_string).collect::<Vec<_>>().join(", ");
+            Some(format!("{} daddr {comparison}{{ {list} }} return", family(first)))
+        };
+        [v4, v6].into_iter().filter_map(line).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::HostOptions;
+    use crate::platform::plan::tests::options;
+    use crate::platform::survey::tests::plain;
+    use crate::platform::survey::{Survey, Wishes};
+
+    fn written(options: HostOptions, survey: &Survey) -> String {
+        let options = HostOptions { kill_switch: true, ..options };
+        super::super::nft(&options, &survey.numbers(&Wishes::default()).unwrap(), survey).unwrap().text
+    }
+
+    fn lines<'a>(text: &'a str, chain: &str) -> Vec<&'a str> {
+        let (_, chain) = text.split_once(&format!("chain {chain} {{")).unwrap();
+        chain.split("\n  };").next().unwrap().lines().skip(1).map(str::trim).collect()
+    }
+
+    #[test]
+    fn the_table_is_nobodys_and_knows_the_tun_by_its_name() {
+        let text = written(options(), &plain());
+        assert!(text.contains("comment \"kill switch of tun7\"") && !text.contains("flags owner"), "{text}");
+        assert!(!text.contains("iif \"tun7\"") && !text.contains("oif \"tun7\""), "{text}");
+    }
+
+    #[test]
+    fn the_last_word_of_both_chains_is_no() {
+        let text = written(options(), &plain());
+        assert_eq!(lines(&text, "reroute").last(), Some(&"meta mark set meta mark | 0x2000000;"));
+        assert_eq!(lines(&text, "forward").last(), Some(&"reject with icmpx type admin-prohibited;"));
+    }
+
+    #[test]
+    fn questions_are_taken_before_private_addresses_are_let_go() {
+        let text = written(options(), &plain());
+        for chain in ["reroute", "forward"] {
+            let lines = lines(&text, chain);
+            let at = |words: &str| lines.iter().position(|line| line.contains(words)).unwrap();
+            assert!(at("th dport 53") < at("10.0.0.0/8"), "{lines:#?}");
+        }
+        let without = written(HostOptions { dns_hijack: false, ..options() }, &plain());
+        assert!(!lines(&without, "reroute").iter().any(|line| line.contains("dport 53")));
+    }
+
+    #[test]
+    fn networks_of_our_own_are_let_go_and_an_uplinks_are_not() {
+        let text = written(options(), &plain());
+        assert!(lines(&text, "reroute").iter().any(|line| line.contains("2001:db8:7::/64")), "{text}");
+        assert!(!lines(&text, "reroute").iter().any(|line| line.contains("2001:db8:1::/64")), "{text}");
+    }
+
+    #[test]
+    fn only_ports_that_are_listened_on_may_speak_first() {
+        assert!(!written(options(), &plain()).contains("tcp sport"));
+        let survey = Survey { listening: [22, 443].into(), ..plain() };
+        let text = written(options(), &survey);
+        assert!(text.contains("tcp sport { 22, 443 } tcp flags & (syn | ack) != syn return;"), "{text}");
+    }
+
+    #[test]
+    fn what_the_profile_excludes_or_does_not_name_goes_its_own_way() {
+        let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();
+        let options = HostOptions {
+            route_exclude: nets(&["203.0.113.0/28", "203.0.113.0/24"]),
+            route_address: nets(&["203.0.112.0/23", "2001:db8::/32"]),
+            ..options()
+        };
+        let text = written(options, &plain());
+        let lines = lines(&text, "reroute");
+        assert!(lines.iter().any(|line| line.contains("203.0.113.0/24") && line.contains("10.0.0.0/8")), "{lines:#?}");
+        assert!(lines.contains(&"ip daddr != { 203.0.112.0/23 } return;"), "{lines:#?}");
+        assert!(lines.contains(&"ip6 daddr != { 2001:db8::/32 } return;"), "{lines:#?}");
+        let only_v4 = HostOptions { route_address: nets(&["203.0.112.0/23"]), ..super::tests::options() };
+        let text = written(only_v4, &plain());
+        assert!(!text.contains("ip6 daddr != "), "a family without a prefix is taken whole: {text}");
+    }
+
+    #[test]
+    fn whom_the_profile_leaves_out_keeps_going() {
+        let users = HostOptions { exclude_uid: vec![(1000, 1000)], ..options() };
+        let text = written(users, &plain());
+        let lines_of = lines(&text, "reroute");
+        let at = |words: &str| lines_of.iter().position(|line| line.contains(words)).unwrap();
+        assert!(at("meta skuid { 1000-1000 } return;") < at("th dport 53"), "{lines_of:#?}");
+        let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let without_lan = written(HostOptions { exclude_interface: named(&["lan0"]), ..options() }, &plain());
+        assert!(lines(&without_lan, "forward").contains(&"iifname { \"lan0\" } return;"), "{without_lan}");
+        let lan_alone = written(HostOptions { include_interface: named(&["lan0"]), ..options() }, &plain());
+        assert!(lines(&lan_alone, "forward").contains(&"iifname != { \"lan0\" } return;"), "{lan_alone}");
+        assert_ne!(lines(&lan_alone, "reroute").last(), Some(&"meta mark set meta mark | 0x2000000;"));
+    }
+}

@@ -1,0 +1,173 @@
+//! Journals whole, torn, edited and foreign.
+
+use super::*;
+use crate::platform::routing::{Family, Rule, RuleAction};
+use proptest::prelude::*;
+
+fn undo(priority: u32) -> Undo {
+    Undo::Rule(Rule::new(Family::V4, priority, RuleAction::Nop))
+}
+
+fn written(undos: u32) -> (tempfile::TempDir, Vec<u8>) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(dir.path()).unwrap();
+    journal.record(&(0..undos).map(undo).collect::<Vec<_>>()).unwrap();
+    let bytes = fs::read(dir.path().join("journal")).unwrap();
+    (dir, bytes)
+}
+
+#[test]
+fn what_is_recorded_is_there_after_a_crash() {
+    let (dir, _) = written(3);
+    let journal = Journal::open(dir.path()).unwrap();
+    assert!(!journal.is_clean() && journal.leftovers.origin == Origin::Here);
+    assert_eq!(journal.leftovers.undos, (0..3).map(|n| (u64::from(n), undo(n))).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_voided_record_and_a_cleared_journal_leave_nothing() {
+    let (dir, _) = written(3);
+    let mut journal = Journal::open(dir.path()).unwrap();
+    journal.void(&[0, 2]).unwrap();
+    drop(journal);
+    let mut journal = Journal::open(dir.path()).unwrap();
+    assert_eq!(journal.leftovers.undos, [(1, undo(1))]);
+    journal.clear().unwrap();
+    drop(journal);
+    assert!(Journal::open(dir.path()).unwrap().is_clean());
+    assert!(!dir.path().join("journal").exists());
+}
+
+#[test]
+fn a_state_directory_serves_one_run_at_a_time() {
+    let (dir, _) = written(1);
+    let first = Journal::open(dir.path()).unwrap();
+    let Err(JournalError::Locked { pid, .. }) = Journal::open(dir.path()) else { panic!("not locked") };
+    assert_eq!(pid, std::process::id().to_string());
+    drop(first);
+    Journal::open(dir.path()).unwrap();
+}
+
+#[test]
+fn a_journal_of_an_unknown_version_is_refused_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("journal"), "tunproxy-journal 3 {}\n").unwrap();
+    let error = Journal::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("version 3") && error.contains("reboot"), "{error}");
+}
+
+#[test]
+fn what_another_boot_left_is_known_as_such() {
+    let (dir, bytes) = written(1);
+    let text = String::from_utf8(bytes).unwrap().replacen("\"boot\":\"", "\"boot\":\"x", 1);
+    fs::write(dir.path().join("journal"), text).unwrap();
+    assert_eq!(Journal::open(dir.path()).unwrap().leftovers.origin, Origin::Gone);
+}
+
+#[test]
+fn what_another_network_namespace_of_this_boot_holds_is_not_taken_for_dead() {
+    let (dir, bytes) = written(1);
+    let text = String::from_utf8(bytes).unwrap();
+    let path = dir.path().join("journal");
+    fs::write(&path, text.replacen("\"namespace\":", "\"namespace\":9", 1)).unwrap();
+    let origin = Journal::open(dir.path()).unwrap().leftovers.origin;
+    assert!(matches!(origin, Origin::Elsewhere(Some(_))), "{origin:?}");
+    let (_, records) = text.split_once('\n').unwrap();
+    fs::write(&path, format!("{MAGIC} {VERSION} garbled\n{records}")).unwrap();
+    assert_eq!(Journal::open(dir.path()).unwrap().leftovers.origin, Origin::Elsewhere(None));
+}
+
+#[test]
+fn records_after_a_torn_line_are_read() {
+    let (dir, bytes) = written(2);
+    fs::write(dir.path().join("journal"), &bytes[..bytes.len() - 5]).unwrap();
+    let mut journal = Journal::open(dir.path()).unwrap();
+    journal.record([&undo(7)]).unwrap();
+    drop(journal);
+    let journal = Journal::open(dir.path()).unwrap();
+    assert_eq!(journal.leftovers.undos, [(0, undo(0)), (1, undo(7))]);
+    assert_eq!(journal.leftovers.unreadable, 0, "the torn line has made room");
+}
+
+#[test]
+fn a_journal_cut_at_any_byte_gives_a_beginning_of_what_was_written_or_is_refused_whole() {
+    let (dir, bytes) = written(4);
+    let path = dir.path().join("journal");
+    let header = bytes.iter().position(|byte| *byte == b'\n').unwrap();
+    for cut in 1..=bytes.len() {
+        fs::write(&path, &bytes[..cut]).unwrap();
+        let opened = Journal::open(dir.path());
+        if cut <= header {
+            assert!(matches!(opened, Err(JournalError::Foreign { .. })), "{cut}: {opened:?}");
+            continue;
+        }
+        let mut journal = opened.unwrap();
+        let whole = bytes[header + 1..cut].split(|byte| *byte == b'\n').filter(|line| parse_bytes(line)).count();
+        let wanted: Vec<(u64, Undo)> = (0u32..).take(whole).map(|n| (n.into(), undo(n))).collect();
+        assert_eq!(journal.leftovers.undos, wanted, "{cut}");
+        assert!(journal.leftovers.unreadable <= 1, "{cut}");
+        // What is written behind a tear is read like the rest.
+        journal.record([&undo(77)]).unwrap();
+        drop(journal);
+        let undos = Journal::open(dir.path()).unwrap().leftovers.undos;
+        assert_eq!(undos.last(), Some(&(whole as u64, undo(77))), "{cut}");
+    }
+}
+
+fn parse_bytes(line: &[u8]) -> bool {
+    std::str::from_utf8(line).is_ok_and(|line| parse(line).is_some())
+}
+
+#[test]
+fn an_edited_line_is_refused_by_its_number_and_the_file_stays() {
+    let (dir, bytes) = written(3);
+    let path = dir.path().join("journal");
+    let edited = String::from_utf8(bytes).unwrap().replacen("\"priority\":1", "\"priority\":8", 1);
+    fs::write(&path, &edited).unwrap();
+    let error = Journal::open(dir.path()).unwrap_err();
+    assert!(matches!(error, JournalError::Edited { line: 3, .. }), "{error}");
+    let told = error.to_string();
+    assert!(told.contains("line 3") && told.contains("by hand") && told.contains("reboot"), "{told}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), edited);
+}
+
+#[test]
+fn blocks_that_never_came_to_the_disk_are_torn_and_not_edited() {
+    let (dir, mut bytes) = written(3);
+    let end = bytes.len();
+    bytes[end - 40..].fill(0);
+    fs::write(dir.path().join("journal"), &bytes).unwrap();
+    let leftovers = Journal::open(dir.path()).unwrap().leftovers;
+    assert_eq!((leftovers.undos.len(), leftovers.unreadable), (2, 1));
+}
+
+#[test]
+fn a_journal_of_the_first_version_is_read_with_its_torn_lines() {
+    let (dir, bytes) = written(2);
+    let text = String::from_utf8(bytes).unwrap().replacen(&format!("{MAGIC} {VERSION} "), &format!("{MAGIC} 1 "), 1);
+    let (whole, last) = text.trim_end().rsplit_once('\n').unwrap();
+    fs::write(dir.path().join("journal"), format!("{whole}\n{}\n{last}\n", &last[..30])).unwrap();
+    let leftovers = Journal::open(dir.path()).unwrap().leftovers;
+    assert_eq!((leftovers.undos.len(), leftovers.unreadable), (2, 1));
+    assert_eq!(leftovers.origin, Origin::Here);
+}
+
+#[test]
+fn leftovers_that_are_forgotten_one_by_one_do_not_take_a_later_record_along() {
+    let (dir, _) = written(2);
+    let mut journal = Journal::open(dir.path()).unwrap();
+    let later = journal.record([&undo(9)]).unwrap();
+    journal.leftovers = Leftovers::default();
+    journal.forget(&[0, 1]).unwrap();
+    drop(journal);
+    assert_eq!(Journal::open(dir.path()).unwrap().leftovers.undos, [(later[0], undo(9))]);
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_reader_panic(bytes: Vec<u8>, version in 1..=VERSION) {
+        let mut text = format!("{MAGIC} {version} {{}}\n").into_bytes();
+        text.extend(bytes);
+        let _ = read(Path::new("journal"), &text);
+    }
+}
