@@ -16,6 +16,8 @@ use super::undo::Undo;
 /// The version that this program writes, and the only one that it reads.
 const VERSION: u32 = 1;
 const MAGIC: &str = "tunproxy-journal";
+/// So many lines more than are needed are too many.
+const LONG: usize = 1024;
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +120,8 @@ pub struct Journal {
     path: PathBuf,
     file: Option<File>,
     next: u64,
+    /// Lines in the file, as far as this run wrote them.
+    lines: usize,
     pub(super) leftovers: Leftovers,
     _lock: Flock<File>,
 }
@@ -142,7 +146,7 @@ impl Journal {
         };
         let leftovers = read(&path, &bytes)?;
         let next = leftovers.undos.iter().map(|(id, _)| id + 1).max().unwrap_or(0);
-        Ok(Self { path, file: None, next, leftovers, _lock: lock })
+        Ok(Self { path, file: None, next, lines: 0, leftovers, _lock: lock })
     }
 
     /// Where the journal is.
@@ -174,9 +178,25 @@ impl Journal {
         self.append(&lines)
     }
 
+    /// Writes the journal anew with nothing but `live` in it, whole or not at all, if it has grown far beyond that: a host
+    /// that changes for months must not fill the disk.
+    pub(super) fn compact<'a>(
+        &mut self,
+        live: impl Iterator<Item = (u64, &'a Undo)> + Clone,
+    ) -> Result<(), JournalError> {
+        if self.lines < LONG + 4 * live.clone().count() {
+            return Ok(());
+        }
+        let lines: Vec<String> = live.map(|(id, undo)| line(&Record::Undo { id, undo: undo.clone() })).collect();
+        self.file = Some(self.create(&lines.concat()).map_err(|source| self.failed("write", source))?);
+        self.lines = lines.len();
+        Ok(())
+    }
+
     /// Forgets everything: all of it is undone.
     pub(super) fn clear(&mut self) -> Result<(), JournalError> {
         self.file = None;
+        self.lines = 0;
         self.leftovers = Leftovers::default();
         let removed = match fs::remove_file(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -191,7 +211,7 @@ impl Journal {
         }
         let file = match self.file.take() {
             Some(file) => Ok(file),
-            None if self.is_clean() => self.create(),
+            None if self.is_clean() => self.create(""),
             None => OpenOptions::new().append(true).open(&self.path).and_then(|mut file| {
                 // A torn last line must not swallow what comes after it.
                 file.write_all(b"\n")?;
@@ -204,15 +224,17 @@ impl Journal {
             Ok(file)
         });
         self.file = Some(written.map_err(|source| self.failed("write", source))?);
+        self.lines += lines.lines().count();
         Ok(())
     }
 
-    /// Makes the file with its first line, whole or not at all.
-    fn create(&self) -> io::Result<File> {
+    /// Makes the file with its first line and `lines`, whole or not at all.
+    fn create(&self, lines: &str) -> io::Result<File> {
         let new = self.path.with_extension("new");
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         let place = serde_json::to_string(&Place::here()).map_err(io::Error::other)?;
         writeln!(file, "{MAGIC} {VERSION} {place}")?;
+        file.write_all(lines.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, &self.path)?;
         self.sync_directory()?;
@@ -331,6 +353,27 @@ mod tests {
         drop(journal);
         assert!(Journal::open(dir.path()).unwrap().is_clean());
         assert!(!dir.path().join("journal").exists());
+    }
+
+    #[test]
+    fn a_journal_that_has_grown_long_is_written_anew_with_what_is_in_force() {
+        let (dir, _) = written(2);
+        let mut journal = Journal::open(dir.path()).unwrap();
+        journal.clear().unwrap();
+        let in_force = [undo(1), undo(2)];
+        let mut live = journal.record(&in_force).unwrap();
+        for _ in 0..LONG {
+            let ids = journal.record([&undo(3)]).unwrap();
+            journal.void(&ids).unwrap();
+            journal.compact(live.iter().copied().zip(&in_force)).unwrap();
+        }
+        let size = fs::metadata(dir.path().join("journal")).unwrap().len();
+        assert!(size < 1000 * LONG as u64, "{size}");
+        live.extend(journal.record([&undo(9)]).unwrap());
+        drop(journal);
+        let left = Journal::open(dir.path()).unwrap();
+        assert_eq!(left.leftovers.undos.iter().map(|(id, _)| *id).collect::<Vec<_>>(), live);
+        assert_eq!(left.leftovers.unreadable, 0);
     }
 
     #[test]

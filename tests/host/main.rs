@@ -6,6 +6,7 @@
 mod support;
 
 mod bad_input;
+mod change;
 mod command_line;
 mod control;
 mod datagrams;
@@ -18,6 +19,7 @@ mod modes;
 mod names;
 mod profiles;
 mod proxies;
+mod restored;
 mod stopping;
 mod system_proxy;
 mod tls;

@@ -2,7 +2,7 @@
 //! it, and it vanishes with the child, which goes when our end of its input closes, however we die.
 
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdin, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -88,6 +88,29 @@ impl OwnedTable {
         let Ok(output) = run(&["--terse", "list", "table", "inet", &self.nft.table], "") else { return false };
         let listed = String::from_utf8_lossy(&output.stdout);
         self.nft.chains().all(|name| listed.contains(&format!("chain {name} {{")))
+    }
+
+    /// Makes the table that of `nft`, as one batch; what is the same in both is not touched.
+    ///
+    /// # Errors
+    /// nft's own words, or there is no way but to load it anew. The table is then what it was.
+    pub(in crate::platform) fn change_to(&mut self, nft: &Nft) -> io::Result<()> {
+        let text = self.nft.change_to(nft).ok_or_else(|| io::Error::other("it has to be loaded anew"))?;
+        if !text.is_empty() {
+            self.feed(&text)?;
+        }
+        self.nft = nft.clone();
+        Ok(())
+    }
+
+    /// Hangs up when the child has ended, and the table with it.
+    pub(in crate::platform) fn lifeline(&self) -> BorrowedFd<'_> {
+        self.errors.as_fd()
+    }
+
+    /// What was loaded.
+    pub(in crate::platform) fn nft(&self) -> &Nft {
+        &self.nft
     }
 
     /// Empties a chain of the table; nothing to do where there is none of that name.

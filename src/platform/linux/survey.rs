@@ -5,11 +5,13 @@ use std::path::Path;
 
 use super::{nft, resolv_conf, sysctl};
 use crate::platform::routing::{Family, RouteTable, SeenRoute};
-use crate::platform::survey::{Parameters, Survey, is_default_like};
+use crate::platform::survey::{NftState, Parameters, Survey, is_default_like};
 use crate::platform::{HostError, Netlink};
 
-/// Takes stock. Reads only.
-pub(in crate::platform) fn take() -> Result<Survey, HostError> {
+/// Takes stock. Reads only. `nft`: what is known of the firewall already; asking it takes longest. Of `tables`, all routes
+/// that lead anywhere are kept.
+pub(in crate::platform) fn take(nft: Option<NftState>, tables: &[RouteTable]) -> Result<Survey, HostError> {
+    let whole = tables;
     let mut netlink = Netlink::open()?;
     let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
     let families = || Family::BOTH.into_iter().filter(|family| ipv6 || *family == Family::V4);
@@ -19,7 +21,7 @@ pub(in crate::platform) fn take() -> Result<Survey, HostError> {
         rules: Vec::new(),
         routes: Vec::new(),
         tables: BTreeSet::new(),
-        nft: nft::survey(),
+        nft: nft.unwrap_or_else(nft::survey),
         parameters: parameters(),
         ipv6,
         resolv_conf: resolv_conf::read(Path::new(resolv_conf::PATH)),
@@ -29,7 +31,7 @@ pub(in crate::platform) fn take() -> Result<Survey, HostError> {
     let tables = std::cell::RefCell::new(BTreeSet::new());
     let keep = |route: &SeenRoute| {
         tables.borrow_mut().insert(route.table);
-        is_default_like(&route.to) || (route.table == RouteTable::MAIN && route.on_link)
+        matters(route) || whole.contains(&route.table)
     };
     for family in families() {
         survey.rules.extend(netlink.rules(family)?);
@@ -37,6 +39,11 @@ pub(in crate::platform) fn take() -> Result<Survey, HostError> {
     }
     survey.tables = tables.into_inner();
     Ok(survey)
+}
+
+/// Whether the layout depends on a route that somebody else has put there.
+pub(super) fn matters(route: &SeenRoute) -> bool {
+    is_default_like(&route.to) || (route.table == RouteTable::MAIN && route.on_link)
 }
 
 fn parameters() -> Parameters {
