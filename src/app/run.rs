@@ -16,6 +16,7 @@ use super::build::{self, Addresses};
 use super::control::Control;
 use super::guard::Guard;
 use super::limits::raise_descriptor_limit;
+use super::nameservers::is_here;
 use super::refusal::explain_tun;
 use super::worker::{self, Drain, Seed, Worker};
 use crate::dispatch::Core;
@@ -153,7 +154,14 @@ impl Run<'_> {
         let ports =
             [(Inbound::Http, listen.port), (Inbound::Socks, listen.socks_port), (Inbound::Mixed, listen.mixed_port)];
         let open = ports.into_iter().filter_map(|(inbound, port)| Some((inbound, port?)));
-        open.map(|(inbound, port)| Ok(Listener::bind(inbound, port.get(), Arc::clone(&access))?)).collect()
+        let bound: anyhow::Result<Vec<Listener>> =
+            open.map(|(inbound, port)| Ok(Listener::bind(inbound, port.get(), Arc::clone(&access))?)).collect();
+        for address in bound.iter().flatten().flat_map(Listener::addresses).filter(|at| !at.ip().is_unspecified()) {
+            if !is_here(address.ip()) {
+                tracing::warn!("bind-address: no interface has {} yet; it is served once one has", address.ip());
+            }
+        }
+        bound
     }
 
     /// Opens the TUN and works out what it needs of the host.
@@ -223,6 +231,9 @@ impl Run<'_> {
         let Some(listen) = self.profile.dns.listen.filter(|_| self.profile.dns.enable) else { return Ok(()) };
         let server = dns::Server::bind(&core.dns, listen)
             .with_context(|| format!("dns.listen: cannot listen on {listen}; is another DNS server there?"))?;
+        if !listen.ip().is_unspecified() && !is_here(listen.ip()) {
+            tracing::warn!("dns.listen: no interface has {} yet; names are answered there once one has", listen.ip());
+        }
         let dns = Arc::clone(&core.dns);
         spawn_local(async move { server.run(dns).await });
         Ok(())

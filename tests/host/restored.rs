@@ -36,7 +36,7 @@ fn ours(host: &Netns) -> BTreeSet<String> {
     }
     let link = host.ip("-o link show dev tunproxy0");
     lines.extend(link.split_once("qlen").map(|(link, _)| link.to_owned()));
-    lines.extend(host.nft("--stateless --terse list ruleset").lines().map(str::to_owned));
+    lines.extend(host.run("nft", &["--stateless", "--terse", "list", "ruleset"]).lines().map(str::to_owned));
     lines.insert(std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
     lines
 }
@@ -57,7 +57,7 @@ fn comes_back<T>(host: &Netns, tunproxy: &Tunproxy, act: impl FnOnce() -> T, nam
     let now = ours(host);
     let (gone, new) = (before.difference(&now).collect::<Vec<_>>(), now.difference(&before).collect::<Vec<_>>());
     assert!(same.is_some(), "{named}: gone {gone:#?}, new {new:#?}\n{}", tunproxy.output());
-    println!("{named}: back after {} ms", told.as_millis());
+    println!("measured: {named}: back after {} ms", told.as_millis());
     // A second on a machine that does nothing else; the tests share theirs.
     assert!(told < Duration::from_secs(5), "{named}: {told:?}");
 }
@@ -237,7 +237,7 @@ fn a_resolver_file_that_is_replaced_is_judged_anew_and_the_last_will_of_others_s
         );
         until_resolv_conf(&tunproxy, "search office");
         until_resolv_conf(&tunproxy, "nameserver 198.18.0.2");
-        println!("resolv.conf: rewritten after {} ms", begun.elapsed().as_millis());
+        println!("measured: resolv.conf: rewritten after {} ms", begun.elapsed().as_millis());
         // Written in place, and in two steps, as dhclient does.
         std::fs::write("/etc/resolv.conf", "").unwrap();
         std::fs::write("/etc/resolv.conf", "search dhcp\nnameserver fe80::3%eth0\n").unwrap();
@@ -333,7 +333,9 @@ fn somebody_who_deletes_again_and_again_is_answered_once_a_second_and_named_in_o
             }
         }
         let fastest = times.windows(2).map(|two| two[1] - two[0]).min().expect("several");
-        println!("{deleted} deletions until it was named; then one restoration in {fastest:?} at the fastest");
+        println!(
+            "measured: {deleted} deletions until it was named; then one restoration in {fastest:?} at the fastest"
+        );
         assert!(fastest > Duration::from_millis(800), "{fastest:?}");
         let lines = tunproxy.output().lines().filter(|line| line.contains("9043")).count();
         assert!(lines <= deleted + 1, "{lines} lines for {deleted} deletions");
