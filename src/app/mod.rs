@@ -5,6 +5,7 @@ mod build;
 mod control;
 mod demo;
 mod exec;
+mod guard;
 mod limits;
 mod load;
 mod nameservers;

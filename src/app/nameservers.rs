@@ -26,7 +26,7 @@ const BEHIND_STUBS: [&str; 3] =
     ["/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf", "/run/dnsmasq/resolv.conf"];
 const PORT: u16 = 53;
 /// For so long the system's files are taken to be as they were.
-const FRESH: Duration = Duration::from_secs(5);
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Where the nameservers of `profile` are found. Nothing is asked yet: those written as names are looked up through
 /// `default-nameserver` when a question needs them, and the system's are those of that time.
@@ -190,7 +190,7 @@ impl FromSystem {
 }
 
 /// Whether `ip` is this host's own: to such an address the kernel would send from that address. Nothing is sent.
-fn is_here(ip: IpAddr) -> bool {
+pub(super) fn is_here(ip: IpAddr) -> bool {
     let any = if ip.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
     let from = UdpSocket::bind((any, 0)).and_then(|socket| {
         socket.connect((ip, PORT))?;

@@ -14,7 +14,9 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::build::{self, Addresses};
 use super::control::Control;
+use super::guard::Guard;
 use super::limits::raise_descriptor_limit;
+use super::nameservers::is_here;
 use super::refusal::explain_tun;
 use super::worker::{self, Drain, Seed, Worker};
 use crate::dispatch::Core;
@@ -103,22 +105,14 @@ impl Run<'_> {
         let (workers, plan) = self.workers(device, &core, &ended)?;
         let workers = Rc::new(workers);
         // Whoever keeps the journal holds the state directory.
-        let (mut applied, held) = match plan {
-            Some(plan) => (Some(plan.apply(journal)?), None),
+        let (trouble, mut troubled) = mpsc::unbounded_channel();
+        let (guard, held) = match plan {
+            Some(plan) => (Some(self.guard(plan.apply(journal)?, trouble)?), None),
             None => {
                 journal.replay()?;
                 (None, Some(journal))
             }
         };
-        if let Some(report) = applied.as_ref().and_then(Applied::taken_over) {
-            tracing::info!(
-                "the kill switch was closed all the time since the earlier run: {} changes",
-                report.restored.len()
-            );
-        }
-        for warning in applied.iter().flat_map(|applied| applied.plan().warnings.iter().chain(applied.warnings())) {
-            tracing::warn!("{warning}");
-        }
         let doors: Vec<_> =
             listeners.into_iter().map(|listener| spawn_local(hand_on(listener, Rc::clone(&workers)))).collect();
         let (stop, mut stopped) = mpsc::channel(1);
@@ -126,11 +120,12 @@ impl Run<'_> {
         let control = Rc::new(control);
         let answering = Rc::clone(&control);
         let answers = spawn_local(async move { answering.serve(status, stop).await });
-        self.tell_ready(applied.as_ref(), started);
+        self.tell_ready(started);
         let result = tokio::select! {
             () = signals.end() => Ok(()),
             Some(()) = stopped.recv() => Ok(()),
-            Some(()) = failed.recv() => Err(anyhow!("a worker has ended; is the TUN device gone?")),
+            Some(()) = failed.recv() => Err(self.why_failed(&mut troubled).await),
+            Some(error) = troubled.recv() => Err(error),
         };
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         tracing::info!(
@@ -138,6 +133,7 @@ impl Run<'_> {
             DRAIN.most.as_secs()
         );
         doors.iter().for_each(JoinHandle::abort);
+        let mut applied = guard.map(Guard::dismiss).transpose()?;
         if let Some(Err(error)) = applied.as_mut().map(Applied::release) {
             tracing::warn!("{error}; trying again when the flows have ended");
         }
@@ -163,7 +159,14 @@ impl Run<'_> {
         let ports =
             [(Inbound::Http, listen.port), (Inbound::Socks, listen.socks_port), (Inbound::Mixed, listen.mixed_port)];
         let open = ports.into_iter().filter_map(|(inbound, port)| Some((inbound, port?)));
-        open.map(|(inbound, port)| Ok(Listener::bind(inbound, port.get(), Arc::clone(&access))?)).collect()
+        let bound: anyhow::Result<Vec<Listener>> =
+            open.map(|(inbound, port)| Ok(Listener::bind(inbound, port.get(), Arc::clone(&access))?)).collect();
+        for address in bound.iter().flatten().flat_map(Listener::addresses).filter(|at| !at.ip().is_unspecified()) {
+            if !is_here(address.ip()) {
+                tracing::warn!("bind-address: no interface has {} yet; it is served once one has", address.ip());
+            }
+        }
+        bound
     }
 
     /// Opens the TUN and works out what it needs of the host.
@@ -243,6 +246,9 @@ impl Run<'_> {
         let Some(listen) = self.profile.dns.listen.filter(|_| self.profile.dns.enable) else { return Ok(()) };
         let server = dns::Server::bind(&core.dns, listen)
             .with_context(|| format!("dns.listen: cannot listen on {listen}; is another DNS server there?"))?;
+        if !listen.ip().is_unspecified() && !is_here(listen.ip()) {
+            tracing::warn!("dns.listen: no interface has {} yet; names are answered there once one has", listen.ip());
+        }
         let dns = Arc::clone(&core.dns);
         spawn_local(async move { server.run(dns).await });
         Ok(())
@@ -287,8 +293,31 @@ impl Run<'_> {
         }
     }
 
-    fn tell_ready(&self, applied: Option<&Applied>, started: Instant) {
-        let device = applied.map_or_else(String::new, |applied| format!(", TUN {}", applied.plan().tun));
+    /// Tells what the plan in force does without, and has it kept true from now on.
+    fn guard(&self, applied: Applied, trouble: mpsc::UnboundedSender<anyhow::Error>) -> anyhow::Result<Guard> {
+        if let Some(report) = applied.taken_over() {
+            tracing::info!(
+                "the kill switch was closed all the time since the earlier run: {} changes",
+                report.restored.len()
+            );
+        }
+        for warning in applied.plan().warnings.iter().chain(applied.warnings()) {
+            tracing::warn!("{warning}");
+        }
+        Guard::post(applied, self.options(self.device_name()), self.is_gateway(), trouble)
+    }
+
+    /// Why a worker has ended: mostly that its device was taken away, which the guard sees too, and can tell.
+    async fn why_failed(&self, troubled: &mut mpsc::UnboundedReceiver<anyhow::Error>) -> anyhow::Error {
+        let told = tokio::time::timeout(Duration::from_secs(1), troubled.recv()).await.ok().flatten();
+        told.unwrap_or_else(|| anyhow!("a worker has ended; is the TUN device gone?"))
+    }
+
+    fn tell_ready(&self, started: Instant) {
+        let device = match self.profile.tun.enable {
+            true => format!(", TUN {}", self.device_name()),
+            false => String::new(),
+        };
         let rules = self.profile.rules.len();
         let millis = started.elapsed().as_millis();
         // Whoever waits for the line may be gone; that is no reason to stop.

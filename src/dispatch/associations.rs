@@ -29,7 +29,7 @@ const MOST_WAITING: usize = 32;
 /// Associations that a client may be opening at a time through one outbound, where each name has its own.
 pub(super) const MOST_OPENING: usize = 16;
 /// A peer that was refused stays so for this long, without asking again.
-pub(super) const REFUSED_FOR: Duration = Duration::from_secs(2);
+pub(super) const REFUSED_FOR: Duration = Duration::from_secs(1);
 
 /// How much there may be of everything. Beyond, what has been idle longest goes.
 pub(super) struct Limits {

@@ -109,7 +109,7 @@ impl fmt::Debug for Source {
 }
 
 /// When a datagram that got no answer is sent again, counted from the first one.
-const RESEND_AT: [Duration; 2] = [Duration::from_millis(800), Duration::from_millis(2400)];
+const RESEND_AT: [Duration; 3] = [Duration::from_millis(800), Duration::from_millis(2400), Duration::from_millis(4000)];
 /// A datagram of a server that ignores our EDNS size is read up to here.
 const DATAGRAM: usize = 4096;
 
@@ -181,9 +181,7 @@ impl Exchange<'_> {
 
     /// A socket per question: its port, picked by the kernel, is half of what a forger would have to guess.
     async fn udp(&self, to: SocketAddr) -> Result<Message, ExchangeError> {
-        let socket = self.dialer.udp(to.ip())?;
-        // Connected, so that the kernel drops what others send and tells us of a closed port at once.
-        socket.connect(to).await?;
+        let mut socket = self.socket(to).await?;
         let mut edns = true;
         let mut buffer = [0; DATAGRAM];
         'ask: loop {
@@ -199,7 +197,10 @@ impl Exchange<'_> {
                     Some(after) => match timeout_at(begun + *after, socket.recv(&mut buffer)).await {
                         Ok(received) => received?,
                         Err(_) => {
-                            self.resend(&socket, &query).await?;
+                            if self.is_stale(&socket, to) {
+                                socket = self.socket(to).await?;
+                            }
+                            socket.send(&query).await?;
                             resend = resends.next();
                             continue;
                         }
@@ -219,8 +220,17 @@ impl Exchange<'_> {
         }
     }
 
-    async fn resend(&self, socket: &UdpSocket, query: &[u8]) -> io::Result<()> {
-        socket.send(query).await.map(|_| ())
+    /// Connected, so that the kernel drops what others send and tells us of a closed port at once.
+    async fn socket(&self, to: SocketAddr) -> Result<UdpSocket, ExchangeError> {
+        let socket = self.dialer.udp(to.ip())?;
+        socket.connect(to).await?;
+        Ok(socket)
+    }
+
+    /// Whether this host has come to send from another address than when the socket was connected.
+    fn is_stale(&self, socket: &UdpSocket, to: SocketAddr) -> bool {
+        let now = self.dialer.source_for(to);
+        now.is_some() && socket.local_addr().is_ok_and(|bound| Some(bound.ip()) != now)
     }
 
     async fn tcp(&self, to: SocketAddr) -> Result<Message, ExchangeError> {

@@ -206,6 +206,10 @@ fn listen(address: SocketAddr) -> io::Result<StdListener> {
         // Each family has its own socket: clients then never appear as IPv4-mapped addresses.
         socket.set_only_v6(true)?;
     }
+    if !address.ip().is_unspecified() && !address.ip().is_loopback() {
+        // `bind-address` may come later: at boot, or with the lease.
+        if address.is_ipv4() { socket.set_freebind_v4(true)? } else { socket.set_freebind_v6(true)? }
+    }
     // After a restart, connections of the last run may still be in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;

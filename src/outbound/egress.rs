@@ -141,6 +141,12 @@ impl Egress {
         Ok(DatagramSocket::new(self.dialer.udp(to)?.into_std()?)?)
     }
 
+    /// The address that we would send from to `to` now; None: there is no way.
+    #[must_use]
+    pub fn source_for(&self, to: SocketAddr) -> Option<IpAddr> {
+        self.dialer.source_for(to)
+    }
+
     /// Whether `ip` is an address that only we hand out.
     #[must_use]
     pub fn is_fake(&self, ip: IpAddr) -> bool {

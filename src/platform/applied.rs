@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
@@ -15,12 +16,19 @@ use super::journal::{Journal, JournalError};
 use super::layout::{self, CAPTURE_STAGE};
 use super::plan::{HostPlan, Sysctl};
 use super::resolver::DnsPlan;
-use super::routing::{Family, Route, RouteKind, Rule};
+use super::routing::{Route, Rule};
+use super::survey::NftState;
 use super::undo::{Undo, Undone};
 use super::{Netlink, NetlinkError, QUEUE_LENGTH, may_administer_network};
 
 mod closing;
+mod look;
+mod ours;
 mod release;
+mod rewriting;
+mod settle;
+
+pub use settle::{Seen, SettleError, Settled};
 
 /// Why the host could not be changed, or changed back.
 #[derive(Debug, thiserror::Error)]
@@ -167,6 +175,13 @@ pub struct Applied {
     check: Option<JoinHandle<Result<(), String>>>,
     warnings: Vec<String>,
     taken_over: Option<Report>,
+    /// What a kill switch's table was loaded as last.
+    standing: Option<Nft>,
+    /// What could not be done and is not tried again.
+    passed_over: Vec<Step>,
+    /// The firewall as it was when somebody looked last.
+    firewall_seen: Option<NftState>,
+    settling: settle::Settling,
     reverted: bool,
 }
 
@@ -192,6 +207,10 @@ impl HostPlan {
             check: None,
             warnings: Vec::new(),
             taken_over: None,
+            standing: None,
+            passed_over: Vec::new(),
+            firewall_seen: None,
+            settling: settle::Settling::default(),
             reverted: false,
         };
         match applied.run().and_then(|()| applied.take_over()) {
@@ -232,29 +251,8 @@ impl Applied {
     /// # Errors
     /// The kernel did not answer.
     pub fn missing(&mut self) -> Result<Vec<Step>, HostError> {
-        let rules: Vec<Rule> =
-            Family::BOTH.into_iter().map(|family| self.netlink.rules(family)).collect::<Result<Vec<_>, _>>()?.concat();
-        let addresses = self.netlink.addresses()?;
-        let ours = [self.plan.numbers.captured, self.plan.numbers.always];
-        let mut routes = Vec::new();
-        for family in Family::BOTH {
-            routes.extend(self.netlink.routes(family, |seen| ours.contains(&seen.table))?);
-        }
-        let in_place = |step: &Step| match step {
-            Step::Rule(rule) => rules.contains(rule),
-            Step::Address(address) => addresses.iter().any(|(_, held)| held == address),
-            Step::Route(route) => routes.iter().any(|seen| {
-                (seen.table, seen.to) == (route.table, route.to)
-                    && seen.on_link == matches!(route.kind, RouteKind::Device(_))
-            }),
-            Step::Firewall => self.firewall_in_place(),
-            Step::Sysctl(wanted) => {
-                !self.did(step) || sysctl::read(&wanted.path).is_ok_and(|value| value == wanted.value)
-            }
-            Step::Resolver => !self.did(step) || self.resolver_in_place(),
-            Step::Link => true,
-        };
-        Ok(self.plan.steps().into_iter().filter(|step| !in_place(step)).collect())
+        let look = self.look(Seen::EVERYTHING)?;
+        Ok(self.not_in_place(&look))
     }
 
     /// What could not be done, and what that costs. Those of the plan itself are in [`HostPlan::warnings`].
@@ -267,6 +265,15 @@ impl Applied {
     #[must_use]
     pub fn plan(&self) -> &HostPlan {
         &self.plan
+    }
+
+    /// A descriptor that hangs up when the holder of the firewall table has ended.
+    #[must_use]
+    pub fn lifeline(&self) -> Option<BorrowedFd<'_>> {
+        self.done.iter().find_map(|done| match done {
+            Done::Firewall(table) => Some(table.lifeline()),
+            Done::Change(..) | Done::Resolved => None,
+        })
     }
 
     /// Undoes everything, last change first, and forgets the journal. Reset the flows of clients before: the
@@ -303,6 +310,7 @@ impl Applied {
                     }
                     self.journal.void(&void)?;
                     self.warnings.push(error.to_string());
+                    self.passed_over.push(step);
                 }
             }
         }
@@ -359,7 +367,11 @@ impl Applied {
         let checked = self.check.take().map(JoinHandle::join);
         match checked {
             Some(Ok(Ok(()))) => match &self.plan.nft {
-                Some(nft) if self.plan.has_kill_switch() => nft::load(nft).map(|()| None),
+                Some(nft) if self.plan.has_kill_switch() => {
+                    nft::load(nft)?;
+                    self.standing = Some(nft.clone());
+                    Ok(None)
+                }
                 nft => Ok(nft.as_ref().map(OwnedTable::load).transpose()?.map(Done::Firewall)),
             },
             Some(Ok(Err(why))) => Err(io::Error::other(format!("nft does not take it: {why}"))),
@@ -380,24 +392,6 @@ impl Applied {
                 written.map_err(|source| HostError::io(format!("rewrite {}", resolv_conf::PATH), source))?;
                 Ok(None)
             }
-        }
-    }
-
-    /// Whether the step was done, and not passed over with a warning.
-    fn did(&self, step: &Step) -> bool {
-        self.done.iter().any(|done| match (done, step) {
-            (Done::Change(_, Undo::Sysctl { path, ours: Some(_), .. }), Step::Sysctl(wanted)) => *path == wanted.path,
-            (Done::Change(_, Undo::ResolvConf { .. }) | Done::Resolved, Step::Resolver) => true,
-            _ => false,
-        })
-    }
-
-    fn resolver_in_place(&self) -> bool {
-        match &self.plan.dns {
-            DnsPlan::Rewrite { text, .. } => {
-                resolv_conf::read(Path::new(resolv_conf::PATH)).is_some_and(|found| found == *text)
-            }
-            DnsPlan::Untouched | DnsPlan::Resolved { .. } => true,
         }
     }
 

@@ -103,6 +103,14 @@ impl Dialer {
         })
     }
 
+    /// The address that sockets like these would send from to `to` now; None: there is no way. Nothing is sent.
+    #[must_use]
+    pub fn source_for(&self, to: SocketAddr) -> Option<IpAddr> {
+        let socket = self.datagrams(to.ip()).ok()?;
+        socket.connect(&to.into()).ok()?;
+        Some(socket.local_addr().ok()?.as_socket()?.ip())
+    }
+
     /// Whether `ip` is one of the addresses that only we hand out.
     #[must_use]
     pub fn is_fake(&self, ip: IpAddr) -> bool {

@@ -14,6 +14,8 @@ use super::plan::HostOptions;
 use super::routing::{Link, MarkMatch};
 use super::survey::{NftState, Numbers, Survey};
 
+mod change;
+
 /// How long a peer's question is remembered so that the answer leaves by the address that was asked.
 const REMEMBERED: &str = "180s";
 /// At most so many questions per local address.
@@ -53,8 +55,7 @@ pub(super) fn nft(options: &HostOptions, numbers: &Numbers, survey: &Survey) -> 
         NftState::Missing(why) => return Err(why.clone()),
         NftState::Present { tables, .. } => tables,
     };
-    let names = std::iter::once("tunproxy".to_owned()).chain((1..).map(|n| format!("tunproxy{n}")));
-    let table = names.into_iter().find(|name| !taken.contains(name)).unwrap_or_default();
+    let table = names().find(|name| !taken.contains(name)).unwrap_or_default();
     let writer = Writer { options, numbers, survey };
     let comment = options.kill_switch.then(|| format!("kill switch of {}", options.tun));
     let mut text = opened("inet", &table, comment.as_deref());
@@ -74,10 +75,25 @@ pub(super) fn nft(options: &HostOptions, numbers: &Numbers, survey: &Survey) -> 
     Ok(Nft { table, text, comment })
 }
 
+/// Names for the table, best first.
+fn names() -> impl Iterator<Item = String> {
+    std::iter::once("tunproxy".to_owned()).chain((1..).map(|n: u32| format!("tunproxy{n}")))
+}
+
+/// Those that are better than `name`, which is one of them.
+pub(super) fn names_before(name: &str) -> impl Iterator<Item = String> {
+    names().take_while(move |better| better != name)
+}
+
 /// "create" fails where a table of that name exists, but takes no chains along (nft 1.0.6 drops them without a word).
 fn opened(family: &str, table: &str, comment: Option<&str>) -> String {
-    let nature = comment.map_or("flags owner;".to_owned(), |comment| format!("comment {};", quoted(comment)));
+    let nature = nature(comment);
     format!("create table {family} {table} {{ {nature} }};\ntable {family} {table} {{ {nature}\n")
+}
+
+/// What a table says of itself: that it belongs to whoever made it, or, without an owner, whose it was.
+fn nature(comment: Option<&str>) -> String {
+    comment.map_or("flags owner;".to_owned(), |comment| format!("comment {};", quoted(comment)))
 }
 
 struct Writer<'a> {
@@ -162,18 +178,18 @@ impl Writer<'_> {
         // A spoofed answer from port 53 must not open a hole for our own questions.
         remember.push("udp sport 53 return".to_owned());
         let mut resource = vec![OTHER_THAN_UDP.to_owned(), format!("{} return", self.oif_tun("!= "))];
-        for (number, address) in self.local_addresses().into_iter().enumerate() {
+        for address in self.local_addresses() {
             let (family, kind) = (family(address), if address.is_ipv4() { "ipv4_addr" } else { "ipv6_addr" });
+            let set = set_name(address);
             sets.push(format!(
-                "  set asked{number} {{ type {kind} . inet_service . inet_service; flags dynamic,timeout; \
+                "  set {set} {{ type {kind} . inet_service . inet_service; flags dynamic,timeout; \
                  timeout {REMEMBERED}; size {REMEMBERED_SIZE}; }};\n"
             ));
             remember.push(format!(
-                "ct direction original {family} daddr {address} update @asked{number} \
+                "ct direction original {family} daddr {address} update @{set} \
                  {{ {family} saddr . udp sport . udp dport }}"
             ));
-            resource
-                .push(format!("{family} daddr . udp dport . udp sport @asked{number} {family} saddr set {address}"));
+            resource.push(format!("{family} daddr . udp dport . udp sport @{set} {family} saddr set {address}"));
         }
         sets.push(chain("remember", "filter hook input priority -1", &remember));
         sets.push(chain("resource", "filter hook output priority -310", &resource));
@@ -289,6 +305,11 @@ impl Writer<'_> {
     fn tun_addresses(&self, v6: bool) -> Vec<IpAddr> {
         self.options.addresses.iter().map(IpNet::addr).filter(|ip| ip.is_ipv6() == v6).collect()
     }
+}
+
+/// By the address, so that a set means the same when others come and go.
+fn set_name(address: IpAddr) -> String {
+    format!("asked_{}", address.to_string().replace(['.', ':'], "_"))
 }
 
 /// IPv6 only: a socket that talks to one is bound to its link and never meets our captures.

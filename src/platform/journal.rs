@@ -18,6 +18,8 @@ const VERSION: u32 = 2;
 /// The oldest that it reads, and there is none between.
 const OLDEST: u32 = 1;
 const MAGIC: &str = "tunproxy-journal";
+/// So many lines more than are needed are too many.
+const LONG: usize = 1024;
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +144,8 @@ pub struct Journal {
     next: u64,
     /// Changes of this run are in it.
     recorded: bool,
+    /// Lines in the file, as far as this run wrote them.
+    lines: usize,
     pub(super) leftovers: Leftovers,
     _lock: Flock<File>,
 }
@@ -169,7 +173,7 @@ impl Journal {
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at as u64 + 1);
         // What names no change is not gone on with: it may be of another boot.
         let whole = if leftovers.undos.is_empty() { 0 } else { whole };
-        Ok(Self { path, file: None, whole, next, recorded: false, leftovers, _lock: lock })
+        Ok(Self { path, file: None, whole, next, recorded: false, lines: 0, leftovers, _lock: lock })
     }
 
     /// Where the journal is.
@@ -208,9 +212,26 @@ impl Journal {
         if self.is_clean() && !self.recorded { self.clear() } else { self.void(ids) }
     }
 
+    /// Writes the journal anew with nothing but `live` in it, whole or not at all, if it has grown far beyond that: a host
+    /// that changes for months must not fill the disk.
+    pub(super) fn compact<'a>(
+        &mut self,
+        live: impl Iterator<Item = (u64, &'a Undo)> + Clone,
+    ) -> Result<(), JournalError> {
+        // What an earlier run left is not among the live.
+        if !self.is_clean() || self.lines < LONG + 4 * live.clone().count() {
+            return Ok(());
+        }
+        let lines: Vec<String> = live.map(|(id, undo)| line(&Record::Undo { id, undo: undo.clone() })).collect();
+        self.file = Some(self.create(&lines.concat()).map_err(|source| self.failed("write", source))?);
+        self.lines = lines.len();
+        Ok(())
+    }
+
     /// Forgets everything: all of it is undone.
     pub(super) fn clear(&mut self) -> Result<(), JournalError> {
         self.file = None;
+        self.lines = 0;
         self.leftovers = Leftovers::default();
         (self.recorded, self.whole) = (false, 0);
         let removed = match fs::remove_file(&self.path) {
@@ -226,7 +247,7 @@ impl Journal {
         }
         let file = match self.file.take() {
             Some(file) => Ok(file),
-            None if self.whole == 0 => self.create(),
+            None if self.whole == 0 => self.create(""),
             None => OpenOptions::new().append(true).open(&self.path).and_then(|file| {
                 // A torn last line must not swallow what comes after it.
                 file.set_len(self.whole)?;
@@ -240,20 +261,21 @@ impl Journal {
         });
         self.file = Some(written.map_err(|source| self.failed("write", source))?);
         self.whole += lines.len() as u64;
+        self.lines += lines.lines().count();
         Ok(())
     }
 
-    /// Makes the file with its first line, whole or not at all.
-    fn create(&mut self) -> io::Result<File> {
+    /// Makes the file with its first line and `lines`, whole or not at all.
+    fn create(&mut self, lines: &str) -> io::Result<File> {
         let new = self.path.with_extension("new");
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         let place = serde_json::to_string(&Place::here()).map_err(io::Error::other)?;
-        let header = format!("{MAGIC} {VERSION} {place}\n");
-        file.write_all(header.as_bytes())?;
+        let text = format!("{MAGIC} {VERSION} {place}\n{lines}");
+        file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, &self.path)?;
         self.sync_directory()?;
-        self.whole = header.len() as u64;
+        self.whole = text.len() as u64;
         Ok(file)
     }
 

@@ -26,7 +26,7 @@ use linux as imp;
 /// kernel's default of 500 loses datagrams at a tenth of the rate that it forwards by itself.
 const QUEUE_LENGTH: u32 = 4096;
 
-pub use applied::{Applied, HostError, Step};
+pub use applied::{Applied, HostError, Seen, SettleError, Settled, Step};
 pub use cleanup::{Report, cleanup, cleanup_closed};
 pub use dialer::{Dialer, Fwmark, UdpSocket, descriptors_for_flows, is_spare};
 pub use firewall::Nft;
@@ -36,8 +36,11 @@ pub use imp::netlink::{Netlink, NetlinkError};
 pub use imp::rootless;
 pub use imp::tun::{Framing, HEADROOM, Layout, TunQueue, open_packet, open_tun};
 pub use imp::udp::{Arrival, DatagramSocket};
+pub use imp::watch::{Watch, Woken};
 pub use journal::{Journal, JournalError};
 pub use plan::{HostOptions, HostPlan, PlanError, Sysctl};
 pub use resolver::{DnsPlan, nameservers};
-pub use routing::{Family, Link, MarkMatch, Ports, Route, RouteKind, RouteTable, Rule, RuleAction, SeenRoute};
+pub use routing::{
+    Family, Link, LinkState, MarkMatch, Ports, Route, RouteKind, RouteTable, Rule, RuleAction, SeenRoute,
+};
 pub use survey::{NftState, NoRoom, Numbers, Parameters, Survey, Wishes};

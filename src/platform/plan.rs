@@ -1,5 +1,6 @@
 //! What is to be true of the host while we run, as plain data, built from options and a survey by pure functions.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -10,8 +11,8 @@ use super::closed;
 use super::firewall::{self, Nft};
 use super::layout;
 use super::resolver::{self, DnsPlan};
-use super::routing::{Route, Rule, RuleAction};
-use super::survey::{self, NftState, NoRoom, Numbers, Survey, Wishes};
+use super::routing::{Route, Rule};
+use super::survey::{NftState, NoRoom, Numbers, Survey, Wishes};
 
 /// The longest name that an interface can have, in bytes (`IFNAMSIZ` less the final zero).
 const LONGEST_NAME: usize = 15;
@@ -128,6 +129,8 @@ pub struct HostPlan {
     pub sysctls: Vec<Sysctl>,
     /// The numbers chosen; [`Numbers::own`] is the mark for our own sockets.
     pub numbers: Numbers,
+    /// Ports that were listened on when the firewall began to follow connections: see the kill switch.
+    pub(super) listening: BTreeSet<u16>,
     /// What will not work as wished, and what to do about it.
     pub warnings: Vec<String>,
     /// What is worth knowing on a gateway.
@@ -140,11 +143,18 @@ impl HostPlan {
     /// # Errors
     /// The name cannot be, or no free numbers are left.
     pub fn new(options: &HostOptions, survey: &Survey) -> Result<Self, PlanError> {
+        Self::with_numbers(options, survey, survey.numbers(&options.wishes)?)
+    }
+
+    /// The same with numbers that are ours already; `survey` knows nothing of what we have changed.
+    ///
+    /// # Errors
+    /// A name cannot be.
+    pub(super) fn with_numbers(options: &HostOptions, survey: &Survey, numbers: Numbers) -> Result<Self, PlanError> {
         for name in std::iter::once(&options.tun).chain(&options.lan_dns) {
             check_syntax(name)?;
         }
         let options = &if survey.ipv6 { options.clone() } else { options.without_ipv6() };
-        let numbers = survey.numbers(&options.wishes)?;
         let mut plan = Self {
             tun: options.tun.clone(),
             mtu: options.mtu.max(SMALLEST_MTU.into()),
@@ -155,6 +165,7 @@ impl HostPlan {
             dns: DnsPlan::Untouched,
             sysctls: tun_sysctls(options, survey),
             numbers,
+            listening: survey.listening.clone(),
             warnings: wishes_passed_over(&options.wishes, &numbers),
             notes: Vec::new(),
         };
@@ -207,7 +218,7 @@ impl HostPlan {
         }
         self.sysctls.extend(strict_uplinks(options, survey));
         self.notes.extend(gateway_notes(options, survey));
-        self.warnings.extend(rules_before_ours(self.numbers.first_priority, survey));
+        self.warnings.extend(rules_before_ours(&self.numbers, survey));
         Ok(())
     }
 }
@@ -281,17 +292,11 @@ fn wishes_passed_over(wishes: &Wishes, numbers: &Numbers) -> Vec<String> {
     warnings
 }
 
-/// Rules of others that take everything before ours are asked: another proxy's, or a VPN's for all traffic.
-fn rules_before_ours(first_priority: u32, survey: &Survey) -> Vec<String> {
-    let has_default = |table| survey.routes.iter().any(|it| it.table == table && survey::is_default_like(&it.to));
-    let takes_all = |rule: &&Rule| match rule.action {
-        RuleAction::Lookup(table) => {
-            **rule == Rule { origin: rule.origin, ..Rule::new(rule.family, rule.priority, rule.action) }
-                && rule.priority < first_priority
-                && has_default(table)
-        }
-        _ => false,
-    };
+/// Rules of others that take everything before ours are asked: another proxy's, or a VPN's for all traffic. There was no
+/// place before them.
+fn rules_before_ours(numbers: &Numbers, survey: &Survey) -> Vec<String> {
+    let first_priority = numbers.first_priority;
+    let takes_all = |rule: &&Rule| rule.priority < first_priority && survey.takes_all(rule, numbers.own);
     let warn = |rule: &Rule| {
         format!(
             "another program's rule ({rule}) takes all traffic before ours can: nothing will come to us until that \
@@ -370,7 +375,7 @@ impl fmt::Display for HostPlan {
 pub(super) mod tests {
     use super::*;
     use crate::platform::survey::tests::plain;
-    use crate::platform::{Family, RouteTable, SeenRoute};
+    use crate::platform::{Family, RouteTable, RuleAction, SeenRoute};
 
     pub(in crate::platform) fn options() -> HostOptions {
         let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();
@@ -467,12 +472,13 @@ pub(super) mod tests {
     fn a_rule_of_others_that_takes_everything_before_ours_is_named() {
         let mut survey = plain();
         let (table, to) = (RouteTable(52), "0.0.0.0/0".parse().unwrap());
-        survey.rules.push(Rule::new(Family::V4, 5270, RuleAction::Lookup(table)));
+        // Nothing is left before it.
+        survey.rules.push(Rule::new(Family::V4, 70, RuleAction::Lookup(table)));
         // A table with a few specific routes (a mesh VPN's) takes only those.
         assert!(HostPlan::new(&options(), &survey).unwrap().warnings.is_empty());
         survey.routes.push(SeenRoute { table, to, device: Some(2), on_link: true });
         let warnings = HostPlan::new(&options(), &survey).unwrap().warnings;
-        assert!(warnings[0].contains("priority 5270 lookup 52"), "{warnings:?}");
+        assert!(warnings[0].contains("priority 70 lookup 52"), "{warnings:?}");
     }
 
     #[test]

@@ -165,6 +165,9 @@ pub struct Rule {
     pub origin: u8,
     /// It has selectors that have no field here (tos, l3mdev, "not", ...): never one of ours.
     pub foreign_selectors: bool,
+    /// "not": it is for what its selectors do not select. Then `foreign_selectors` is true as well.
+    #[serde(default)]
+    pub inverted: bool,
 }
 
 impl Rule {
@@ -190,6 +193,7 @@ impl Rule {
             action,
             origin: Self::KERNEL,
             foreign_selectors: false,
+            inverted: false,
         }
     }
 }
@@ -197,7 +201,7 @@ impl Rule {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let family = if self.family == Family::V4 { "-4" } else { "-6" };
-        write!(f, "rule {family} priority {}", self.priority)?;
+        write!(f, "rule {family} priority {}{}", self.priority, if self.inverted { " not" } else { "" })?;
         if let Some(from) = self.from {
             write!(f, " from {from}")?;
         }
@@ -245,6 +249,17 @@ pub struct Link {
     pub index: u32,
     /// Its name.
     pub name: String,
+}
+
+/// What may change about an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkState {
+    /// The kernel's number for it: another one means another interface.
+    pub index: u32,
+    /// It is up.
+    pub up: bool,
+    /// The largest packet that it takes, in bytes.
+    pub mtu: u32,
 }
 
 /// A route that somebody has in place, as far as the layout depends on it.

@@ -8,6 +8,8 @@ use super::plan::of_interface;
 use super::routing::{Link, MarkMatch, RouteTable, Rule, RuleAction, SeenRoute};
 use super::{Fwmark, HostError, imp};
 
+mod before;
+
 /// Priorities that one run takes: rules stand at the first of them plus an offset below this.
 pub(super) const BLOCK: u32 = 100;
 /// Where the search for a free block of priorities begins.
@@ -131,7 +133,15 @@ impl Survey {
     /// # Errors
     /// The kernel does not answer.
     pub fn take() -> Result<Self, HostError> {
-        imp::survey::take()
+        imp::survey::take(None, &[])
+    }
+
+    /// Looks at the host again, with all routes of `tables`; at the firewall only where `nft` does not say what is known.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub(super) fn again(nft: Option<NftState>, tables: &[RouteTable]) -> Result<Self, HostError> {
+        imp::survey::take(nft, tables)
     }
 
     /// Tries whether the TUN called `tun`, which must be there, can have IPv6, and takes note for the plan. A kernel
@@ -169,7 +179,6 @@ impl Survey {
     /// # Errors
     /// [`NoRoom`] names what has run out.
     pub fn numbers(&self, wishes: &Wishes) -> Result<Numbers, NoRoom> {
-        let first_priority = self.free_priorities(wishes.first_priority)?;
         let (captured, always) = self.free_tables(wishes.table)?;
         let mut used = self.mark_bits();
         let own = match wishes.mark {
@@ -178,17 +187,8 @@ impl Survey {
         };
         used |= own.mark;
         let capture = MarkMatch::bits(free_bit(used).ok_or(NoRoom::Marks)?);
+        let first_priority = self.free_priorities(wishes.first_priority, own).ok_or(NoRoom::Priorities)?;
         Ok(Numbers { first_priority, captured, always, own, capture })
-    }
-
-    fn free_priorities(&self, wish: Option<u32>) -> Result<u32, NoRoom> {
-        let used: BTreeSet<u32> = self.all_rules().map(|rule| rule.priority).collect();
-        let fits = |first: &u32| {
-            let end = first.saturating_add(BLOCK);
-            *first > 0 && end <= MAIN_PRIORITY && used.range(*first..end).next().is_none()
-        };
-        let blocks = (FIRST_PRIORITY..MAIN_PRIORITY).chain(1..FIRST_PRIORITY).filter(|first| first % BLOCK == 0);
-        wish.into_iter().chain(blocks).find(fits).ok_or(NoRoom::Priorities)
     }
 
     fn free_tables(&self, wish: Option<u32>) -> Result<(RouteTable, RouteTable), NoRoom> {

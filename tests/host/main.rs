@@ -6,6 +6,7 @@
 mod support;
 
 mod bad_input;
+mod change;
 mod command_line;
 mod control;
 mod datagrams;
@@ -22,6 +23,7 @@ mod names;
 mod neighbours;
 mod profiles;
 mod proxies;
+mod restored;
 mod stopping;
 mod system_proxy;
 mod tls;

@@ -3,6 +3,7 @@
 //! ```text
 //! lab::run ─► this test again, as root of fresh user + mount + network + pid namespaces   world, needs
 //!               Netns, veth ─► Topology (internet ─ gateway ─ host under test ─ LAN client)   netns, topology
+//!               Uplinks: the same with two ways out, which come and go                  uplinks
 //!               peers: DNS, HTTP, TLS, echo, digest, SOCKS5, CONNECT in this process           peers
 //!               Program: danted, microsocks, tinyproxy, iperf3, tunproxy                       program, third_party, tunproxy
 //!               sites: those of these servers that most tests talk to                         sites
@@ -29,6 +30,7 @@ pub(crate) mod sites;
 pub(crate) mod third_party;
 pub(crate) mod topology;
 pub(crate) mod tunproxy;
+pub(crate) mod uplinks;
 pub(crate) mod world;
 
 pub(crate) use capture::Capture;

@@ -186,6 +186,11 @@ impl Tunproxy {
         ns.run("prlimit", &["--pid", &pid, &format!("--nofile={many}:{many}")]);
     }
 
+    /// Its process id.
+    pub(crate) fn pid(&self) -> nix::unistd::Pid {
+        self.program.pid()
+    }
+
     /// Sends it a signal that it survives.
     pub(crate) fn signal(&self, signal: Signal) {
         self.program.signal(signal);

@@ -62,6 +62,7 @@ pub(crate) fn attempt<F: FnOnce()>(needs: &[&str], test: F) -> Option<Result<(),
     let (status, output) = program::finish(child, PATIENCE);
     // The harness exits 0 for a filter that finds nothing: only "1 passed" says that the test was there and ran.
     let passed = status.is_some_and(|status| status.success()) && output.contains("1 passed");
+    output.lines().filter(|line| line.starts_with("measured: ")).for_each(|line| println!("{line}"));
     Some(if passed { Ok(()) } else { Err(format!("{status:?}\n{output}")) })
 }
 

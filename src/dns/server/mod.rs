@@ -73,6 +73,10 @@ pub async fn serve(dns: Arc<Dns>, listen: SocketAddr) -> io::Result<()> {
 fn socket(dns: &Dns, listen: SocketAddr, kind: Type) -> io::Result<Socket> {
     let protocol = if kind == Type::DGRAM { Protocol::UDP } else { Protocol::TCP };
     let socket = Socket::new(Domain::for_address(listen), kind.nonblocking(), Some(protocol))?;
+    if !listen.ip().is_unspecified() && !listen.ip().is_loopback() {
+        // The address may come later: at boot, or with the lease.
+        if listen.is_ipv4() { socket.set_freebind_v4(true)? } else { socket.set_freebind_v6(true)? }
+    }
     if listen.is_ipv6() {
         socket.set_only_v6(!listen.ip().is_unspecified())?;
     }

@@ -1,16 +1,18 @@
 //! UDP ASSOCIATE: a control connection that lives as long as the association, and a socket towards the relay.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::time::{Duration, Instant};
 
 use super::wire::{self, WireError, command, method, reply};
 use super::{Credentials, refusal};
 use crate::net::{Address, BoxStream, Datagram, DialError, Host, LONGER_HEADER, Reach, Received};
+use crate::outbound::egress::Egress;
 use crate::outbound::upstream::Upstream;
 use crate::platform::{Arrival, DatagramSocket};
 
@@ -55,7 +57,8 @@ pub(super) async fn open(
         Host::Name(name) => SocketAddr::new(upstream.egress.addresses(&name).await?[0], bound.port),
     };
     let socket = upstream.egress.datagrams(relay.ip())?;
-    Ok(Association { control, socket, relay, drops, buffer: Vec::new(), too_big: None })
+    let way = Way::to(relay, Arc::clone(&upstream.egress));
+    Ok(Association { control, socket, relay, way, reader: None, drops, buffer: Vec::new(), too_big: None })
 }
 
 async fn authenticate(
@@ -109,11 +112,48 @@ async fn request(control: &mut BoxStream, upstream: &Upstream) -> Result<Address
     }
 }
 
+/// How often the way to the relay is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Where our datagrams to a relay come from. It takes them from the address that asked for the association alone, so that
+/// when this host has come to send from another one they are lost without a word, and the association with them.
+struct Way {
+    egress: Arc<Egress>,
+    relay: SocketAddr,
+    /// The address of this host.
+    source: Option<IpAddr>,
+    looked: Instant,
+    moved: bool,
+}
+
+impl Way {
+    fn to(relay: SocketAddr, egress: Arc<Egress>) -> Self {
+        Self { source: egress.source_for(relay), egress, relay, looked: Instant::now(), moved: false }
+    }
+
+    /// Whether it leads from another address now. Where there is no way at all, the old one may come back.
+    fn is_another(&mut self, now: Instant) -> bool {
+        if !self.moved && now >= self.looked + LOOK {
+            self.looked = now;
+            let source = self.egress.source_for(self.relay);
+            self.moved = source.is_some() && self.source.is_some() && source != self.source;
+        }
+        self.moved
+    }
+}
+
+fn moved() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "this host reaches the proxy from another address now")
+}
+
 /// One association with a relay. It ends when the proxy closes the control connection (RFC 1928 section 6).
 pub(super) struct Association {
     control: BoxStream,
     socket: DatagramSocket,
     relay: SocketAddr,
+    way: Way,
+    /// Who waits for datagrams, and so hears of the end.
+    reader: Option<Waker>,
     drops: Arc<Drops>,
     /// Where header and payload are put together; nothing is kept in it.
     buffer: Vec<u8>,
@@ -161,6 +201,12 @@ impl Datagram for Association {
         to: &Address,
         dont_fragment: bool,
     ) -> Poll<io::Result<()>> {
+        if self.way.is_another(Instant::now()) {
+            if let Some(reader) = self.reader.take() {
+                reader.wake();
+            }
+            return Poll::Ready(Err(moved()));
+        }
         self.buffer.clear();
         wire::put_datagram_header(to, &mut self.buffer);
         let header = self.buffer.len();
@@ -173,6 +219,13 @@ impl Datagram for Association {
     }
 
     fn poll_recv_from(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<Received>> {
+        if self.way.moved {
+            return Poll::Ready(Err(moved()));
+        }
+        match &mut self.reader {
+            Some(reader) => reader.clone_from(cx.waker()),
+            None => self.reader = Some(cx.waker().clone()),
+        }
         if let Poll::Ready(error) = self.poll_closed(cx) {
             return Poll::Ready(Err(error));
         }

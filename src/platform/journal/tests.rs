@@ -163,6 +163,27 @@ fn leftovers_that_are_forgotten_one_by_one_do_not_take_a_later_record_along() {
     assert_eq!(Journal::open(dir.path()).unwrap().leftovers.undos, [(later[0], undo(9))]);
 }
 
+#[test]
+fn a_journal_that_has_grown_long_is_written_anew_with_what_is_in_force() {
+    let (dir, _) = written(2);
+    let mut journal = Journal::open(dir.path()).unwrap();
+    journal.clear().unwrap();
+    let in_force = [undo(1), undo(2)];
+    let mut live = journal.record(&in_force).unwrap();
+    for _ in 0..LONG {
+        let ids = journal.record([&undo(3)]).unwrap();
+        journal.void(&ids).unwrap();
+        journal.compact(live.iter().copied().zip(&in_force)).unwrap();
+    }
+    let size = fs::metadata(dir.path().join("journal")).unwrap().len();
+    assert!(size < 1000 * LONG as u64, "{size}");
+    live.extend(journal.record([&undo(9)]).unwrap());
+    drop(journal);
+    let left = Journal::open(dir.path()).unwrap();
+    assert_eq!(left.leftovers.undos.iter().map(|(id, _)| *id).collect::<Vec<_>>(), live);
+    assert_eq!(left.leftovers.unreadable, 0);
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_the_reader_panic(bytes: Vec<u8>, version in 1..=VERSION) {

@@ -11,3 +11,4 @@ pub(super) mod survey;
 pub(super) mod sysctl;
 pub(super) mod tun;
 pub(super) mod udp;
+pub(super) mod watch;

@@ -4,7 +4,7 @@
 //! A kill switch's table has no owner: it is to stay however we die, and is taken down by name.
 
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdin, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -70,6 +70,32 @@ pub(in crate::platform) fn load(nft: &Nft) -> io::Result<()> {
     }
 }
 
+/// Makes a table that has no owner that of `nft`, as one batch and never open in between. `stood`: what it was when we
+/// wrote it last; where that is still there, what is the same in both is not touched.
+///
+/// # Errors
+/// nft's own words, or a table of somebody else's has taken the name.
+pub(in crate::platform) fn stand_again(stood: Option<&Nft>, nft: &Nft) -> io::Result<()> {
+    if let Some(stood) = stood
+        && is_loaded(stood)
+        && let Some(change) = stood.change_to(nft)
+        && told(&run(&["--file", "-"], &change)?).is_ok()
+        && is_loaded(nft)
+    {
+        return Ok(());
+    }
+    let table = nft.lasting().ok_or_else(|| io::Error::other("the table has an owner"))?;
+    let (removal, foreign) = removal(&table)?;
+    if foreign {
+        return Err(io::Error::other(format!("another program has made a table {} of its own", nft.table)));
+    }
+    told(&run(&["--file", "-"], &(removal + &nft.text))?)?;
+    match is_loaded(nft) {
+        true => Ok(()),
+        false => Err(io::Error::other("nft has loaded it in part only")),
+    }
+}
+
 /// Whether the table is in force, with every chain.
 pub(in crate::platform) fn is_loaded(nft: &Nft) -> bool {
     let Ok(output) = run(&["--terse", "list", "table", "inet", &nft.table], "") else { return false };
@@ -82,6 +108,16 @@ pub(in crate::platform) fn is_loaded(nft: &Nft) -> bool {
 /// # Errors
 /// nft's own words, or that it is missing.
 pub(in crate::platform) fn take_down(table: &TableId) -> io::Result<Undone> {
+    let (removal, foreign) = removal(table)?;
+    if removal.is_empty() {
+        return Ok(if foreign { Undone::LeftAlone } else { Undone::AlreadyGone });
+    }
+    told(&run(&["--file", "-"], &removal)?)?;
+    Ok(Undone::Restored)
+}
+
+/// What nft is to be told to take down what there is of `table`, and whether others have tables of that name.
+fn removal(table: &TableId) -> io::Result<(String, bool)> {
     let (mut batch, mut foreign) = (String::new(), false);
     for family in ["inet", "arp"] {
         let output = run(&["--terse", "list", "table", family, &table.name], "").map_err(explained)?;
@@ -93,11 +129,7 @@ pub(in crate::platform) fn take_down(table: &TableId) -> io::Result<Undone> {
             told(&output)?;
         }
     }
-    if batch.is_empty() {
-        return Ok(if foreign { Undone::LeftAlone } else { Undone::AlreadyGone });
-    }
-    told(&run(&["--file", "-"], &batch)?)?;
-    Ok(Undone::Restored)
+    Ok((batch, foreign))
 }
 
 fn told(output: &Output) -> io::Result<()> {
@@ -152,6 +184,29 @@ impl OwnedTable {
     /// Whether the table is in force, with every chain.
     pub(in crate::platform) fn is_loaded(&self) -> bool {
         is_loaded(&self.nft)
+    }
+
+    /// Makes the table that of `nft`, as one batch; what is the same in both is not touched.
+    ///
+    /// # Errors
+    /// nft's own words, or there is no way but to load it anew. The table is then what it was.
+    pub(in crate::platform) fn change_to(&mut self, nft: &Nft) -> io::Result<()> {
+        let text = self.nft.change_to(nft).ok_or_else(|| io::Error::other("it has to be loaded anew"))?;
+        if !text.is_empty() {
+            self.feed(&text)?;
+        }
+        self.nft = nft.clone();
+        Ok(())
+    }
+
+    /// Hangs up when the child has ended, and the table with it.
+    pub(in crate::platform) fn lifeline(&self) -> BorrowedFd<'_> {
+        self.errors.as_fd()
+    }
+
+    /// What was loaded.
+    pub(in crate::platform) fn nft(&self) -> &Nft {
+        &self.nft
     }
 
     /// Empties a chain of the table; nothing to do where there is none of that name.

@@ -31,6 +31,20 @@ pub(in crate::platform) fn undo(path: &Path, ours: &str) -> Option<Undo> {
     Some(Undo::ResolvConf { path: path.to_owned(), ours: ours.to_owned(), old })
 }
 
+/// Whether `path` holds what we wrote, and nothing else.
+pub(in crate::platform) fn is_ours(path: &Path, ours: &str) -> bool {
+    matches!(old_file(path), Ok(OldFile::File { content, .. }) if content == ours.as_bytes())
+}
+
+/// The text that would stand at `path` if `old` were put back there.
+pub(in crate::platform) fn text_of(path: &Path, old: &OldFile) -> Option<String> {
+    match old {
+        OldFile::Missing => None,
+        OldFile::File { content, .. } => Some(String::from_utf8_lossy(content).into_owned()),
+        OldFile::Link(target) => read(&path.parent()?.join(target)),
+    }
+}
+
 fn old_file(path: &Path) -> io::Result<OldFile> {
     let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(OldFile::Missing),
@@ -163,6 +177,15 @@ pub(in crate::platform) fn tell_resolved(tun: &str, servers: &[IpAddr]) -> io::R
         resolvectl(arguments)?;
     }
     Ok(())
+}
+
+/// Whether systemd-resolved says that the link `tun` answers with `servers`.
+pub(in crate::platform) fn resolved_knows(tun: &str, servers: &[IpAddr]) -> bool {
+    let output = Command::new("resolvectl").args(["dns", tun]).stdin(Stdio::null()).output();
+    output.is_ok_and(|output| {
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        servers.iter().all(|server| said.split_whitespace().any(|word| word.parse() == Ok(*server)))
+    })
 }
 
 /// Has systemd-resolved forget the link, should it still exist when we are done.

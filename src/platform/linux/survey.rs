@@ -6,11 +6,13 @@ use std::path::Path;
 use super::{holder, nft, resolv_conf, sysctl};
 use crate::platform::routing::{Family, RouteTable, SeenRoute};
 use crate::platform::selection::EVERYBODY;
-use crate::platform::survey::{Parameters, Survey, is_default_like};
+use crate::platform::survey::{NftState, Parameters, Survey, is_default_like};
 use crate::platform::{HostError, Netlink};
 
-/// Takes stock. Reads only.
-pub(in crate::platform) fn take() -> Result<Survey, HostError> {
+/// Takes stock. Reads only. `nft`: what is known of the firewall already; asking it takes longest. Of `tables`, all routes
+/// that lead anywhere are kept.
+pub(in crate::platform) fn take(nft: Option<NftState>, tables: &[RouteTable]) -> Result<Survey, HostError> {
+    let whole = tables;
     let mut netlink = Netlink::open()?;
     let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
     let families = || Family::BOTH.into_iter().filter(|family| ipv6 || *family == Family::V4);
@@ -21,7 +23,7 @@ pub(in crate::platform) fn take() -> Result<Survey, HostError> {
         aside: Vec::new(),
         routes: Vec::new(),
         tables: BTreeSet::new(),
-        nft: nft::survey(),
+        nft: nft.unwrap_or_else(nft::survey),
         parameters: parameters(),
         ipv6,
         kernel_ipv6: ipv6,
@@ -34,7 +36,7 @@ pub(in crate::platform) fn take() -> Result<Survey, HostError> {
     let tables = std::cell::RefCell::new(BTreeSet::new());
     let keep = |route: &SeenRoute| {
         tables.borrow_mut().insert(route.table);
-        is_default_like(&route.to) || (route.table == RouteTable::MAIN && route.on_link)
+        matters(route) || whole.contains(&route.table)
     };
     for family in families() {
         survey.rules.extend(netlink.rules(family)?);
@@ -53,6 +55,11 @@ fn users(uid_map: &str) -> Vec<(u32, u32)> {
     };
     let found: Vec<_> = uid_map.lines().filter_map(range).collect();
     if found.is_empty() { vec![EVERYBODY] } else { found }
+}
+
+/// Whether the layout depends on a route that somebody else has put there.
+pub(super) fn matters(route: &SeenRoute) -> bool {
+    is_default_like(&route.to) || (route.table == RouteTable::MAIN && route.on_link)
 }
 
 fn parameters() -> Parameters {

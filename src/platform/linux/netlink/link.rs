@@ -13,10 +13,12 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::net::if_::if_nametoindex;
 
 use super::{CREATE, Netlink, NetlinkError};
-use crate::platform::routing::Link;
+use crate::platform::routing::{Link, LinkState};
 
 /// `IFLA_IFNAME`.
 const NAME: u16 = 3;
+/// `IFLA_MTU`.
+const MTU: u16 = 4;
 /// The length of `struct ifinfomsg` in bytes.
 const LINK_HEADER: usize = 16;
 
@@ -38,6 +40,30 @@ impl Netlink {
             links.extend(name.map(|name| Link { index: header.index, name }));
             Ok(())
         })
+    }
+
+    /// What the interface `name` is now; None: there is none of that name.
+    ///
+    /// # Errors
+    /// The kernel did not answer.
+    pub fn link_state(&mut self, name: &str) -> Result<Option<LinkState>, NetlinkError> {
+        let act = "look at an interface";
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let states = self.dump(act, &request, |states: &mut Vec<LinkState>, _, payload| {
+            let header = LinkHeader::parse(payload).map_err(|error| NetlinkError::garbled(act, error))?;
+            let (mut named, mut mtu) = (false, 0);
+            for attribute in NlasIterator::new(payload.get(LINK_HEADER..).unwrap_or_default()).flatten() {
+                match attribute.kind() {
+                    NAME => named = attribute.value().strip_suffix(&[0]) == Some(name.as_bytes()),
+                    MTU => mtu = attribute.value().first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes)),
+                    _ => {}
+                }
+            }
+            let up = header.flags.contains(LinkFlags::Up);
+            states.extend(named.then_some(LinkState { index: header.index, up, mtu }));
+            Ok(())
+        })?;
+        Ok(states.first().copied())
     }
 
     /// Every address of the namespace, with the interface that holds it.

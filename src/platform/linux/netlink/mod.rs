@@ -4,7 +4,7 @@
 //! crash clean-up and the start, none of which has anything else to do meanwhile.
 
 mod link;
-mod route;
+pub(super) mod route;
 mod rule;
 
 use std::io;

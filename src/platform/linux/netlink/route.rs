@@ -128,6 +128,14 @@ impl Netlink {
     }
 }
 
+/// The route that a notification of the kernel's is about, if it is one that anybody put there.
+pub(in crate::platform::linux) fn announced(payload: &[u8]) -> Option<SeenRoute> {
+    let header = RouteHeader::parse(payload).ok()?;
+    let family = if header.address_family == AddressFamily::Inet { Family::V4 } else { Family::V6 };
+    let (route, hops) = seen_route(family, &header, payload.get(HEADER..).unwrap_or_default())?;
+    Some(SeenRoute { device: route.device.or(hops.first().copied()), ..route })
+}
+
 pub(super) fn address_family(family: Family) -> AddressFamily {
     match family {
         Family::V4 => AddressFamily::Inet,

@@ -102,7 +102,8 @@ fn ports(range: RulePortRange) -> Ports {
 fn rule(family: Family, message: &RuleMessage) -> Rule {
     let mut rule = Rule::new(family, 0, RuleAction::Nop);
     rule.origin = 0;
-    rule.foreign_selectors = message.header.tos != 0 || message.header.flags.contains(RuleFlags::Invert);
+    rule.inverted = message.header.flags.contains(RuleFlags::Invert);
+    rule.foreign_selectors = message.header.tos != 0 || rule.inverted;
     let prefix = |ip: IpAddr, length| IpNet::new(ip, length).ok();
     let (mut table, mut target, mut mark, mut mask) = (u32::from(message.header.table), 0, None, None);
     for attribute in &message.attributes {

@@ -1,0 +1,143 @@
+//! Stands guard over what a run has changed on the host: a thread that sleeps until the kernel tells of a change.
+
+mod pace;
+
+use std::io;
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow};
+use tokio::sync::mpsc;
+
+use crate::platform::{Applied, HostOptions, Seen, SettleError, Settled, Watch, Woken};
+use pace::{Pace, Tell};
+
+/// Looks may take a third of the time where changes never end, so that a busy host stays usable.
+const REST_PER_LOOK: u32 = 2;
+/// But what is missing must not wait for longer than this.
+const LONGEST_REST: Duration = Duration::from_millis(500);
+
+/// The thread, and the host's changes that it keeps true.
+pub(super) struct Guard {
+    thread: JoinHandle<Applied>,
+    /// Closing it ends the thread.
+    stop: io::PipeWriter,
+}
+
+impl Guard {
+    /// Takes `applied` over until [`Guard::dismiss`]. `options` are those that it was planned from. What makes a run useless
+    /// is sent to `trouble`. `gateway`: others use this host as theirs.
+    ///
+    /// # Errors
+    /// There is no thread for it; the host is then as it was before.
+    pub(super) fn post(
+        applied: Applied,
+        options: HostOptions,
+        gateway: bool,
+        trouble: mpsc::UnboundedSender<anyhow::Error>,
+    ) -> anyhow::Result<Self> {
+        let (stopped, stop) = io::pipe().context("cannot make a pipe")?;
+        let watchman = Watchman { applied, options, gateway, pace: Pace::default() };
+        let thread = Builder::new()
+            .name("guard".to_owned())
+            .spawn(move || watchman.stand(stopped, &trouble))
+            .context("cannot start the thread that guards the host's settings")?;
+        Ok(Self { thread, stop })
+    }
+
+    /// Ends the guard; what it guarded is the caller's again.
+    ///
+    /// # Errors
+    /// The thread panicked. The host has been put back then.
+    pub(super) fn dismiss(self) -> anyhow::Result<Applied> {
+        drop(self.stop);
+        self.thread.join().map_err(|_| anyhow!("the guard of the host's settings panicked"))
+    }
+}
+
+struct Watchman {
+    applied: Applied,
+    options: HostOptions,
+    gateway: bool,
+    pace: Pace,
+}
+
+impl Watchman {
+    fn stand(mut self, stop: io::PipeReader, trouble: &mpsc::UnboundedSender<anyhow::Error>) -> Applied {
+        if let Err(error) = self.watch(stop) {
+            // The run may be over already.
+            let _ = trouble.send(error);
+        }
+        self.applied
+    }
+
+    /// Returns when told to stop.
+    fn watch(&mut self, stop: io::PipeReader) -> anyhow::Result<()> {
+        let numbers = self.applied.plan().numbers;
+        let mut watch = match Watch::open(&[numbers.captured, numbers.always], stop) {
+            Ok(watch) => watch,
+            Err(error) => {
+                tracing::warn!(
+                    "changes of this host go unnoticed ({error}): what another program removes stays away, and what the \
+                     network becomes is not followed"
+                );
+                return Ok(());
+            }
+        };
+        // What has changed since the plan was made, nobody has told.
+        let mut seen = Seen::EVERYTHING;
+        loop {
+            let begun = Instant::now();
+            let again = match self.applied.settle(&self.options, seen) {
+                Ok(settled) => {
+                    self.tell(&settled, Instant::now());
+                    settled.again
+                }
+                Err(error @ SettleError::Gone(_)) => return Err(error.into()),
+                Err(error) => {
+                    tracing::warn!("the host's settings cannot be looked after just now: {error}");
+                    Some(LONGEST_REST)
+                }
+            };
+            let rest = (begun.elapsed() * REST_PER_LOOK).min(LONGEST_REST).max(self.pace.rest(Instant::now()));
+            if watch.rest(rest)? {
+                return Ok(());
+            }
+            seen = match watch.wait(again.map(|again| again.saturating_sub(rest)), self.applied.lifeline())? {
+                Woken::Stop => return Ok(()),
+                Woken::Changed(seen) => seen,
+                // What is tried again may be anything.
+                Woken::Time => Seen::EVERYTHING,
+            };
+        }
+    }
+
+    fn tell(&mut self, settled: &Settled, now: Instant) {
+        for line in &settled.changed {
+            tracing::info!("this host has changed: {line}");
+        }
+        for failure in &settled.failed {
+            tracing::error!("this host's settings: {failure}");
+        }
+        for warning in &settled.warnings {
+            tracing::warn!("{warning}");
+        }
+        for note in settled.notes.iter().filter(|_| self.gateway) {
+            tracing::warn!("{note}");
+        }
+        match self.pace.restored(now, settled.restored.len()) {
+            Tell::Each => {
+                for step in &settled.restored {
+                    tracing::warn!("another program removed {step}; it is back");
+                }
+            }
+            Tell::Sum(many) => tracing::warn!(
+                "another program removes what is ours again and again ({}, for instance): it has been put back {many} \
+                 times, and from now on it is no more than once a second. Has that program leave it alone, or one of \
+                 the two go",
+                settled.restored.first().map(ToString::to_string).unwrap_or_default()
+            ),
+            Tell::Nothing => {}
+        }
+    }
+}

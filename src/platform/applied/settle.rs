@@ -1,0 +1,303 @@
+//! Keeping a plan true while the host changes: what somebody removed comes back, and what the host has become is planned
+//! for anew.
+
+use std::time::{Duration, Instant};
+
+use super::look::stands_for;
+use super::{Applied, Done, HostError, Step};
+use crate::platform::imp::nft::{self, OwnedTable};
+use crate::platform::layout;
+use crate::platform::plan::{HostOptions, HostPlan, PlanError};
+use crate::platform::resolver::DnsPlan;
+use crate::platform::survey::NftState;
+use crate::platform::undo::Undo;
+
+/// What failed is tried again after this, then after twice as long, and so on.
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+/// After so many attempts only a further change of the host is a reason for another one.
+const RETRIES: u32 = 6;
+
+/// Where something has changed, beyond links, addresses, routes, rules and parameters, which are looked at every time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Seen {
+    /// In nftables.
+    pub firewall: bool,
+    /// In /etc/resolv.conf or systemd-resolved.
+    pub resolver: bool,
+}
+
+impl Seen {
+    /// Nobody knows what has changed.
+    pub const EVERYTHING: Self = Self { firewall: true, resolver: true };
+}
+
+/// What a look at the host came to.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// What somebody had removed, and a second look found in place again.
+    pub restored: Vec<Step>,
+    /// What the host as it is now asks for, one line each: done and looked at.
+    pub changed: Vec<String>,
+    /// What could not be done, and why; not said twice in a row.
+    pub failed: Vec<String>,
+    /// What will not work as wished on this host as it is now, and did before.
+    pub warnings: Vec<String>,
+    /// The same for what is worth knowing on a gateway.
+    pub notes: Vec<String>,
+    /// When to look again, whatever happens.
+    pub again: Option<Duration>,
+}
+
+/// Why a run cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SettleError {
+    /// Somebody has deleted the interface.
+    #[error("the TUN device {0} is gone: another program has deleted or renamed it")]
+    Gone(String),
+    /// The host cannot be looked at, or the journal cannot be written.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// There is no plan for what the host has become.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+/// What one look has to tell the next.
+#[derive(Debug, Default)]
+pub(super) struct Settling {
+    /// The number of our interface.
+    device: Option<u32>,
+    /// Since when /etc/resolv.conf names nobody.
+    pub(super) bare_since: Option<Instant>,
+    failed: Vec<String>,
+    failures: u32,
+}
+
+impl Applied {
+    /// Looks at the host, plans anew with the same numbers, and makes the plan true: what is missing comes back, what is
+    /// new is journalled and done, what is needed no more is undone. Nothing happens on a host that has not changed.
+    ///
+    /// # Errors
+    /// [`SettleError`]: the run had better end. What merely failed is in [`Settled::failed`].
+    pub fn settle(&mut self, options: &HostOptions, seen: Seen) -> Result<Settled, SettleError> {
+        let mut settled = Settled::default();
+        let look = self.look(seen)?;
+        let gone = || SettleError::Gone(self.plan.tun.clone());
+        let device = look.link.ok_or_else(gone)?.index;
+        if *self.settling.device.get_or_insert(device) != device {
+            return Err(gone());
+        }
+        let mut survey = self.without_ours(look.survey.clone(), device);
+        survey.resolv_conf = self.resolver_of_others(&mut settled)?;
+        let unfinished = self.resolver_is_unfinished(survey.resolv_conf.as_deref(), &mut settled);
+        let numbers = survey.before_others(self.plan.numbers);
+        let mut plan = HostPlan::with_numbers(options, &survey, numbers)?;
+        if unfinished {
+            plan.dns = self.resolver_meanwhile();
+        }
+        if let NftState::Missing(_) = survey.nft {
+            plan.nft.clone_from(&self.plan.nft);
+        }
+        if self.plan.nft.is_none() {
+            plan.nft = None;
+        }
+        self.follow(plan, &mut settled);
+        let open = self.not_in_place(&look);
+        self.carry_out(open, seen, &mut settled)?;
+        self.take_back(&mut settled)?;
+        self.journal.compact(self.done.iter().filter_map(recorded)).map_err(HostError::from)?;
+        self.mind_failures(&mut settled);
+        Ok(settled)
+    }
+
+    /// Makes `plan` the one to be true, and tells what is new about it.
+    fn follow(&mut self, plan: HostPlan, settled: &mut Settled) {
+        let old = std::mem::replace(&mut self.plan, plan);
+        let new = &self.plan;
+        let (from, to) = (old.numbers.first_priority, new.numbers.first_priority);
+        if from != to {
+            settled.changed.push(format!(
+                "another program's rules came to stand before ours: ours move from priority {from} to {to}"
+            ));
+        }
+        settled.warnings.extend(new.warnings.iter().filter(|it| !old.warnings.contains(it)).cloned());
+        settled.notes.extend(new.notes.iter().filter(|it| !old.notes.contains(it)).cloned());
+    }
+
+    /// Does what is open, each inverse on the disk before its act, and looks at what came of it.
+    fn carry_out(&mut self, open: Vec<Step>, seen: Seen, settled: &mut Settled) -> Result<(), SettleError> {
+        let planned: Vec<(Step, bool, Vec<Undo>)> = open
+            .into_iter()
+            .map(|step| {
+                let before = self.was_done(&step);
+                let undos = self.new_undos(&step);
+                (step, before, undos)
+            })
+            .collect();
+        if planned.is_empty() {
+            return Ok(());
+        }
+        let lasting = planned.iter().flat_map(|(.., undos)| undos).filter(|undo| undo.outlives_us());
+        let mut ids = self.journal.record(lasting).map_err(HostError::from)?.into_iter();
+        let mut acts = Vec::new();
+        let mut void = Vec::new();
+        for (step, before, undos) in planned {
+            let number = |undo: Undo| (undo.outlives_us().then(|| ids.next()).flatten(), undo);
+            let undos: Vec<(Option<u64>, Undo)> = undos.into_iter().map(number).collect();
+            match self.do_again(&step) {
+                Ok(done) => {
+                    void.extend(self.keep(&step, undos, done));
+                    acts.push((step, before));
+                }
+                Err(error) => {
+                    void.extend(undos.iter().filter_map(|(id, _)| *id));
+                    settled.failed.push(error.to_string());
+                }
+            }
+        }
+        self.journal.void(&void).map_err(HostError::from)?;
+        let firewall = acts.iter().any(|(step, _)| *step == Step::Firewall);
+        let resolver = seen.resolver && acts.iter().any(|(step, _)| *step == Step::Resolver);
+        let look = self.look(Seen { firewall, resolver })?;
+        let open = self.not_in_place(&look);
+        for (step, before) in acts {
+            match (open.contains(&step), before) {
+                (true, _) => settled.failed.push(format!("{step} was set, but is not there")),
+                (false, true) => settled.restored.push(step),
+                (false, false) => settled.changed.push(format!("{step} is set")),
+            }
+        }
+        Ok(())
+    }
+
+    /// The inverses of a step that are not on record yet.
+    fn new_undos(&self, step: &Step) -> Vec<Undo> {
+        match step {
+            Step::Resolver => self.new_rewriting(step),
+            _ if self.done.iter().any(|done| stands_for(done, step)) => Vec::new(),
+            _ => self.undos(step),
+        }
+    }
+
+    fn do_again(&mut self, step: &Step) -> Result<Option<Done>, HostError> {
+        if *step != Step::Firewall {
+            return self.perform(step);
+        }
+        let Some(nft) = self.plan.nft.clone() else { return Ok(None) };
+        if self.plan.has_kill_switch() {
+            let stood = self.standing.replace(nft.clone());
+            let done = nft::stand_again(stood.as_ref(), &nft);
+            return done.map(|()| None).map_err(|source| HostError::io("load the kill switch again", source));
+        }
+        let loaded = self.done.iter_mut().find_map(|done| match done {
+            Done::Firewall(table) => Some(table),
+            Done::Change(..) | Done::Resolved => None,
+        });
+        if let Some(table) = loaded
+            && table.is_loaded()
+            && table.change_to(&nft).is_ok()
+        {
+            return Ok(None);
+        }
+        // Two tables of one name cannot be.
+        self.done.retain(|done| !matches!(done, Done::Firewall(_)));
+        let table = OwnedTable::load(&nft).map_err(|source| HostError::io("load the firewall table again", source))?;
+        Ok(Some(Done::Firewall(table)))
+    }
+
+    /// Takes note of how the step is undone, in the place that the order of undoing gives it. Returns the records that
+    /// this makes void.
+    fn keep(&mut self, step: &Step, undos: Vec<(Option<u64>, Undo)>, done: Option<Done>) -> Vec<u64> {
+        let mut void = Vec::new();
+        if *step == Step::Resolver && (done.is_some() || !undos.is_empty()) {
+            self.done.retain(|done| match done {
+                Done::Change(id, Undo::ResolvConf { .. }) => {
+                    void.extend(*id);
+                    false
+                }
+                Done::Resolved => false,
+                Done::Change(..) | Done::Firewall(_) => true,
+            });
+        }
+        for done in undos.into_iter().map(|(id, undo)| Done::Change(id, undo)).chain(done) {
+            let rank = self.rank(&done);
+            let at = self.done.iter().position(|other| self.rank(other) > rank).unwrap_or(self.done.len());
+            self.done.insert(at, done);
+        }
+        void
+    }
+
+    /// Where a change stands among those that are undone from last to first.
+    fn rank(&self, done: &Done) -> (u8, u8) {
+        match done {
+            Done::Change(_, Undo::Address { .. }) => (0, 0),
+            Done::Change(_, Undo::Route(_)) => (1, 0),
+            Done::Change(_, Undo::Rule(rule)) => {
+                let stage = layout::stage(rule, &self.plan.numbers);
+                (if stage < layout::CAPTURE_STAGE { 2 } else { 5 }, stage)
+            }
+            Done::Change(_, Undo::Sysctl { .. }) => (3, 0),
+            Done::Firewall(_) | Done::Change(_, Undo::Table(_)) => (4, 0),
+            Done::Resolved | Done::Change(_, Undo::ResolvConf { .. }) => (6, 0),
+        }
+    }
+
+    /// Undoes what is done and not planned any more, last change first.
+    fn take_back(&mut self, settled: &mut Settled) -> Result<(), SettleError> {
+        let steps = self.plan.steps();
+        let wanted = |done: &Done, dns: &DnsPlan| match done {
+            Done::Resolved => matches!(dns, DnsPlan::Resolved { .. }),
+            Done::Change(_, Undo::ResolvConf { .. }) => matches!(dns, DnsPlan::Rewrite { .. }),
+            done => steps.iter().any(|step| stands_for(done, step)),
+        };
+        let mut void = Vec::new();
+        for at in (0..self.done.len()).rev() {
+            if wanted(&self.done[at], &self.plan.dns) {
+                continue;
+            }
+            let done = self.done.remove(at);
+            match self.undo(&done) {
+                Ok(id) => {
+                    void.extend(id);
+                    settled.changed.extend(said_of(&done));
+                }
+                Err(error) => {
+                    settled.failed.push(error);
+                    self.done.insert(at, done);
+                }
+            }
+        }
+        Ok(self.journal.void(&void).map_err(HostError::from)?)
+    }
+
+    /// Has what failed tried again, less and less often, and tells of it once.
+    fn mind_failures(&mut self, settled: &mut Settled) {
+        let last = std::mem::replace(&mut self.settling.failed, settled.failed.clone());
+        settled.failed.retain(|failure| !last.contains(failure));
+        if self.settling.failed.is_empty() {
+            self.settling.failures = 0;
+            return;
+        }
+        if self.settling.failures < RETRIES {
+            let retry = FIRST_RETRY * 2_u32.pow(self.settling.failures);
+            settled.again = Some(settled.again.map_or(retry, |again| again.min(retry)));
+            self.settling.failures += 1;
+        }
+    }
+}
+
+fn said_of(done: &Done) -> Option<String> {
+    match done {
+        Done::Change(_, undo) => Some(format!("{undo}: it is needed no more")),
+        Done::Resolved => Some("systemd-resolved is asked for nothing any more".to_owned()),
+        Done::Firewall(_) => None,
+    }
+}
+
+/// What the journal has to hold of a change.
+fn recorded(done: &Done) -> Option<(u64, &Undo)> {
+    match done {
+        Done::Change(Some(id), undo) => Some((*id, undo)),
+        Done::Change(None, _) | Done::Firewall(_) | Done::Resolved => None,
+    }
+}

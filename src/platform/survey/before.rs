@@ -1,0 +1,139 @@
+//! Rules of others that take what is ours to take, and places before them.
+
+use super::{BLOCK, FIRST_PRIORITY, MAIN_PRIORITY, Numbers, Survey, is_default_like};
+use crate::platform::routing::{MarkMatch, RouteTable, Rule, RuleAction};
+
+impl Survey {
+    /// Whether a rule takes all that this host sends, or all that does not carry a mark of the rule's own, with a route
+    /// for everything: what wg-quick puts there ("not fwmark 0xca6c lookup 51820"), or another proxy.
+    pub(in crate::platform) fn takes_all(&self, rule: &Rule, own: MarkMatch) -> bool {
+        let RuleAction::Lookup(table) = rule.action else { return false };
+        let has_default = || self.routes.iter().any(|it| it.table == table && is_default_like(&it.to));
+        rule.suppress_prefix_length.is_none() && takes_ours(rule, own) && has_default()
+    }
+
+    /// Before this priority ours must stand, so that traffic comes to us first: before all rules of others that take
+    /// everything, and before those that ask the main table first, for whatever it has a route to.
+    fn limit(&self, own: MarkMatch) -> u32 {
+        let main_first = |rule: &Rule| {
+            let main = rule.action == RuleAction::Lookup(RouteTable::MAIN) && rule.suppress_prefix_length.is_some();
+            main && takes_ours(rule, own)
+        };
+        let first = self.rules.iter().filter(|rule| self.takes_all(rule, own) || main_first(rule));
+        // The kernel's own rule stands there, and is no other program's.
+        first.map(|rule| rule.priority).min().unwrap_or(MAIN_PRIORITY).min(MAIN_PRIORITY)
+    }
+
+    /// The first of [`BLOCK`] free priorities: the wish, or one near where we usually are; before the rules of others that
+    /// would take everything, if there is room.
+    pub(super) fn free_priorities(&self, wish: Option<u32>, own: MarkMatch) -> Option<u32> {
+        let used: std::collections::BTreeSet<u32> = self.all_rules().map(|rule| rule.priority).collect();
+        let blocks = || {
+            let near = (FIRST_PRIORITY..MAIN_PRIORITY).chain((1..FIRST_PRIORITY).rev());
+            wish.into_iter().chain(near.filter(|first| first % BLOCK == 0))
+        };
+        let fits = |first: &u32, limit: u32| {
+            let end = first.saturating_add(BLOCK);
+            *first > 0 && end <= limit && used.range(*first..end).next().is_none()
+        };
+        let limit = self.limit(own);
+        blocks().find(|first| fits(first, limit)).or_else(|| blocks().find(|first| fits(first, MAIN_PRIORITY)))
+    }
+
+    /// Our numbers, with a place before rules of others that have come to stand before ours and take everything. The same
+    /// where there are none, and where no place is left. `self` knows nothing of our rules.
+    pub(in crate::platform) fn before_others(&self, numbers: Numbers) -> Numbers {
+        let limit = self.limit(numbers.own);
+        if numbers.first_priority.saturating_add(BLOCK) <= limit {
+            return numbers;
+        }
+        let free = self.free_priorities(None, numbers.own).filter(|first| first.saturating_add(BLOCK) <= limit);
+        Numbers { first_priority: free.unwrap_or(numbers.first_priority), ..numbers }
+    }
+}
+
+/// Whether a rule selects, of what this host sends, what carries our mark as well as what carries none.
+fn takes_ours(rule: &Rule, own: MarkMatch) -> bool {
+    let plain = Rule {
+        mark: rule.mark,
+        inverted: rule.inverted,
+        foreign_selectors: rule.foreign_selectors,
+        suppress_prefix_length: rule.suppress_prefix_length,
+        origin: rule.origin,
+        ..Rule::new(rule.family, rule.priority, rule.action)
+    };
+    // Nobody's mark is none at all, so that "not" selects what is unmarked.
+    let by_mark = match rule.mark {
+        None => !rule.foreign_selectors,
+        Some(MarkMatch { mark, mask }) => rule.inverted && mark & mask != 0 && own.mark & mask != mark & mask,
+    };
+    plain == *rule && by_mark
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::routing::{Family, SeenRoute};
+    use crate::platform::survey::Wishes;
+    use crate::platform::survey::tests::plain;
+
+    const WG: RouteTable = RouteTable(51820);
+
+    /// What `wg-quick up` leaves behind: its rules directly before whatever comes first.
+    fn with_wg_quick(first: u32) -> Survey {
+        let mut survey = plain();
+        let lookup = Rule::new(Family::V4, first, RuleAction::Lookup(WG));
+        let mark = Some(MarkMatch { mark: 0xca6c, mask: u32::MAX });
+        survey.rules.push(Rule { mark, inverted: true, foreign_selectors: true, ..lookup });
+        let main = Rule::new(Family::V4, first - 1, RuleAction::Lookup(RouteTable::MAIN));
+        survey.rules.push(Rule { suppress_prefix_length: Some(0), ..main });
+        let to = "0.0.0.0/0".parse().unwrap();
+        survey.routes.push(SeenRoute { table: WG, to, device: Some(9), on_link: true });
+        survey
+    }
+
+    fn numbers() -> Numbers {
+        plain().numbers(&Wishes::default()).unwrap()
+    }
+
+    #[test]
+    fn a_vpn_for_everything_that_comes_after_us_is_overtaken() {
+        let moved = with_wg_quick(8999).before_others(numbers());
+        assert_eq!(moved, Numbers { first_priority: 8800, ..numbers() });
+        assert_eq!(with_wg_quick(8999).before_others(moved), moved, "once is enough");
+    }
+
+    #[test]
+    fn one_that_was_there_first_is_not_stood_behind() {
+        assert_eq!(with_wg_quick(5270).numbers(&Wishes::default()).unwrap().first_priority, 5100);
+        assert_eq!(with_wg_quick(32764).numbers(&Wishes::default()).unwrap().first_priority, 9000);
+    }
+
+    #[test]
+    fn rules_that_take_less_leave_us_where_we_are() {
+        let mut survey = with_wg_quick(8999);
+        survey.routes.retain(|route| route.table != WG);
+        survey.rules.retain(|rule| rule.suppress_prefix_length.is_none());
+        assert_eq!(survey.before_others(numbers()), numbers(), "a table without a default route takes little");
+        let mut survey = with_wg_quick(8999);
+        survey.rules.iter_mut().filter(|rule| rule.priority > 8000 && rule.priority < 9000).for_each(|rule| {
+            rule.from = Some("192.0.2.0/24".parse().unwrap());
+        });
+        assert_eq!(survey.before_others(numbers()), numbers(), "a part of the sources");
+    }
+
+    #[test]
+    fn without_a_place_before_it_we_stay() {
+        assert_eq!(with_wg_quick(60).before_others(numbers()), numbers());
+    }
+
+    #[test]
+    fn whoever_passes_our_own_mark_takes_only_what_he_should_not() {
+        let mut survey = with_wg_quick(8999);
+        let own = numbers().own;
+        let rule = survey.rules.iter_mut().find(|rule| rule.inverted).unwrap();
+        rule.mark = Some(own);
+        let rule = rule.clone();
+        assert!(!survey.takes_all(&rule, own));
+    }
+}

@@ -1,0 +1,447 @@
+//! The network changes while we run: new flows find the way that there is, and nobody restarts anything.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::net::UnixDatagram;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::support::client::act_in;
+use super::support::netns::veth;
+use super::support::peers::proxy::Door;
+use super::support::peers::{Peer, Record};
+use super::support::program::{PATIENCE, Program};
+use super::support::sites::{NAME, V4, V6, zone};
+use super::support::tunproxy::{Place, Tunproxy};
+use super::support::uplinks::{FIRST, SECOND, Uplink, Uplinks};
+use super::support::{Dump, Netns, Sites, Topology, run, world};
+
+const TUN: &str = "/dev/net/tun";
+const BOTH: &[&str] = &["-4", "-6"];
+/// A site that is reached through the proxy.
+const PROXIED: &str = "203.0.113.20";
+/// Two seconds, on a machine that has nothing else to do.
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn at(address: &str) -> SocketAddr {
+    address.parse().expect("an address")
+}
+
+fn profile(more: &str) -> Place {
+    Place::new(&format!(
+        "
+mode: rule
+ipv6: true
+log-level: info
+tun: {{ enable: true, auto-route: true, dns-hijack: ['any:53'] }}
+dns: {{ enable: true, enhanced-mode: fake-ip{more} }}
+proxies: [{{ name: up, type: socks5, server: 203.0.113.3, port: 1080, udp: true }}]
+rules: ['IP-CIDR,{PROXIED}/32,up', 'MATCH,DIRECT']
+"
+    ))
+}
+
+const NAMESERVERS: &str = ", nameserver: [203.0.113.53, '[2001:db8:1::53]']";
+
+/// The internet of these tests: the usual sites, one behind a proxy, and nameservers.
+struct Internet {
+    _sites: Sites,
+    _names: [super::support::peers::dns::NameServer; 2],
+    _peers: Vec<Peer>,
+}
+
+impl Internet {
+    fn open(lab: &Topology) -> Self {
+        let sites = &lab.sites;
+        Self {
+            _sites: Sites::open(lab),
+            _names: ["203.0.113.53:53", "[2001:db8:1::53]:53"].map(|server| sites.dns(at(server), zone())),
+            _peers: vec![
+                sites.socks5(at("203.0.113.3:1080"), Door::default()),
+                sites.tcp_echo(at(&format!("{PROXIED}:80"))),
+                sites.udp_echo(at(&format!("{PROXIED}:7")), &Record::default()),
+            ],
+        }
+    }
+}
+
+/// A program that keeps one socket for years, as games and calls do.
+struct Talker {
+    socket: UdpSocket,
+    to: String,
+    said: u32,
+}
+
+impl Talker {
+    fn new(host: &Netns, to: &str) -> Self {
+        let any = if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+        let (peer, any) = (at(to), at(any));
+        let socket = host.enter(move || UdpSocket::bind(any).and_then(|it| it.connect(peer).map(|()| it)));
+        let socket = socket.expect("a socket");
+        socket.set_read_timeout(Some(Duration::from_millis(150))).expect("a time limit");
+        Self { socket, to: to.to_owned(), said: 0 }
+    }
+
+    /// Whether a datagram comes back now.
+    fn is_answered(&mut self) -> bool {
+        self.said += 1;
+        let word = format!("word {}", self.said);
+        let mut heard = [0; 64];
+        // An error of an earlier datagram is told here.
+        let _ = self.socket.send(word.as_bytes());
+        loop {
+            match self.socket.recv(&mut heard) {
+                Ok(length) if heard[..length] == *word.as_bytes() => return true,
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+/// Waits until `works`, and tells how long that took since `since`.
+fn until(what: &str, since: Instant, tunproxy: &Tunproxy, host: &Netns, mut works: impl FnMut() -> bool) -> Duration {
+    let found = world::poll_until(PATIENCE, || works().then_some(()));
+    let took = since.elapsed();
+    let state = || format!("{}{}{}", host.ip("addr"), host.ip("route"), host.ip("-6 route"));
+    assert!(found.is_some() && took < LIMIT, "{what}: {took:?}\n{}\n{}", state(), tunproxy.output());
+    took
+}
+
+/// What a host does all day, over whichever families have a way.
+struct Day {
+    talkers: Vec<Talker>,
+    slowest: Duration,
+}
+
+impl Day {
+    fn new(host: &Netns) -> Self {
+        let talkers = [format!("{V4}:7"), format!("{V6}:7"), format!("{PROXIED}:7")];
+        Self { talkers: talkers.iter().map(|to| Talker::new(host, to)).collect(), slowest: Duration::ZERO }
+    }
+
+    /// New flows and old associations work again, soon after `since`.
+    fn goes_on(&mut self, event: &str, since: Instant, tunproxy: &Tunproxy, host: &Netns, families: &[&str]) {
+        let has = |family| families.contains(&family);
+        let connects = |to: String| move || act_in(host, &format!("connect {to} 1")).is_ok();
+        let mut took = vec![until(&format!("{event}: {NAME}"), since, tunproxy, host, connects(format!("{NAME}:80")))];
+        for (site, family) in [(V4, "-4"), (V6, "-6"), (PROXIED, "-4")] {
+            if has(family) {
+                let what = format!("{event}: {site}");
+                took.push(until(&what, since, tunproxy, host, connects(format!("{site}:80"))));
+                let answers = || act_in(host, &format!("datagram {site}:7 x 1")) == Ok("x".to_owned());
+                took.push(until(&format!("{what} by UDP"), since, tunproxy, host, answers));
+            }
+        }
+        for talker in &mut self.talkers {
+            if has(if talker.to.starts_with('[') { "-6" } else { "-4" }) {
+                let what = format!("{event}: the association with {}", talker.to);
+                took.push(until(&what, since, tunproxy, host, || talker.is_answered()));
+            }
+        }
+        let slowest = took.into_iter().max().unwrap_or_default();
+        println!("measured: {event}: all of it works after {} ms", slowest.as_millis());
+        self.slowest = self.slowest.max(slowest);
+    }
+}
+
+/// What others have on the host, as far as it has to do with us.
+fn of_others(host: &Netns) -> String {
+    let tables = ["-4", "-6"].map(|family| host.ip(&format!("{family} rule")));
+    let routes = ["2022", "2023"].map(|table| {
+        // A table that is empty may not even exist.
+        super::support::tunproxy::Said::of(host.command("ip").args(["route", "show", "table", table])).stdout
+    });
+    tables.concat()
+        + &routes.concat()
+        + &host.run("nft", &["list", "ruleset"])
+        + &std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()
+}
+
+fn add_foreigners(host: &Netns) {
+    for words in [
+        "rule add priority 5210 fwmark 0x80000/0xff0000 lookup main",
+        "rule add priority 9050 from 192.0.2.0/24 lookup 2022",
+        "-6 rule add priority 32764 from 2001:db8:5::/48 lookup 300",
+    ] {
+        host.ip(words);
+    }
+    host.nft("add table inet administrator");
+    host.nft("add chain inet administrator output { type filter hook output priority 0; }");
+    host.nft("add rule inet administrator output ip daddr 203.0.113.99 drop");
+}
+
+#[test]
+fn every_change_of_the_ways_out_is_followed() {
+    run(&[TUN], || {
+        let net = Uplinks::new();
+        let host = &net.lab.host;
+        let _internet = Internet::open(&net.lab);
+        add_foreigners(host);
+        let before = of_others(host);
+        let tunproxy = profile(NAMESERVERS).start(host);
+        let mut day = Day::new(host);
+        day.goes_on("at the start", Instant::now(), &tunproxy, host, BOTH);
+
+        net.default(SECOND, BOTH);
+        day.goes_on("the default moved", Instant::now(), &tunproxy, host, BOTH);
+        net.down(FIRST);
+        day.goes_on("the old way went down", Instant::now(), &tunproxy, host, BOTH);
+        net.renumber(SECOND, 77);
+        net.default(SECOND, &["-4"]);
+        day.goes_on("another address", Instant::now(), &tunproxy, host, BOTH);
+
+        net.down(SECOND);
+        // Whoever tries meanwhile is told so, and that must not be remembered for long.
+        for talker in &mut day.talkers {
+            assert!(!talker.is_answered(), "no way is up");
+        }
+        assert!(act_in(host, &format!("connect {NAME}:80 5")).is_err());
+        net.up(SECOND);
+        net.default(SECOND, BOTH);
+        day.goes_on("all ways were down", Instant::now(), &tunproxy, host, BOTH);
+
+        net.no_default(&["-6"]);
+        day.goes_on("IPv4 alone", Instant::now(), &tunproxy, host, &["-4"]);
+        net.default(SECOND, &["-6"]);
+        net.no_default(&["-4"]);
+        day.goes_on("IPv6 alone", Instant::now(), &tunproxy, host, &["-6"]);
+        net.default(SECOND, BOTH);
+        day.goes_on("both again", Instant::now(), &tunproxy, host, BOTH);
+
+        tunproxy.signal(Signal::SIGSTOP);
+        net.up(FIRST);
+        net.default(FIRST, BOTH);
+        net.down(SECOND);
+        std::thread::sleep(Duration::from_secs(3));
+        tunproxy.signal(Signal::SIGCONT);
+        day.goes_on("asleep while the way changed", Instant::now(), &tunproxy, host, BOTH);
+
+        assert!(tunproxy.stop().success());
+        assert_eq!(of_others(host), before);
+    });
+}
+
+/// Numbers that are the same every time (Knuth's MMIX).
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+/// How often: a few times, or as often as the variable says.
+fn times(variable: &str, few: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(few)
+}
+
+/// One event, and the families that have a way after it.
+fn happen(net: &Uplinks, chance: &mut Chance, tunproxy: &Tunproxy) -> (String, &'static [&'static str]) {
+    let one: Uplink = if chance.below(2) == 0 { FIRST } else { SECOND };
+    let other = if one == FIRST { SECOND } else { FIRST };
+    let back = |uplink| {
+        net.up(uplink);
+        net.default(uplink, BOTH);
+    };
+    match chance.below(8) {
+        0 => {
+            back(one);
+            (format!("the default is {}", one.device), BOTH)
+        }
+        1 => {
+            net.down(one);
+            back(other);
+            (format!("{} went down", one.device), BOTH)
+        }
+        2 => {
+            net.down(one);
+            back(one);
+            (format!("{} flapped", one.device), BOTH)
+        }
+        3 => {
+            back(one);
+            net.renumber(one, u8::try_from(20 + chance.below(200)).unwrap_or(20));
+            net.default(one, &["-4"]);
+            (format!("{} has another address", one.device), BOTH)
+        }
+        4 => {
+            net.down(one);
+            net.down(other);
+            let _ = act_in(&net.lab.host, &format!("connect {NAME}:80 1"));
+            back(one);
+            (format!("all ways were down, and {} is back", one.device), BOTH)
+        }
+        5 => {
+            back(one);
+            net.no_default(&["-6"]);
+            (format!("IPv4 alone, by {}", one.device), &["-4"])
+        }
+        6 => {
+            back(one);
+            net.no_default(&["-4"]);
+            (format!("IPv6 alone, by {}", one.device), &["-6"])
+        }
+        _ => {
+            tunproxy.signal(Signal::SIGSTOP);
+            net.down(one);
+            back(other);
+            std::thread::sleep(Duration::from_millis(500));
+            tunproxy.signal(Signal::SIGCONT);
+            (format!("asleep while {} went down", one.device), BOTH)
+        }
+    }
+}
+
+#[test]
+fn whatever_happens_to_the_network_new_flows_find_their_way() {
+    run(&[TUN], || {
+        let net = Uplinks::new();
+        let host = &net.lab.host;
+        let _internet = Internet::open(&net.lab);
+        add_foreigners(host);
+        let before = of_others(host);
+        let tunproxy = profile(NAMESERVERS).start(host);
+        let (mut day, mut chance) = (Day::new(host), Chance(7));
+        for number in 0..times("TUNPROXY_EVENTS", 20) {
+            let (event, families) = happen(&net, &mut chance, &tunproxy);
+            day.goes_on(&format!("{number}, {event}"), Instant::now(), &tunproxy, host, families);
+        }
+        println!("measured: the slowest of all {} ms", day.slowest.as_millis());
+        tunproxy.assert_carries(host);
+        assert!(tunproxy.stop().success());
+        assert_eq!(of_others(host), before);
+    });
+}
+
+#[test]
+fn a_start_before_there_is_any_network_works_once_there_is() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        world::own_etc("");
+        std::fs::remove_file("/etc/resolv.conf").unwrap();
+        lab.host.ip("link set eth0 down");
+        lab.host.ip("addr flush dev eth0");
+        let before = of_others(&lab.host);
+        let path = world::fresh_dir("notify").join("socket");
+        let supervisor = UnixDatagram::bind(&path).unwrap();
+        supervisor.set_read_timeout(Some(PATIENCE)).unwrap();
+        let place = profile(", listen: '10.7.0.1:53'");
+        let mut command = place.run_command(&lab.host);
+        command.env("NOTIFY_SOCKET", &path);
+        let mut program = Program::start("tunproxy", command);
+        let mut message = [0; 512];
+        let length = supervisor.recv(&mut message).expect("a message to the supervisor");
+        assert!(String::from_utf8_lossy(&message[..length]).contains("READY=1"), "{}", program.output());
+        assert!(act_in(&lab.host, &format!("connect {NAME}:80 2")).is_err(), "there is no network");
+
+        // As a network service does it: the link, the addresses, the routes, the resolver.
+        lab.host.ip("link set eth0 up");
+        lab.host.address("eth0", &["192.168.1.10/24", "2001:db8:2::10/64"]);
+        lab.host.routes(&["default via 192.168.1.1", "default via 2001:db8:2::1"]);
+        std::fs::write("/etc/resolv.conf.new", "nameserver 192.168.1.1\n").unwrap();
+        std::fs::rename("/etc/resolv.conf.new", "/etc/resolv.conf").unwrap();
+        let since = Instant::now();
+        for site in [NAME, V4, V6] {
+            let works = || act_in(&lab.host, &format!("connect {site}:80 1")).is_ok().then_some(());
+            assert!(world::poll_until(PATIENCE, works).is_some(), "{site}: {}", program.output());
+        }
+        let took = since.elapsed();
+        println!("measured: from the network to all sites {} ms", took.as_millis());
+        assert!(took < LIMIT, "{took:?}");
+        // What listens at an address that has only come now.
+        lab.host.ip("addr add 10.7.0.1/24 dev eth0");
+        let answered = || lab.host.run("dig", &["+short", "+tries=1", "@10.7.0.1", NAME, "A"]).starts_with("198.18.");
+        assert!(world::poll_until(PATIENCE, || answered().then_some(())).is_some(), "{}", program.output());
+        program.signal(Signal::SIGTERM);
+        assert!(program.wait().success());
+        assert_eq!(std::fs::read_to_string("/etc/resolv.conf").unwrap(), "nameserver 192.168.1.1\n");
+        assert_eq!(of_others(&lab.host), before + "nameserver 192.168.1.1\n");
+    });
+}
+
+/// The device by which the kernel would send to a site.
+fn way(host: &Netns, more: &str) -> String {
+    let said = host.ip(&format!("route get 203.0.113.10 {more}"));
+    let device = said.split_once(" dev ").and_then(|(_, rest)| rest.split(' ').next()).map(str::to_owned);
+    device.unwrap_or(said)
+}
+
+#[test]
+fn a_vpn_that_comes_up_after_us_carries_us_and_not_our_traffic() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let vpn = Netns::new("vpn");
+        veth(&lab.host, "wg0", &vpn, "eth0");
+        lab.host.address("wg0", &["10.66.0.2/32"]);
+        let before = Dump::take(&lab.host);
+        let tunproxy = profile(NAMESERVERS).start(&lab.host);
+        assert_eq!(way(&lab.host, "mark 0xca6c"), "tunproxy0");
+        // What wg-quick up does, in its order: the kernel puts each rule before all others.
+        let ((), _) = tunproxy.line_after(
+            || {
+                lab.host.ip("route add default dev wg0 table 51820");
+                lab.host.ip("rule add not fwmark 0xca6c table 51820");
+                lab.host.ip("rule add table main suppress_prefixlength 0");
+            },
+            &["ours move from priority 9000"],
+        );
+        let settled = || {
+            let rules = lab.host.ip("-4 rule");
+            let first = rules.lines().nth(1).is_some_and(|line| line.contains("fwmark 0x1000000/0x1000000"));
+            (first && !rules.contains("9043:")).then_some(())
+        };
+        assert!(world::poll_until(PATIENCE, settled).is_some(), "{}\n{}", lab.host.ip("rule"), tunproxy.output());
+        assert_eq!(way(&lab.host, ""), "tunproxy0", "the host's traffic comes to us");
+        assert_eq!(way(&lab.host, "mark 0x1000000"), "wg0", "ours goes by the VPN");
+        assert_eq!(way(&lab.host, "mark 0xca6c"), "eth0", "the VPN's carrier goes by the uplink");
+        tunproxy.assert_carries(&lab.host);
+        // wg-quick down.
+        lab.host.ip("rule del not fwmark 0xca6c table 51820");
+        lab.host.ip("rule del table main suppress_prefixlength 0");
+        lab.host.ip("route flush table 51820");
+        let gone = || (!lab.host.ip("-4 rule").contains("0xca6c")).then_some(());
+        assert!(world::poll_until(PATIENCE, gone).is_some(), "{}\n{}", lab.host.ip("rule"), tunproxy.output());
+        assert_eq!(way(&lab.host, "mark 0x1000000"), "eth0");
+        assert!(tunproxy.stop().success());
+        before.assert_same(&Dump::take(&lab.host));
+    });
+}
+
+#[test]
+fn networks_of_our_own_and_addresses_that_come_and_go_are_kept_in_mind() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let before = Dump::take(&lab.host);
+        let tunproxy = profile(NAMESERVERS).start(&lab.host);
+        let table = || lab.host.nft("list table inet tunproxy");
+        for round in 0..3 {
+            let lan = Netns::new(&format!("lan{round}"));
+            veth(&lab.host, "lan9", &lan, "eth0");
+            lab.host.address("lan9", &["203.0.113.161/28", "2001:db8:77::1/64"]);
+            let known = || {
+                let rules = lab.host.ip("-4 rule") + &lab.host.ip("-6 rule");
+                let rules = rules.contains("to 203.0.113.160/28 lookup main") && rules.contains("to 2001:db8:77::/64");
+                (rules && table().contains("saddr set 203.0.113.161")).then_some(())
+            };
+            assert!(world::poll_until(PATIENCE, known).is_some(), "{}\n{}", table(), tunproxy.output());
+            assert_eq!(way(&lab.host, "").as_str(), "tunproxy0");
+            // Sets of other addresses have kept what they remember: they were not made anew.
+            assert!(table().contains("set asked_192_168_1_10"), "{}", table());
+            lab.host.ip("link del lan9");
+            let forgotten = || {
+                let rules = lab.host.ip("-4 rule") + &lab.host.ip("-6 rule");
+                let gone = !rules.contains("203.0.113.160/28") && !rules.contains("2001:db8:77::");
+                (gone && !table().contains("203.0.113.161") && !table().contains("203_0_113_161")).then_some(())
+            };
+            assert!(world::poll_until(PATIENCE, forgotten).is_some(), "{}\n{}", table(), tunproxy.output());
+        }
+        assert!(!tunproxy.output().contains("ERROR"), "{}", tunproxy.output());
+        assert!(tunproxy.stop().success());
+        before.assert_same(&Dump::take(&lab.host));
+    });
+}
