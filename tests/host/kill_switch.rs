@@ -268,6 +268,41 @@ fn a_failed_service_stays_closed_until_somebody_opens_by_hand() {
 }
 
 #[test]
+fn a_start_that_fails_and_a_run_that_ends_by_an_error_leave_it_closed() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let mut capture = proven_capture(&lab);
+        let before = Dump::take(&lab.host);
+        let place = profile("'MATCH,REJECT'").start(&lab.host).kill();
+        let already = escapes_in(&mut capture);
+        let profile = std::fs::read_to_string(&place.profile).expect("the profile");
+        // Somebody else has the port; the other profile cannot be read at all.
+        let at_host = Peers::new(&lab.host);
+        let squatter = at_host.tcp_echo(at("127.0.0.1:7890"));
+        for broken in [format!("{profile}\nmixed-port: 7890\n"), "rules: [".to_owned()] {
+            place.rewrite(&broken);
+            assert!(place.try_start(&lab.host).is_err(), "it cannot start");
+            lab.host.enter(escapes::all_ways);
+            assert_closed(&mut capture, already, "after a start that failed");
+        }
+        drop(squatter);
+        place.rewrite(&profile);
+        let tunproxy = place.start(&lab.host);
+        tunproxy.assert_carries(&lab.host);
+        lab.host.ip("link del tunproxy0");
+        lab.host.enter(escapes::all_ways);
+        assert!(!tunproxy.wait().success(), "it cannot go on without its device");
+        lab.host.enter(escapes::all_ways);
+        assert_closed(&mut capture, already, "after the end by an error");
+        place.clean_up(&lab.host);
+        before.assert_same(&Dump::take(&lab.host));
+        lab.host.enter(escapes::all_ways);
+        assert!(escapes_in(&mut capture) > already, "it is open");
+    });
+}
+
+#[test]
 fn a_start_without_a_kill_switch_opens_what_a_crash_left_closed() {
     run(&[TUN], || {
         let lab = Topology::desktop();

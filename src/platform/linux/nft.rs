@@ -10,6 +10,9 @@ use std::process::{Child, ChildStderr, ChildStdin, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{getpid, getppid};
 
 use super::capability;
 use crate::platform::firewall::{Nft, TableId, ruleset};
@@ -235,6 +238,7 @@ fn spawn(prepare: impl Fn(&mut Command)) -> io::Result<Child> {
         let mut command = Command::new(program);
         command.env_clear().envs(ENVIRONMENT).stdin(Stdio::piped()).stderr(Stdio::piped());
         capability::hand_down_net_admin(&mut command);
+        end_with_us(&mut command);
         prepare(&mut command);
         match command.spawn() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => missing = error,
@@ -242,6 +246,20 @@ fn spawn(prepare: impl Fn(&mut Command)) -> io::Result<Child> {
         }
     }
     Err(missing)
+}
+
+/// A table that is loaded after our death would stand in no journal that is still read. The child ends with the thread that
+/// starts it.
+fn end_with_us(command: &mut Command) {
+    let us = getpid();
+    // SAFETY: between fork and exec only system calls are made, on nothing but a number.
+    unsafe {
+        command.pre_exec(move || {
+            set_pdeathsig(Signal::SIGKILL)?;
+            // It may have happened already.
+            if getppid() == us { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+        });
+    }
 }
 
 fn first_line(bytes: &[u8]) -> String {
