@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::{holder, nft, resolv_conf, sysctl};
+use super::{listeners, nft, resolv_conf, sysctl};
 use crate::platform::routing::{Family, RouteTable, SeenRoute};
 use crate::platform::survey::{Parameters, Survey, is_default_like};
 use crate::platform::{HostError, Netlink};
@@ -24,7 +24,7 @@ pub(in crate::platform) fn take() -> Result<Survey, HostError> {
         parameters: parameters(),
         ipv6,
         kernel_ipv6: ipv6,
-        listening: holder::listening_ports(),
+        listening: listeners::listening_ports(),
         resolv_conf: resolv_conf::read(Path::new(resolv_conf::PATH)),
         resolved: resolv_conf::resolved_runs(),
     };
