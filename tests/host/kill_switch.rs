@@ -51,7 +51,10 @@ fn at(address: &str) -> SocketAddr {
 /// A capture on the uplink that has seen every way out while nothing was closed.
 fn proven_capture(lab: &Topology) -> Capture {
     let mut capture = Capture::start(&lab.host, "eth0");
-    capture.prove(|mark| assert_eq!(act_in(&lab.host, &format!("datagram {V4}:7 {mark}")), Ok(mark.to_owned())));
+    // After these the neighbours are known, and nothing waits for them.
+    for site in [V4, V6] {
+        capture.prove(|mark| assert_eq!(act_in(&lab.host, &format!("datagram {site}:7 {mark}")), Ok(mark.to_owned())));
+    }
     let ways = lab.host.enter(escapes::all_ways);
     let seen = capture.packets().iter().filter(|packet| escaped(packet)).count();
     assert_eq!(seen, ways, "an open host lets every attempt out");
@@ -434,6 +437,27 @@ fn killed_at_random_moments_it_stays_closed_and_a_clean_up_puts_everything_back(
             closed.clean_up(&lab.host);
             before.assert_same(&Dump::take(&lab.host));
             already = escapes_in(&mut capture);
+        }
+    });
+}
+
+#[test]
+fn killed_on_its_way_out_it_leaves_what_a_clean_up_puts_back() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let place = profile("'MATCH,REJECT'");
+        let before = Dump::take(&lab.host);
+        let tunproxy = place.start(&lab.host);
+        let begun = Instant::now();
+        assert!(tunproxy.stop().success());
+        let way_out = begun.elapsed();
+        for round in 0..many(KILLS) / 2 {
+            let tunproxy = place.start(&lab.host);
+            tunproxy.signal(Signal::SIGTERM);
+            std::thread::sleep(way_out.mul_f64((round as u32 * 37 % 101) as f64 / 100.0));
+            tunproxy.kill().clean_up(&lab.host);
+            before.assert_same(&Dump::take(&lab.host));
         }
     });
 }
