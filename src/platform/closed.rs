@@ -38,24 +38,24 @@ mod tests {
     use crate::platform::plan::tests::options;
     use crate::platform::survey::tests::plain;
 
-    fn refused(options: HostOptions, survey: &Survey) -> Vec<String> {
-        let plan = HostPlan::new(&options, survey).unwrap();
+    fn refused(options: &HostOptions, survey: &Survey) -> Vec<String> {
+        let plan = HostPlan::new(options, survey).unwrap();
         let refusals = plan.routes.iter().filter(|route| route.kind == RouteKind::Unreachable);
         refusals.map(ToString::to_string).collect()
     }
 
     #[test]
     fn a_kill_switch_stands_behind_every_route_into_the_tun() {
-        assert_eq!(refused(options(), &plain()), [""; 0]);
+        assert_eq!(refused(&options(), &plain()), [""; 0]);
         let wanted = ["0.0.0.0/0 table 2023", "::/0 table 2023", "0.0.0.0/0 table 2022", "::/0 table 2022"];
-        let found = refused(HostOptions { kill_switch: true, ..options() }, &plain());
+        let found = refused(&HostOptions { kill_switch: true, ..options() }, &plain());
         assert_eq!(found, wanted.map(|route| format!("unreachable {route}")));
     }
 
     #[test]
     fn a_kill_switch_for_some_prefixes_refuses_those_alone() {
         let route_address = vec!["203.0.113.0/24".parse().unwrap()];
-        let found = refused(HostOptions { kill_switch: true, route_address, ..options() }, &plain());
+        let found = refused(&HostOptions { kill_switch: true, route_address, ..options() }, &plain());
         assert!(found.contains(&"unreachable 203.0.113.0/24 table 2022".to_owned()), "{found:?}");
         assert!(!found.contains(&"unreachable 0.0.0.0/0 table 2022".to_owned()), "{found:?}");
     }
@@ -73,7 +73,7 @@ mod tests {
         assert!(!shut(&options(), &without) && !shut(&strict, &plain()));
         assert!(!shut(&strict, &Survey { kernel_ipv6: false, ..without.clone() }));
         // Nothing of it outlives us.
-        assert_eq!(refused(strict.clone(), &without), [""; 0]);
+        assert_eq!(refused(&strict, &without), [""; 0]);
         let bare = Survey { nft: NftState::Missing("gone".to_owned()), ..without };
         let warnings = HostPlan::new(&strict, &bare).unwrap().warnings;
         assert!(warnings.iter().any(|warning| warning.contains("strict-route")), "{warnings:?}");

@@ -7,7 +7,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +22,8 @@ const OLDEST: u32 = 1;
 const MAGIC: &str = "tunproxy-journal";
 /// So many lines more than are needed are too many.
 const LONG: usize = 1024;
+/// How long the last child of a dead run may hold on to the state directory.
+const LAST_BREATH: Duration = Duration::from_secs(2);
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -306,18 +310,27 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, JournalError> {
         move |source| JournalError::Io { act, path, source }
     };
     let options = || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let file = options().map_err(io("open"))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => {
-            let note = lock.set_len(0).and_then(|()| (&*lock).write_all(std::process::id().to_string().as_bytes()));
-            note.map_err(io("write"))?;
-            Ok(lock)
+    let mut file = options().map_err(io("open"))?;
+    let end = Instant::now() + LAST_BREATH;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => {
+                let note = lock.set_len(0).and_then(|()| (&*lock).write_all(std::process::id().to_string().as_bytes()));
+                note.map_err(io("write"))?;
+                return Ok(lock);
+            }
+            Err((again, Errno::EWOULDBLOCK)) => {
+                let pid = fs::read_to_string(&path).unwrap_or_default();
+                // One that was killed while it started a child: the child has the lock too, until it runs or dies.
+                let dead = !Path::new("/proc").join(&pid).exists();
+                if !dead || Instant::now() >= end {
+                    return Err(JournalError::Locked { dir: state_dir.to_owned(), pid });
+                }
+                file = again;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err((_, errno)) => return Err(io("lock")(errno.into())),
         }
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-            let pid = fs::read_to_string(&path).unwrap_or_default();
-            Err(JournalError::Locked { dir: state_dir.to_owned(), pid })
-        }
-        Err((_, errno)) => Err(io("lock")(errno.into())),
     }
 }
 

@@ -51,7 +51,10 @@ fn at(address: &str) -> SocketAddr {
 /// A capture on the uplink that has seen every way out while nothing was closed.
 fn proven_capture(lab: &Topology) -> Capture {
     let mut capture = Capture::start(&lab.host, "eth0");
-    capture.prove(|mark| assert_eq!(act_in(&lab.host, &format!("datagram {V4}:7 {mark}")), Ok(mark.to_owned())));
+    // After these the neighbours are known, and nothing waits for them.
+    for site in [V4, V6] {
+        capture.prove(|mark| assert_eq!(act_in(&lab.host, &format!("datagram {site}:7 {mark}")), Ok(mark.to_owned())));
+    }
     let ways = lab.host.enter(escapes::all_ways);
     let seen = capture.packets().iter().filter(|packet| escaped(packet)).count();
     assert_eq!(seen, ways, "an open host lets every attempt out");
@@ -268,6 +271,41 @@ fn a_failed_service_stays_closed_until_somebody_opens_by_hand() {
 }
 
 #[test]
+fn a_start_that_fails_and_a_run_that_ends_by_an_error_leave_it_closed() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let mut capture = proven_capture(&lab);
+        let before = Dump::take(&lab.host);
+        let place = profile("'MATCH,REJECT'").start(&lab.host).kill();
+        let already = escapes_in(&mut capture);
+        let profile = std::fs::read_to_string(&place.profile).expect("the profile");
+        // Somebody else has the port; the other profile cannot be read at all.
+        let at_host = Peers::new(&lab.host);
+        let squatter = at_host.tcp_echo(at("127.0.0.1:7890"));
+        for broken in [format!("{profile}\nmixed-port: 7890\n"), "rules: [".to_owned()] {
+            place.rewrite(&broken);
+            assert!(place.try_start(&lab.host).is_err(), "it cannot start");
+            lab.host.enter(escapes::all_ways);
+            assert_closed(&mut capture, already, "after a start that failed");
+        }
+        drop(squatter);
+        place.rewrite(&profile);
+        let tunproxy = place.start(&lab.host);
+        tunproxy.assert_carries(&lab.host);
+        lab.host.ip("link del tunproxy0");
+        lab.host.enter(escapes::all_ways);
+        assert!(!tunproxy.wait().success(), "it cannot go on without its device");
+        lab.host.enter(escapes::all_ways);
+        assert_closed(&mut capture, already, "after the end by an error");
+        place.clean_up(&lab.host);
+        before.assert_same(&Dump::take(&lab.host));
+        lab.host.enter(escapes::all_ways);
+        assert!(escapes_in(&mut capture) > already, "it is open");
+    });
+}
+
+#[test]
 fn a_start_without_a_kill_switch_opens_what_a_crash_left_closed() {
     run(&[TUN], || {
         let lab = Topology::desktop();
@@ -399,6 +437,27 @@ fn killed_at_random_moments_it_stays_closed_and_a_clean_up_puts_everything_back(
             closed.clean_up(&lab.host);
             before.assert_same(&Dump::take(&lab.host));
             already = escapes_in(&mut capture);
+        }
+    });
+}
+
+#[test]
+fn killed_on_its_way_out_it_leaves_what_a_clean_up_puts_back() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let place = profile("'MATCH,REJECT'");
+        let before = Dump::take(&lab.host);
+        let tunproxy = place.start(&lab.host);
+        let begun = Instant::now();
+        assert!(tunproxy.stop().success());
+        let way_out = begun.elapsed();
+        for round in 0..many(KILLS) / 2 {
+            let tunproxy = place.start(&lab.host);
+            tunproxy.signal(Signal::SIGTERM);
+            std::thread::sleep(way_out.mul_f64((round as u32 * 37 % 101) as f64 / 100.0));
+            tunproxy.kill().clean_up(&lab.host);
+            before.assert_same(&Dump::take(&lab.host));
         }
     });
 }

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod closed;
 mod halves;
 mod host;
 mod netlink;

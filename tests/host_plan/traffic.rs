@@ -21,12 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const RESOLVER: &str = "nameserver 192.168.7.9\n";
 
 /// A host with a plan in force, and a responder on the TUN that turns every UDP packet round with "TUN:" before it.
-struct Running {
-    applied: Applied,
+pub(crate) struct Running {
+    pub(crate) applied: Applied,
     _state: tempfile::TempDir,
 }
 
-fn start(options: &HostOptions) -> Running {
+pub(crate) fn start(options: &HostOptions) -> Running {
     let state = tempfile::tempdir().expect("a state directory");
     let tun = open_tun(TUN);
     let planned = plan(options);

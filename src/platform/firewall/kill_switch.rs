@@ -14,6 +14,9 @@ const DHCP: [&str; 2] = ["udp sport 68 udp dport 67 return", "udp sport 546 udp 
 /// Without neighbours there is no link, and what is sent to one does not get far (RFC 4861 wants a hop limit of 255).
 const NEIGHBOURS: &str =
     "icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 return";
+/// What refuses at once. Errors of ICMP get lost on a program that is still in connect(2) (`sock_owned_by_user`), hence the
+/// reset; datagrams hear of few: "no route" is not one of them (`icmpv6_err_convert`), "prohibited" is.
+const REFUSALS: [&str; 2] = ["meta l4proto tcp reject with tcp reset", "reject with icmpx type admin-prohibited"];
 const QUESTION: &str = "meta l4proto { udp, tcp } th dport 53";
 
 impl Writer<'_> {
@@ -34,32 +37,27 @@ impl Writer<'_> {
     /// What is forwarded leaves through the TUN, or comes out of it, or stays among private addresses.
     pub(super) fn forward(&self) -> String {
         let mut lines = vec![format!("{} return", self.iif_tun()), format!("{} return", self.oif_tun(""))];
-        lines.extend(self.forwarded_past_us("reject with icmpx type admin-prohibited"));
+        lines.extend(self.forwarded_past_us());
         chain("forward", "filter hook forward priority filter", &lines)
     }
 
-    /// IPv6 of this host's own is refused. A reset, because a program that is still in connect(2) does not hear an ICMP
-    /// error. Before [`Writer::reroute_all`] marks it, which would have it dropped without a word.
+    /// IPv6 of this host's own is refused. Before [`Writer::reroute_all`] marks it, which would have it dropped without a word.
     pub(super) fn shut(&self) -> String {
         let mut lines = vec!["meta nfproto ipv4 return".to_owned()];
         lines.extend(self.keeps_the_host_alive());
-        let refusals = ["meta l4proto tcp reject with tcp reset", "reject with icmpv6 type no-route"];
         if self.options.dns_hijack {
-            lines.extend(
-                ["tcp dport 53 reject with tcp reset", "udp dport 53 reject with icmpv6 type no-route"]
-                    .map(str::to_owned),
-            );
+            lines.extend(REFUSALS.map(|refusal| format!("{QUESTION} {refusal}")));
         }
         lines.extend(self.destinations_past_us());
         lines.extend(self.not_wanted());
-        lines.extend(refusals.map(str::to_owned));
+        lines.extend(REFUSALS.map(str::to_owned));
         chain("shut", "filter hook output priority mangle - 1", &lines)
     }
 
     /// IPv6 of others is refused.
     pub(super) fn shut_forward(&self) -> String {
         let mut lines = vec!["meta nfproto ipv4 return".to_owned()];
-        lines.extend(self.forwarded_past_us("reject with icmpv6 type no-route"));
+        lines.extend(self.forwarded_past_us());
         chain("shut_forward", "filter hook forward priority filter - 1", &lines)
     }
 
@@ -75,19 +73,19 @@ impl Writer<'_> {
         lines
     }
 
-    /// What may be forwarded past the TUN, and `refusal` for the rest.
-    fn forwarded_past_us(&self, refusal: &str) -> Vec<String> {
+    /// What may be forwarded past the TUN, and a refusal for the rest.
+    fn forwarded_past_us(&self) -> Vec<String> {
         let mut lines = vec![format!("{} return", has_mark(self.numbers.own))];
         lines.extend(self.foreign_marks());
         lines.extend(self.interfaces_left_out());
         lines.extend(["ct direction reply return", "ct status dnat return"].map(str::to_owned));
         if self.options.dns_hijack {
-            lines.push(format!("{QUESTION} {refusal}"));
+            lines.extend(REFUSALS.map(|refusal| format!("{QUESTION} {refusal}")));
         }
         lines.push("fib daddr type multicast return".to_owned());
         lines.extend(self.destinations_past_us());
         lines.extend(self.not_wanted());
-        lines.push(refusal.to_owned());
+        lines.extend(REFUSALS.map(str::to_owned));
         lines
     }
 

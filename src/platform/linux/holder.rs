@@ -1,6 +1,5 @@
-//! Who listens, and on which port: proc(5) names a socket's inode, and the process that holds a descriptor of it.
+//! Who listens on a port: proc(5) names the socket's inode, and the process that holds a descriptor of it.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -21,21 +20,6 @@ pub fn tcp_listener(port: u16) -> Option<String> {
         }
         let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
         Some(format!("{} (pid {pid})", name.trim()))
-    })
-}
-
-/// The TCP ports that somebody listens on, in the network namespace of the calling thread.
-pub(in crate::platform) fn listening_ports() -> BTreeSet<u16> {
-    let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"].map(fs::read_to_string);
-    tables.iter().flatten().flat_map(|table| ports(table)).collect()
-}
-
-/// The ports of listening sockets, from the text of /proc/net/tcp.
-fn ports(table: &str) -> impl Iterator<Item = u16> {
-    table.lines().skip(1).filter_map(|line| {
-        let mut fields = line.split_ascii_whitespace();
-        let (_, local) = fields.nth(1)?.rsplit_once(':')?;
-        (fields.nth(1)? == LISTEN).then(|| u16::from_str_radix(local, 16).ok()).flatten()
     })
 }
 
@@ -60,7 +44,6 @@ mod tests {
             0: 0100007F:1EDC 0100007F:9C40 01 00000000:00000000 00:00000000 00000000     0        0 11 1 0\n   \
             1: 0100007F:1EDC 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 22 1 0\n";
         assert_eq!(inode(table, 7900), Some("22"));
-        assert_eq!(ports(table).collect::<Vec<_>>(), [7900]);
         assert_eq!(inode(table, 80), None);
         assert_eq!(inode("", 80), None);
     }
@@ -70,6 +53,5 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let holder = tcp_listener(listener.local_addr().unwrap().port()).unwrap();
         assert!(holder.contains(&format!("(pid {})", std::process::id())), "{holder}");
-        assert!(listening_ports().contains(&listener.local_addr().unwrap().port()));
     }
 }

@@ -10,6 +10,9 @@ use std::process::{Child, ChildStderr, ChildStdin, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{getpid, getppid};
 
 use super::capability;
 use crate::platform::firewall::{Nft, TableId, ruleset};
@@ -273,6 +276,7 @@ impl Drop for OwnedTable {
 fn run(arguments: &[&str], input: &str) -> io::Result<Output> {
     let mut child = spawn(|command| {
         command.args(arguments).stdout(Stdio::piped());
+        end_with_us(command);
     })?;
     if let Some(mut stdin) = child.stdin.take()
         && let Err(error) = stdin.write_all(input.as_bytes())
@@ -297,6 +301,20 @@ fn spawn(prepare: impl Fn(&mut Command)) -> io::Result<Child> {
         }
     }
     Err(missing)
+}
+
+/// A table that is loaded after our death would stand in no journal that is still read. The child ends with the thread that
+/// starts it, which has to wait for it; one that holds a table ends with its input, whichever thread has that.
+fn end_with_us(command: &mut Command) {
+    let us = getpid();
+    // SAFETY: between fork and exec only system calls are made, on nothing but a number.
+    unsafe {
+        command.pre_exec(move || {
+            set_pdeathsig(Signal::SIGKILL)?;
+            // It may have happened already.
+            if getppid() == us { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+        });
+    }
 }
 
 fn first_line(bytes: &[u8]) -> String {

@@ -69,6 +69,7 @@ pub(in crate::platform) fn replace(path: &Path, text: &str) -> io::Result<()> {
         OldFile::Missing | OldFile::Link(_) => (0o644, None),
     };
     place(path, text.as_bytes(), mode, owner).map_err(explained)?;
+    sync_directory(path)?;
     if fs::read(path)? != text.as_bytes() {
         return Err(io::Error::other("it was written, but reads back as something else"));
     }
@@ -96,6 +97,7 @@ pub(in crate::platform) fn restore(path: &Path, ours: &str, old: &OldFile) -> io
         OldFile::File { content, mode, uid, gid } => place(path, content, *mode, Some((*uid, *gid))),
     }
     .map_err(explained)?;
+    sync_directory(path)?;
     match old_file(path)? == *old {
         true => Ok(Undone::Restored),
         false => Err(io::Error::other("it was put back, but reads as something else")),
@@ -134,6 +136,11 @@ fn write_new(new: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -
         }
     }
     file.sync_all()
+}
+
+/// After a power loss the journal must not be gone while the file it was about is still the other one.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
 }
 
 /// Beside the file, under a name that a later run knows, so that a crash leaves nothing for good.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::{holder, nft, resolv_conf, sysctl};
+use super::{listeners, nft, resolv_conf, sysctl};
 use crate::platform::routing::{Family, RouteTable, SeenRoute};
 use crate::platform::selection::EVERYBODY;
 use crate::platform::survey::{NftState, Parameters, Survey, is_default_like};
@@ -27,7 +27,7 @@ pub(in crate::platform) fn take(nft: Option<NftState>, tables: &[RouteTable]) ->
         parameters: parameters(),
         ipv6,
         kernel_ipv6: ipv6,
-        listening: holder::listening_ports(),
+        listening: listeners::listening_ports(),
         resolv_conf: resolv_conf::read(Path::new(resolv_conf::PATH)),
         resolved: resolv_conf::resolved_runs(),
         users: users(&std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default()),
