@@ -135,11 +135,9 @@ impl Writer<'_> {
         chains
     }
 
-    /// With a strict reverse-path filter the check of what we write looks the source up by this mark. And Linux answers
-    /// for any of its addresses on any interface; the TUN's own is nobody's business outside.
+    /// Linux answers for any of its addresses on any interface; the TUN's own is nobody's business outside.
     fn entrance(&self) -> String {
-        let capture = self.numbers.capture.mark;
-        let mut lines = vec![format!("{} meta mark set {capture:#x} return", self.iif_tun()), FROM_LOOPBACK.to_owned()];
+        let mut lines = vec![format!("{} return", self.iif_tun()), FROM_LOOPBACK.to_owned()];
         let addresses = self.options.addresses.iter().map(IpNet::addr);
         lines.extend(addresses.map(|address| format!("{} daddr {address} drop", family(address))));
         chain("entrance", "filter hook prerouting priority raw", &lines)
@@ -150,14 +148,16 @@ impl Writer<'_> {
         let set = set_mark(self.numbers.own);
         let reply = format!("ct direction reply fib daddr type != local {set}");
         let lines = [format!("{} return", self.iif_tun()), reply];
-        chain("forwarded_replies", "filter hook prerouting priority mangle", &lines)
+        // Behind those who give packets the mark of their connection back (wg-quick does).
+        chain("forwarded_replies", "filter hook prerouting priority mangle + 1", &lines)
     }
 
     /// Port forwards of the administrator's own keep working; ours, to fake addresses, are captured. Where an uplink's
     /// reverse path is checked strictly, the mark also says that what comes in for our own networks came the right way.
+    /// And the check of what we write looks the source up by the other mark, which is therefore set last.
     fn after_port_forward(&self) -> String {
-        let fake = self.options.fake.iter();
-        let mut lines = vec![format!("{} return", self.iif_tun())];
+        let (fake, capture) = (self.options.fake.iter(), self.numbers.capture.mark);
+        let mut lines = vec![format!("{} meta mark set {capture:#x} return", self.iif_tun())];
         lines.extend(fake.map(|net| format!("{} daddr {} return", family(net.addr()), net.trunc())));
         lines.push(format!("ct status dnat {}", set_mark(self.numbers.own)));
         let (uplinks, others) = self.links_apart();

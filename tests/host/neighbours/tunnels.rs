@@ -90,7 +90,7 @@ fn carries(who: &Netns, near: [&str; 2]) {
 
 #[test]
 fn wireguard_set_up_by_wg_quick_carries_what_we_send_and_is_carried_past_us() {
-    run(&["curl", TUN], || {
+    run(&["curl", "dig", TUN], || {
         for outer in ["203.0.113.51:51820", "[2001:db8:1::51]:51820"] {
             both_rp_filters(Topology::with_lan, |lab| {
                 let _sites = Sites::open(&lab);
@@ -108,6 +108,9 @@ fn wireguard_set_up_by_wg_quick_carries_what_we_send_and_is_carried_past_us() {
                 }
                 carries(&lab.host, near);
                 carries(lab.client(), near);
+                // Its firewall gives UDP the mark of the connection back, that is none, before the reverse path is checked.
+                let bound = ["-b", HOST_V4, "+short", "+tries=1", &format!("@{GATEWAY_V4}"), NAME, "A"];
+                assert!(lab.host.run("dig", &bound).starts_with("198.18."), "a question from a bound socket");
                 assert!(counted(&lab.host, "right") > alone, "the tunnel carried it");
                 assert_eq!(counted(&lab.host, "wrong"), 0, "with its own mark and no other");
                 assert!(tunproxy.stop().success());
