@@ -41,6 +41,7 @@ fn takes_all(rule: &Rule, network: Network) -> bool {
     let word = match network {
         Network::Tcp => "tcp",
         Network::Udp => "udp",
+        Network::Icmp => "icmp",
     };
     rule.kind == "MATCH" || (rule.kind == "NETWORK" && rule.payload.eq_ignore_ascii_case(word))
 }

@@ -1,6 +1,7 @@
 //! Linux.
 
 pub(super) mod capability;
+pub(super) mod echo;
 pub(super) mod holder;
 pub(super) mod netlink;
 pub(super) mod nft;
