@@ -10,7 +10,7 @@ use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::associations::REFUSED_FOR;
-use super::echo_way::{Flow, Opened, Wire, Way};
+use super::echo_way::{Flow, Opened, Way, Wire};
 use super::echoes::{Entry, Key, Ticket, Waiting};
 use super::live::Account;
 use super::{Choice, Dispatcher, EchoBack, HOLD, Ping, Unfaked};

@@ -230,8 +230,12 @@ impl Echoes {
 
     /// Forgets `many` flows of a client, one at least: the refused ones first, then those idle longest.
     fn shed(&mut self, source: IpAddr, many: usize) {
-        let mut known: Vec<_> =
-            self.entries.iter().filter(|(key, _)| key.source == source).map(|(key, entry)| (entry.age(), *key)).collect();
+        let mut known: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(key, _)| key.source == source)
+            .map(|(key, entry)| (entry.age(), *key))
+            .collect();
         let many = many.max(1).min(known.len());
         if many == 0 {
             return;

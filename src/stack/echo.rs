@@ -79,11 +79,8 @@ pub(super) fn read<'a>(packet: &Packet<'a>) -> Option<Echo<'a>> {
     let payload = message.get(8..).filter(|payload| payload.len() <= LONGEST)?;
     let word = |at: usize| u16::from_be_bytes([message[at], message[at + 1]]);
     let bytes = packet.bytes;
-    let (ttl, tos) = if packet.source.is_ipv6() {
-        (bytes[7], bytes[0] << 4 | bytes[1] >> 4)
-    } else {
-        (bytes[8], bytes[1])
-    };
+    let (ttl, tos) =
+        if packet.source.is_ipv6() { (bytes[7], bytes[0] << 4 | bytes[1] >> 4) } else { (bytes[8], bytes[1]) };
     Some(Echo {
         source: packet.source,
         destination: packet.destination,

@@ -13,6 +13,7 @@ mod direct;
 mod exec;
 mod gateway;
 mod host_run;
+mod icmp;
 mod lab;
 mod modes;
 mod names;

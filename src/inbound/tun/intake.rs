@@ -159,7 +159,8 @@ impl Tunnel {
     }
 
     fn echo(&self, request: &stack::Echo<'_>, header: VirtioHeader) {
-        let stack::Echo { source, destination, id, sequence, payload, ttl, tos, dont_fragment, head, packet } = *request;
+        let stack::Echo { source, destination, id, sequence, payload, ttl, tos, dont_fragment, head, packet } =
+            *request;
         let crew = self.crew.borrow();
         // All requests with one id of a client are one worker's, as are the datagrams of one port.
         if let Some(owner) = crew.owner_of_source(SocketAddr::new(source, id)) {

@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 
 use self::message::{Told, read, read_v4};
 use super::socket::deepen;
-use super::udp::{SelectErrQueue, Ipv4MtuDiscover, Ipv6MtuDiscover};
+use super::udp::{Ipv4MtuDiscover, Ipv6MtuDiscover, SelectErrQueue};
 use crate::net::{Echo, EchoArrival, EchoError, EchoFailure};
 use crate::stack::checksum;
 
@@ -70,8 +70,7 @@ impl EchoSocket {
     /// # Errors
     /// What the kernel says; `PermissionDenied` if it allows neither.
     pub(in crate::platform) fn open(ipv6: bool, prepare: impl Fn(&Socket) -> io::Result<()>) -> io::Result<Self> {
-        let (domain, protocol) =
-            if ipv6 { (Domain::IPV6, Protocol::ICMPV6) } else { (Domain::IPV4, Protocol::ICMPV4) };
+        let (domain, protocol) = if ipv6 { (Domain::IPV6, Protocol::ICMPV6) } else { (Domain::IPV4, Protocol::ICMPV4) };
         match Socket::new(domain, Type::RAW.nonblocking(), Some(protocol)) {
             Ok(socket) => {
                 prepare(&socket)?;
@@ -136,8 +135,12 @@ impl EchoSocket {
         let socket = self.io.get_ref().as_raw_fd();
         let send = || sendmsg(socket, &parts, &control, MsgFlags::MSG_DONTWAIT, Some(&to)).map_err(io::Error::from);
         let sent = match send() {
-            // A ping socket reports what came of an earlier request first, whoever asks; the second try is this one's.
-            Err(error) if self.own_id.is_some() && error.raw_os_error() != Some(libc::EMSGSIZE) => send(),
+            // A ping socket reports what came of an earlier request first, whoever asks; the second try is this one's. The
+            // reader, woken by the same news, finds it in the queue.
+            Err(error) if self.own_id.is_some() && error.raw_os_error() != Some(libc::EMSGSIZE) => {
+                self.errors = true;
+                send()
+            }
             sent => sent,
         };
         match sent {
@@ -222,8 +225,7 @@ fn receive(
     raw: bool,
 ) -> io::Result<Option<EchoArrival>> {
     let mut parts = [IoSliceMut::new(buffer)];
-    let message =
-        recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(control), MsgFlags::MSG_DONTWAIT)?;
+    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(control), MsgFlags::MSG_DONTWAIT)?;
     let Some(from) = message.address.as_ref().and_then(ip_of) else { return Ok(None) };
     let mut told = Told { from, to: None, ttl: 0, tos: 0 };
     for control in message.cmsgs()? {

@@ -112,7 +112,8 @@ mod tests {
 
     /// A request of ours as a router would quote it.
     fn request(ipv6: bool) -> Vec<u8> {
-        let mut packet = if ipv6 { vec![0x60, 0, 0, 0, 0, 12, 58, 1] } else { vec![0x45, 0, 0, 32, 0, 7, 0, 0, 1, 1, 0, 0] };
+        let mut packet =
+            if ipv6 { vec![0x60, 0, 0, 0, 0, 12, 58, 1] } else { vec![0x45, 0, 0, 32, 0, 7, 0, 0, 1, 1, 0, 0] };
         if ipv6 {
             packet.extend("2001:db8::1".parse::<Ipv6Addr>().unwrap().octets());
             packet.extend("2001:db8::9".parse::<Ipv6Addr>().unwrap().octets());
