@@ -221,6 +221,7 @@ mod tests {
             offload,
             own: Vec::new(),
             echo: Vec::new(),
+            carry_echo: true,
             reserved: Vec::new(),
             ipv6: true,
             seed: 1,

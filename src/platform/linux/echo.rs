@@ -220,7 +220,7 @@ impl EchoSocket {
 fn receive(
     socket: &Socket,
     buffer: &mut [u8],
-    control: &mut Vec<u8>,
+    control: &mut [u8],
     ipv6: bool,
     raw: bool,
 ) -> io::Result<Option<EchoArrival>> {
