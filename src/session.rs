@@ -12,6 +12,8 @@ pub enum Network {
     Tcp,
     /// A UDP exchange with one peer.
     Udp,
+    /// Echo requests (ping) of one id to one host.
+    Icmp,
 }
 
 impl fmt::Display for Network {
@@ -19,6 +21,7 @@ impl fmt::Display for Network {
         f.write_str(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Icmp => "icmp",
         })
     }
 }
@@ -69,13 +72,13 @@ pub enum FactKind {
 /// One flow's metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
-    /// TCP or UDP.
+    /// What it speaks.
     pub network: Network,
     /// How the flow reached us.
     pub inbound: Inbound,
-    /// Who sends, as we see it.
+    /// Who sends, as we see it. Of an echo request the port is the id, which no rule looks at.
     pub source: SocketAddr,
-    /// Where it wants to go; never a fake address.
+    /// Where it wants to go; never a fake address. The port of an echo request is 0.
     pub destination: Address,
     /// The name for which `destination` was last given out, where that is an address and one is remembered. It serves the
     /// rules and the log; nobody dials it, because what it leads to may have changed since, or be another of its addresses.

@@ -41,6 +41,7 @@ fn takes_all(rule: &Rule, network: Network) -> bool {
     let word = match network {
         Network::Tcp => "tcp",
         Network::Udp => "udp",
+        Network::Icmp => "icmp",
     };
     rule.kind == "MATCH" || (rule.kind == "NETWORK" && rule.payload.eq_ignore_ascii_case(word))
 }
@@ -52,6 +53,10 @@ fn warn_of_an_open_end(profile: &Profile, ways: &[Way], report: &mut Report) {
         report
             .warn(profile.rules_place, "rules", "no rule takes everything: what none of them takes goes DIRECT")
             .hint("end the rules with `MATCH,DIRECT`, or with `MATCH,` and the name of a proxy or group");
+    } else if !taken(Network::Icmp) {
+        report
+            .warn(profile.rules_place, "rules", "echo requests (ping) that no rule takes go DIRECT")
+            .hint("add the rule `NETWORK,icmp,DIRECT` if that is meant, else `NETWORK,icmp,REJECT`");
     }
 }
 

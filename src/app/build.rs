@@ -58,6 +58,7 @@ impl Addresses {
             offload,
             own,
             echo: self.dns.clone(),
+            carry_echo: !profile.tun.disable_icmp_forwarding,
             reserved,
             ipv6: profile.ipv6,
             seed: seed(),
@@ -128,6 +129,8 @@ pub(super) async fn core(
         dns,
         counters: Arc::new(Counters::default()),
         udp_timeout: profile.tun.udp_timeout,
+        icmp_timeout: profile.tun.icmp_timeout,
+        echo_ids: Arc::default(),
     }))
 }
 

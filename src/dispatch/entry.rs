@@ -1,11 +1,11 @@
 //! What the dispatcher offers to inbounds whose flows are streams and datagrams already, and how answers find back.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::rc::Rc;
 
-use crate::net::{Address, BoxStream, DialError, Reach};
+use crate::net::{Address, BoxStream, DialError, Echo, EchoFailure, Reach};
 use crate::session::Session;
 
 /// The way into the dispatcher; used inside one worker.
@@ -41,4 +41,42 @@ pub trait Back {
 
     /// Tells the client `to` that its packet to `from`, which began with `quoted`, did not arrive.
     fn unreachable(&self, from: &Address, to: SocketAddr, quoted: &[u8], why: Reach);
+}
+
+/// An echo request of a client, as it came.
+#[derive(Debug, Clone, Copy)]
+pub struct Ping<'a> {
+    /// The client.
+    pub source: IpAddr,
+    /// Whom it asks, perhaps by a fake address.
+    pub destination: IpAddr,
+    /// The request.
+    pub echo: Echo<'a>,
+    /// Its packet up to where the payload begins.
+    pub head: &'a [u8],
+    /// Its whole packet.
+    pub packet: &'a [u8],
+}
+
+/// As much of a client's request as an ICMP error quotes.
+#[derive(Debug, Clone, Copy)]
+pub struct Quote<'a> {
+    /// The client's own packet up to where the payload begins.
+    pub head: &'a [u8],
+    /// What its time to live was where the error was made, if that is known.
+    pub ttl: Option<u8>,
+    /// What is quoted of the payload.
+    pub payload: &'a [u8],
+}
+
+/// Where goes what comes back for echo requests.
+pub trait EchoBack {
+    /// Hands a reply to the client `to`, as if `from` had sent it.
+    fn reply(&self, from: IpAddr, to: IpAddr, reply: &Echo<'_>);
+
+    /// Tells the client `to` what `router` says of its request; without a router the word is this host's.
+    fn error(&self, router: Option<IpAddr>, to: IpAddr, message: EchoFailure, quote: &Quote<'_>);
+
+    /// Tells a client that its packet, which began with `quoted`, goes nowhere.
+    fn unreachable(&self, quoted: &[u8], why: Reach);
 }

@@ -123,6 +123,8 @@ impl World<'_> {
             dns: Arc::new(dns),
             counters: Arc::new(Counters::default()),
             udp_timeout: Duration::from_secs(300),
+            icmp_timeout: Duration::from_secs(60),
+            echo_ids: Arc::default(),
         }))
     }
 }

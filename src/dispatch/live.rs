@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::session::Session;
+use crate::session::{Network, Session};
 use crate::stack;
 
 /// Counters over all flows since the start.
@@ -230,12 +230,20 @@ impl Account {
             Some(verdict) => (&*verdict.rule, &*verdict.chain),
             None => ("-", "-"),
         };
+        let Session { network, inbound, source, destination, .. } = &self.session;
+        // Echo requests have an id and no ports.
+        let echo = *network == Network::Icmp;
+        let (from, to) = match echo {
+            true => (source.ip().to_string(), destination.host.to_string()),
+            false => (source.to_string(), destination.to_string()),
+        };
         tracing::info!(
             target: "flow",
-            network = %self.session.network,
-            inbound = %self.session.inbound,
-            source = %self.session.source,
-            destination = %self.session.destination,
+            %network,
+            %inbound,
+            source = from,
+            destination = to,
+            id = echo.then_some(source.port()),
             fake = self.fake.map(tracing::field::display),
             name = self.session.remembered.as_ref().map(tracing::field::display),
             rule,
@@ -269,7 +277,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::session::{Inbound, Network};
+    use crate::session::Inbound;
 
     /// What a listener heard, in order.
     #[derive(Debug, Default)]

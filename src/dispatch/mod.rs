@@ -4,6 +4,10 @@
 
 mod associate;
 mod associations;
+mod echo;
+mod echo_ids;
+mod echo_way;
+mod echoes;
 mod entry;
 mod link;
 mod live;
@@ -23,7 +27,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-pub use entry::{Back, Entry};
+pub use echo_ids::EchoIds;
+pub use entry::{Back, EchoBack, Entry, Ping, Quote};
 pub use live::{Account, Counters, Listener, Outcome, Verdict};
 pub use router::{Decision, Router, UnknownTarget};
 
@@ -33,6 +38,7 @@ use crate::outbound::{Index, Outbound, Outbounds};
 use crate::session::{Fact, FactKind, Inbound, Network, Session};
 use crate::stack::{FlowStream, Refusal, Tuple};
 use associations::{Associations, Limits, Origin};
+use echoes::Echoes;
 use relay::{Buffered, FlowIo, relay};
 use train::Gathering;
 
@@ -51,6 +57,10 @@ pub struct Core {
     pub counters: Arc<Counters>,
     /// How long a UDP association may be idle.
     pub udp_timeout: Duration,
+    /// How long the echo requests of one id to one host may be idle.
+    pub icmp_timeout: Duration,
+    /// The ids of our own echo requests.
+    pub echo_ids: Arc<EchoIds>,
 }
 
 /// The dispatcher of one worker.
@@ -58,6 +68,7 @@ pub struct Dispatcher {
     core: Arc<Core>,
     associations: RefCell<Associations>,
     gathering: RefCell<Gathering>,
+    echoes: RefCell<Echoes>,
     /// Receives every datagram of this worker before it goes on: [`link::SCRATCH`] bytes.
     scratch: RefCell<Box<[u8]>>,
 }
@@ -92,6 +103,7 @@ impl Dispatcher {
             core,
             associations: RefCell::new(associations),
             gathering: RefCell::default(),
+            echoes: RefCell::default(),
             scratch: RefCell::new(vec![0; link::SCRATCH].into_boxed_slice()),
         })
     }
@@ -180,7 +192,8 @@ impl Dispatcher {
     }
 
     /// Asks the router, fetching the facts it lacks. As in mihomo a matched rule is passed over when its target is PASS
-    /// or carries no UDP while the flow is UDP; when nothing matches, the flow goes DIRECT.
+    /// or carries no UDP while the flow is UDP; when nothing matches, the flow goes DIRECT. An echo request passes over no
+    /// rule whose target cannot carry it: no proxy does, and each would end on DIRECT, seen by everybody on the way.
     async fn choose(&self, session: &mut Session) -> Result<Choice, DialError> {
         let router = self.core.router.load_full();
         let outbounds = &self.core.outbounds;
@@ -195,7 +208,8 @@ impl Dispatcher {
                 }
                 Decision::Default => (Outbounds::DIRECT, Arc::from("no rule matched"), usize::MAX),
             };
-            let passed = outbounds.passes(target) || !outbounds.networks(target).carries(session.network);
+            let carried = session.network == Network::Icmp || outbounds.networks(target).carries(session.network);
+            let passed = outbounds.passes(target) || !carried;
             if passed && next != usize::MAX {
                 from = next;
                 continue;

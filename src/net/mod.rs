@@ -1,5 +1,6 @@
 //! The words every other module shares: names, addresses, the two transports and how a dial fails.
 
+mod echo;
 mod name;
 
 use std::future::Future;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
+pub use echo::{BoxEchoSocket, Echo, EchoArrival, EchoError, EchoFailure, EchoSocket};
 pub use name::{Address, Host, InvalidName, Name};
 
 /// Bytes by which the header of IPv6 is longer than that of IPv4.

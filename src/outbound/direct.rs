@@ -1,14 +1,16 @@
 //! DIRECT: the host's own network. It resolves names itself, so one association serves all peers of a source.
 
 mod datagram;
+mod echo;
 
 use std::sync::Arc;
 
 use self::datagram::DirectDatagram;
+use self::echo::DirectEcho;
 use super::egress::Egress;
 use super::kind::{self, Context, Kind};
 use super::{Networks, Outbound};
-use crate::net::{Address, BoxDatagram, BoxFuture, BoxStream, DialError, Host};
+use crate::net::{Address, BoxDatagram, BoxEchoSocket, BoxFuture, BoxStream, DialError, Host};
 use crate::profile::Fields;
 use crate::session::Session;
 
@@ -17,7 +19,7 @@ pub(super) const KIND: Kind = Kind { name: "direct", keys: &["udp", "ip-version"
 
 fn build(fields: &mut Fields<'_>, name: &str, context: &Context) -> Option<Arc<dyn Outbound>> {
     let egress = kind::egress(fields, context);
-    let networks = kind::networks(fields, true);
+    let networks = Networks { icmp: true, ..kind::networks(fields, true) };
     Some(Arc::new(Direct::new(name, Arc::new(egress), networks)))
 }
 
@@ -69,6 +71,10 @@ impl Outbound for Direct {
             }
             Ok(Box::new(datagram) as BoxDatagram)
         })
+    }
+
+    fn echo(&self, ipv6: bool) -> Result<BoxEchoSocket, DialError> {
+        Ok(Box::new(DirectEcho::open(Arc::clone(&self.egress), ipv6)?))
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::net::{Address, DialError, Host, Lookup, Name, Reach};
-use crate::platform::{DatagramSocket, Dialer};
+use crate::platform::{DatagramSocket, Dialer, EchoSocket};
 
 /// RFC 8305 section 8: the recommended Connection Attempt Delay.
 const STAGGER: Duration = Duration::from_millis(250);
@@ -145,6 +145,20 @@ impl Egress {
     #[must_use]
     pub fn source_for(&self, to: SocketAddr) -> Option<IpAddr> {
         self.dialer.source_for(to)
+    }
+
+    /// A socket for echo requests of one family.
+    ///
+    /// # Errors
+    /// Those of the dialer.
+    pub fn echo(&self, ipv6: bool) -> Result<EchoSocket, DialError> {
+        self.dialer.echo(ipv6)
+    }
+
+    /// The largest packet that goes out towards `ip` in one piece, as far as this host knows.
+    #[must_use]
+    pub fn path_mtu(&self, ip: IpAddr) -> Option<u32> {
+        self.dialer.path_mtu(ip)
     }
 
     /// Whether `ip` is an address that only we hand out.

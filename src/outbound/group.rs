@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::table::Index;
 use super::{Networks, Outbound};
-use crate::net::{Address, BoxDatagram, BoxFuture, BoxStream, DialError};
+use crate::net::{Address, BoxDatagram, BoxEchoSocket, BoxFuture, BoxStream, DialError};
 use crate::session::{Network, Session};
 
 /// An outbound that is, at any time, one of its members.
@@ -84,5 +84,9 @@ impl Outbound for Select {
             return Box::pin(async { Err(DialError::Unsupported(words)) });
         }
         self.now().outbound.associate(session)
+    }
+
+    fn echo(&self, ipv6: bool) -> Result<BoxEchoSocket, DialError> {
+        self.now().outbound.echo(ipv6)
     }
 }

@@ -117,7 +117,7 @@ impl Outbound for Http {
     }
 
     fn networks(&self) -> Networks {
-        Networks { tcp: true, udp: false }
+        Networks { tcp: true, udp: false, icmp: false }
     }
 
     fn connect<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxStream, DialError>> {

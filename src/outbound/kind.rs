@@ -118,5 +118,5 @@ fn tls_options(fields: &mut Fields<'_>) -> Option<tls::Options> {
 
 /// `udp:` of kinds that carry datagrams, with the default of the kind.
 pub(super) fn networks(fields: &mut Fields<'_>, udp: bool) -> Networks {
-    Networks { tcp: true, udp: fields.or("udp", udp) }
+    Networks { tcp: true, udp: fields.or("udp", udp), icmp: false }
 }

@@ -15,7 +15,7 @@ mod tls;
 mod unsupported;
 mod upstream;
 
-use crate::net::{Address, BoxDatagram, BoxFuture, BoxStream, DialError};
+use crate::net::{Address, BoxDatagram, BoxEchoSocket, BoxFuture, BoxStream, DialError};
 use crate::session::{Network, Session};
 
 pub use direct::Direct;
@@ -38,11 +38,13 @@ pub struct Networks {
     pub tcp: bool,
     /// UDP associations.
     pub udp: bool,
+    /// Echo requests.
+    pub icmp: bool,
 }
 
 impl Networks {
-    /// Both.
-    pub const ALL: Self = Self { tcp: true, udp: true };
+    /// Every one.
+    pub const ALL: Self = Self { tcp: true, udp: true, icmp: true };
 
     /// Whether `network` is among them.
     #[must_use]
@@ -50,6 +52,7 @@ impl Networks {
         match network {
             Network::Tcp => self.tcp,
             Network::Udp => self.udp,
+            Network::Icmp => self.icmp,
         }
     }
 }
@@ -80,4 +83,13 @@ pub trait Outbound: Send + Sync {
     /// Opens an association for datagrams of the session's source; the session's destination is the first peer, as
     /// [`peer`](Self::peer) wrote it.
     fn associate<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxDatagram, DialError>>;
+
+    /// Opens a socket for the echo requests of all sources to hosts of one family.
+    ///
+    /// # Errors
+    /// The outbound carries none, or this host allows none.
+    fn echo(&self, ipv6: bool) -> Result<BoxEchoSocket, DialError> {
+        let _ = ipv6;
+        Err(DialError::Unsupported(format!("{} carries no echo requests", self.name())))
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::kind::{Context, Kind};
 use super::{Networks, Outbound};
-use crate::net::{BoxDatagram, BoxFuture, BoxStream, DialError, Reject as Manner};
+use crate::net::{BoxDatagram, BoxEchoSocket, BoxFuture, BoxStream, DialError, Reject as Manner};
 use crate::profile::Fields;
 use crate::session::Session;
 
@@ -44,5 +44,9 @@ impl Outbound for Reject {
 
     fn associate<'a>(&'a self, _: &'a Session) -> BoxFuture<'a, Result<BoxDatagram, DialError>> {
         Box::pin(async { Err(DialError::Rejected(self.manner)) })
+    }
+
+    fn echo(&self, _: bool) -> Result<BoxEchoSocket, DialError> {
+        Err(DialError::Rejected(self.manner))
     }
 }

@@ -108,7 +108,7 @@ impl Outbound for Socks5 {
     }
 
     fn networks(&self) -> Networks {
-        Networks { tcp: true, udp: self.udp }
+        Networks { tcp: true, udp: self.udp, icmp: false }
     }
 
     fn connect<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxStream, DialError>> {

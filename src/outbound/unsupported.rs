@@ -2,7 +2,7 @@
 //! leave the host another way.
 
 use super::{Networks, Outbound};
-use crate::net::{BoxDatagram, BoxFuture, BoxStream, DialError};
+use crate::net::{BoxDatagram, BoxEchoSocket, BoxFuture, BoxStream, DialError};
 use crate::session::Session;
 
 /// Refuses every flow, with the reason.
@@ -28,7 +28,7 @@ impl Outbound for Unsupported {
         &self.name
     }
 
-    /// Both: a network that it did not carry would fall through to a later rule, perhaps to DIRECT.
+    /// All: a network that it did not carry would fall through to a later rule, perhaps to DIRECT.
     fn networks(&self) -> Networks {
         Networks::ALL
     }
@@ -39,5 +39,9 @@ impl Outbound for Unsupported {
 
     fn associate<'a>(&'a self, _: &'a Session) -> BoxFuture<'a, Result<BoxDatagram, DialError>> {
         Box::pin(async { Err(self.refusal()) })
+    }
+
+    fn echo(&self, _: bool) -> Result<BoxEchoSocket, DialError> {
+        Err(self.refusal())
     }
 }

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
+use super::EchoSocket;
 use super::imp;
 use crate::net::{DialError, Reach, keep_alive};
 
@@ -89,6 +90,22 @@ impl Dialer {
         imp::socket::deepen(&socket);
         socket.bind(&any.into())?;
         Ok(UdpSocket::from_std(socket.into())?)
+    }
+
+    /// A socket for echo requests of one family.
+    ///
+    /// # Errors
+    /// What the kernel reports: an unreachable of kind `Prohibited` if it lets us have none.
+    pub fn echo(&self, ipv6: bool) -> Result<EchoSocket, DialError> {
+        Ok(EchoSocket::open(ipv6, |socket| self.prepare(&socket2::SockRef::from(socket)))?)
+    }
+
+    /// The largest packet that goes out towards `ip` in one piece, as far as the kernel knows. Nothing is sent.
+    #[must_use]
+    pub fn path_mtu(&self, ip: IpAddr) -> Option<u32> {
+        let socket = self.datagrams(ip).ok()?;
+        socket.connect(&SocketAddr::new(ip, 9).into()).ok()?;
+        imp::socket::path_mtu(&socket, ip.is_ipv6())
     }
 
     /// Whether the kernel has a way to `ip` for sockets like these. Nothing is sent.

@@ -31,6 +31,7 @@ pub use cleanup::{Report, cleanup, cleanup_closed};
 pub use dialer::{Dialer, Fwmark, UdpSocket, descriptors_for_flows, is_spare};
 pub use firewall::Nft;
 pub use imp::capability::may_administer_network;
+pub use imp::echo::EchoSocket;
 pub use imp::holder::tcp_listener;
 pub use imp::netlink::{Netlink, NetlinkError};
 pub use imp::rootless;

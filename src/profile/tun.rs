@@ -55,6 +55,10 @@ pub struct Tun {
     pub udp_timeout: Duration,
     /// Which traffic is taken.
     pub selection: Selection,
+    /// `icmp-timeout`, default 60 s, at most a day: how long an id to one host lives without a request or a reply.
+    pub icmp_timeout: Duration,
+    /// `disable-icmp-forwarding`, default false: echo requests to other hosts are refused.
+    pub disable_icmp_forwarding: bool,
 }
 
 /// `inet6-address` when the profile has none.
@@ -63,8 +67,9 @@ const INET6_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xfdfe, 0xdcba, 0x9876, 0, 0, 0, 0
 /// stack and the routes have one rule.
 const SMALLEST_MTU: u16 = 1280;
 /// Beyond this an association is no longer idle but forgotten.
-const LONGEST_UDP_TIMEOUT: u32 = 24 * 60 * 60;
+const LONGEST_TIMEOUT: u32 = 24 * 60 * 60;
 const UDP_TIMEOUT: u32 = 300;
+const ICMP_TIMEOUT: u32 = 60;
 
 impl Tun {
     pub(super) fn decode(profile: &mut Fields<'_>, ipv6: bool) -> Self {
@@ -87,7 +92,9 @@ impl Tun {
             inet6_address: inet6_address(&mut fields, ipv6),
             table_index: fields.or("iproute2-table-index", defaults.table_index),
             rule_index: fields.or("iproute2-rule-index", defaults.rule_index),
-            udp_timeout: udp_timeout(&mut fields),
+            udp_timeout: idle(&mut fields, "udp-timeout", UDP_TIMEOUT),
+            icmp_timeout: idle(&mut fields, "icmp-timeout", ICMP_TIMEOUT),
+            disable_icmp_forwarding: fields.or("disable-icmp-forwarding", false),
             selection: Selection::decode(&mut fields),
         };
         fields.without_effect(known::TUN);
@@ -116,6 +123,8 @@ impl Tun {
             rule_index: 9000,
             udp_timeout: Duration::from_secs(UDP_TIMEOUT.into()),
             selection: Selection::default(),
+            icmp_timeout: Duration::from_secs(ICMP_TIMEOUT.into()),
+            disable_icmp_forwarding: false,
         }
     }
 }
@@ -157,9 +166,9 @@ fn why_not(net: Ipv6Net, earlier: &[Ipv6Net]) -> Option<String> {
 }
 
 /// 0 is mihomo's way to say "the default".
-fn udp_timeout(fields: &mut Fields<'_>) -> Duration {
-    let seconds = fields.within("udp-timeout", "seconds", 0..=LONGEST_UDP_TIMEOUT, UDP_TIMEOUT);
-    Duration::from_secs(if seconds == 0 { UDP_TIMEOUT } else { seconds }.into())
+fn idle(fields: &mut Fields<'_>, key: &'static str, default: u32) -> Duration {
+    let seconds = fields.within(key, "seconds", 0..=LONGEST_TIMEOUT, default);
+    Duration::from_secs(if seconds == 0 { default } else { seconds }.into())
 }
 
 fn device(fields: &mut Fields<'_>) -> Option<String> {

@@ -109,7 +109,7 @@ pub const TYPES: &[Type] = &[
         description: "the destination port is one of the ports or ranges",
         build: port::destination,
     },
-    Type { name: "NETWORK", description: "the transport is tcp or udp", build: network::build },
+    Type { name: "NETWORK", description: "the network is tcp, udp or icmp", build: network::build },
     Type { name: "MATCH", description: "always", build: |_, _| Ok(Arc::new(Always)) },
 ];
 

@@ -11,7 +11,8 @@ pub(super) fn build(payload: &str, _: Params) -> Built {
     let network = match payload.to_ascii_lowercase().as_str() {
         "tcp" => Network::Tcp,
         "udp" => Network::Udp,
-        _ => return Err(BadPayload { expected: "tcp or udp", hint: None, harmless: false }),
+        "icmp" => Network::Icmp,
+        _ => return Err(BadPayload { expected: "tcp, udp or icmp", hint: None, harmless: false }),
     };
     Ok(Arc::new(Transport(network)))
 }

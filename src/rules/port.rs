@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::{BadPayload, Built, Match, Matcher, Params};
-use crate::session::Session;
+use crate::session::{Network, Session};
 
 /// mihomo's limit on the ranges of one rule.
 const MAX_RANGES: usize = 28;
@@ -22,14 +22,19 @@ pub(super) fn source(payload: &str, _: Params) -> Built {
 
 impl Matcher for Destination {
     fn matches(&self, session: &Session) -> Match {
-        self.0.iter().any(|range| range.contains(&session.destination.port)).into()
+        holds(&self.0, session, session.destination.port)
     }
 }
 
 impl Matcher for Source {
     fn matches(&self, session: &Session) -> Match {
-        self.0.iter().any(|range| range.contains(&session.source.port())).into()
+        holds(&self.0, session, session.source.port())
     }
+}
+
+/// Echo requests have no ports: what stands in their place matches no rule.
+fn holds(ranges: &[RangeInclusive<u16>], session: &Session, port: u16) -> Match {
+    (session.network != Network::Icmp && ranges.iter().any(|range| range.contains(&port))).into()
 }
 
 /// `80/443/1000-2000`; a range written backwards is turned round.

@@ -89,6 +89,10 @@ fn port_rules_take_single_ports_and_ranges_in_any_order() {
         assert_eq!(verdict("DST-PORT,80/443/2000-1000,X", &session("192.0.2.1", port)), expected.into(), "{port}");
     }
     assert_eq!(verdict("SRC-PORT,40000,X", &session("192.0.2.1", 80)), Match::Match);
+    // An echo request has none, whatever stands in their place.
+    let ping = Session { network: Network::Icmp, ..session("192.0.2.1", 80) };
+    assert_eq!(verdict("SRC-PORT,40000,X", &ping), Match::Miss);
+    assert_eq!(verdict("DST-PORT,0-65535,X", &ping), Match::Miss);
     let many: Vec<String> = (1..=28).map(|port| port.to_string()).collect();
     assert!(parse(&format!("DST-PORT,{},X", many.join("/"))).is_ok());
     assert!(matches!(parse(&format!("DST-PORT,{}/29,X", many.join("/"))), Err(RuleError::Payload { .. })));
@@ -98,11 +102,14 @@ fn port_rules_take_single_ports_and_ranges_in_any_order() {
 }
 
 #[test]
-fn network_rules_tell_tcp_from_udp() {
+fn network_rules_tell_tcp_udp_and_icmp_apart() {
     let udp = Session { network: Network::Udp, ..session("192.0.2.1", 53) };
     assert_eq!(verdict("NETWORK,UDP,X", &udp), Match::Match);
     assert_eq!(verdict("network,tcp,X", &udp), Match::Miss);
-    assert!(matches!(parse("NETWORK,icmp,X"), Err(RuleError::Payload { .. })));
+    let ping = Session { network: Network::Icmp, ..udp };
+    assert_eq!(verdict("NETWORK,ICMP,X", &ping), Match::Match);
+    assert_eq!(verdict("NETWORK,udp,X", &ping), Match::Miss);
+    assert!(matches!(parse("NETWORK,sctp,X"), Err(RuleError::Payload { .. })));
 }
 
 #[test]

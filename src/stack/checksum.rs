@@ -26,6 +26,12 @@ pub(super) fn of(bytes: &[u8]) -> u16 {
     !fold(add(0, bytes))
 }
 
+/// The same for bytes that stand in two places; `head` has an even length.
+#[must_use]
+pub fn of_both(head: &[u8], rest: &[u8]) -> u16 {
+    !fold(add(add(0, head), rest))
+}
+
 /// The folded sum of the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1) of the IP packet `packet`, whose
 /// transport header begins at `start`. Not inverted: what offloading devices expect in the checksum field.
 #[must_use]

@@ -155,6 +155,11 @@ fn write_fragments(
     write_udp(&mut whole[40..], from.port(), to.port(), payload);
     let sum = super::checksum::transport(&whole, 40, ip::UDP);
     whole[46..48].copy_from_slice(&nonzero(sum).to_be_bytes());
+    write_pieces(&whole, mtu, id, transmit)
+}
+
+/// Writes an IPv6 packet without extension headers in fragments that fit into `mtu`. False: some were dropped.
+pub(super) fn write_pieces(whole: &[u8], mtu: usize, id: u32, transmit: &mut dyn Transmit) -> bool {
     let piece = (mtu.max(1280) - 48) / 8 * 8;
     let body = &whole[40..];
     let mut offset = 0;
@@ -164,8 +169,10 @@ fn write_fragments(
         }
         let more = offset + part.len() < body.len();
         transmit.transmit(48 + part.len(), None, &mut |packet| {
-            ip::write_header(packet, from.ip(), to.ip(), 44, 0);
-            packet[40] = ip::UDP;
+            packet[..40].copy_from_slice(&whole[..40]);
+            packet[4..6].copy_from_slice(&((8 + part.len()) as u16).to_be_bytes());
+            packet[6] = ip::FRAGMENT;
+            packet[40] = whole[6];
             packet[41] = 0;
             let word = (offset as u16) | u16::from(more);
             packet[42..44].copy_from_slice(&word.to_be_bytes());
@@ -214,6 +221,7 @@ mod tests {
             offload,
             own: Vec::new(),
             echo: Vec::new(),
+            carry_echo: true,
             reserved: Vec::new(),
             ipv6: true,
             seed: 1,

@@ -3,8 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::Tuple;
+use super::echo;
 use super::frame::Transmit;
 use super::ip::{self, Packet};
+
+/// Code 0 of type 11 (RFC 792) and of type 3 (RFC 4443): the time to live is over.
+const EXPIRED: [u8; 2] = [11, 3];
 
 /// An ICMP error, in the terms that IPv4 and IPv6 share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,18 +51,36 @@ pub(super) fn unreachable(quoted: &[u8], why: Unreachable, transmit: &mut dyn Tr
     if ip::is_not_unicast(destination) || ip::is_not_unicast(source) || !may_be_answered(quoted) {
         return false;
     }
-    let v6 = source.is_ipv6();
+    let (kind, code, word) = why.fields(source.is_ipv6());
+    say((destination, source), (kind, code, word), &[quoted], transmit);
+    true
+}
+
+/// Tells the sender of `quoted` that the packet's time was over at `hop`. False: the packet must not be answered.
+pub(super) fn time_exceeded(hop: IpAddr, quoted: &[u8], transmit: &mut dyn Transmit) -> bool {
+    let Some((source, _)) = addresses(quoted).filter(|_| may_be_answered(quoted)) else { return false };
+    say((hop, source), (EXPIRED[usize::from(source.is_ipv6())], 0, 0), &[quoted], transmit);
+    true
+}
+
+/// An error from the first of two hosts to the other. The packet that it quotes may stand in several places.
+pub(super) fn say(
+    (from, to): (IpAddr, IpAddr),
+    (kind, code, word): (u8, u8, u32),
+    quoted: &[&[u8]],
+    transmit: &mut dyn Transmit,
+) {
+    let v6 = to.is_ipv6();
     // IPv4: as much as fits into 576 bytes (RFC 1812 4.3.2.3); IPv6: into the minimum MTU (RFC 4443 2.4 c).
     let most = if v6 { 1280 - 48 } else { 576 - 28 };
-    let quoted = &quoted[..quoted.len().min(most)];
-    let (kind, code, word) = why.fields(v6);
-    emit(destination, source, quoted.len(), transmit, &mut |body| {
+    let total = quoted.iter().map(|part| part.len()).sum::<usize>().min(most);
+    emit(from, to, total, transmit, &mut |body| {
         body[0] = kind;
         body[1] = code;
         body[4..8].copy_from_slice(&word.to_be_bytes());
-        body[8..].copy_from_slice(quoted);
+        let bytes = quoted.iter().copied().flatten();
+        body[8..].iter_mut().zip(bytes).for_each(|(to, byte)| *to = *byte);
     });
-    true
 }
 
 /// What a router says of a TCP segment of ours: its next link carries no packet of that size (RFC 1191, RFC 8201).
@@ -114,12 +136,9 @@ pub(super) fn echo_reply(request: &Packet<'_>, transmit: &mut dyn Transmit) {
 
 /// Whether `packet` is an echo request, of a length that can be answered.
 pub(super) fn is_echo_request(packet: &Packet<'_>) -> bool {
-    let request = match packet.protocol {
-        ip::ICMP => 8,
-        ip::ICMPV6 => 128,
-        _ => return false,
-    };
-    packet.payload().len() >= 8 && packet.payload()[0] == request
+    let v6 = packet.source.is_ipv6();
+    let protocol = if v6 { ip::ICMPV6 } else { ip::ICMP };
+    packet.protocol == protocol && packet.payload().len() >= 8 && echo::is_request(packet.payload()[0], v6)
 }
 
 /// Whether the message's checksum is right.

@@ -8,6 +8,7 @@
 
 mod checksum;
 mod datagram;
+mod echo;
 mod flow;
 mod fragment;
 pub mod frame;
@@ -29,7 +30,9 @@ use std::rc::Rc;
 use std::task::Waker;
 use std::time::Instant;
 
+pub use checksum::of_both as checksum;
 pub use datagram::Datagram;
+pub use echo::{Echo, EchoError, EchoReply};
 pub use flow::{FlowStream, Refusal};
 pub use frame::{Frame, Transmit, VirtioHeader};
 pub use icmp::Unreachable;
@@ -55,8 +58,11 @@ pub struct Config {
     pub offload: bool,
     /// This host's addresses on the device. Flows from them cross no lossy link.
     pub own: Vec<IpAddr>,
-    /// Addresses that answer echo requests themselves.
+    /// Addresses that answer echo requests themselves. The first of a family is the hop that says when a request's time
+    /// is over: `own` cannot, as a host takes nothing from outside that claims to come from itself.
     pub echo: Vec<IpAddr>,
+    /// Whether echo requests to other addresses are carried; otherwise they are refused.
+    pub carry_echo: bool,
     /// Addresses that nobody but `own` may use as a source.
     pub reserved: Vec<ipnet::IpNet>,
     /// Whether IPv6 flows are carried; otherwise they are refused at once.
@@ -74,12 +80,21 @@ pub enum Event<'a> {
     Incoming(Tuple, FlowStream),
     /// A UDP datagram; the stack keeps no state for it.
     Datagram(Datagram<'a>),
+    /// An echo request to a host that is not ours; the stack keeps no state for it.
+    Echo(Echo<'a>),
     /// A packet that its pieces have made up. It is to be ingested like one that was read, with a
     /// [plain](VirtioHeader::PLAIN) header: it may be another worker's.
     Whole(Vec<u8>),
     /// A TCP segment of no flow here, or an ICMP error about one. Another worker may own the flow; if none does,
     /// [`Stack::reset`] answers what is to be answered.
     Stray(Tuple),
+}
+
+impl Config {
+    /// Who we are to a client of this family that asks for the hops on its way.
+    fn hop(&self, client: IpAddr) -> Option<IpAddr> {
+        self.echo.iter().find(|own| own.is_ipv4() == client.is_ipv4()).copied()
+    }
 }
 
 impl std::fmt::Debug for FlowStream {
@@ -231,6 +246,27 @@ impl Stack {
         icmp::unreachable(quoted, why, transmit);
     }
 
+    /// Writes the reply of `from` to an echo request of `to`. False: the device was full, or the payload too long, and it
+    /// was dropped.
+    pub fn reply(&mut self, from: IpAddr, to: IpAddr, reply: &EchoReply<'_>, transmit: &mut dyn Transmit) -> bool {
+        self.next_id = self.next_id.wrapping_add(1);
+        let link = datagram::Link { mtu: self.config.mtu, offload: self.config.offload };
+        echo::write_reply((from, to), reply, link, self.next_id, transmit)
+    }
+
+    /// Tells the client `to` what `router` says of its echo request; without a router the word is ours.
+    pub fn echo_error(
+        &mut self,
+        router: Option<IpAddr>,
+        to: IpAddr,
+        error: &EchoError<'_>,
+        transmit: &mut dyn Transmit,
+    ) {
+        if let Some(from) = router.or_else(|| self.config.hop(to)) {
+            echo::write_error((from, to), error, transmit);
+        }
+    }
+
     /// Flows that are open or being opened.
     #[must_use]
     pub fn flows(&self) -> usize {
@@ -319,12 +355,7 @@ fn deliver<'a>(
                 counters.bad_header += 1;
                 return None;
             }
-            if config.echo.contains(&packet.destination) {
-                icmp::echo_reply(&packet, transmit);
-            } else {
-                counters.ignored += u64::from(!icmp::unreachable(packet.bytes, Unreachable::Host, transmit));
-            }
-            None
+            pass_echo(config, counters, &packet, transmit)
         }
         _ => {
             let told =
@@ -339,6 +370,31 @@ fn deliver<'a>(
             }
         }
     }
+}
+
+/// An echo request that is not for us to answer goes on, unless its time is over here (RFC 1812 section 5.3.1).
+fn pass_echo<'a>(
+    config: &Config,
+    counters: &mut Counters,
+    packet: &Packet<'a>,
+    transmit: &mut dyn Transmit,
+) -> Option<Event<'a>> {
+    if config.echo.contains(&packet.destination) {
+        icmp::echo_reply(packet, transmit);
+        return None;
+    }
+    let Some(echo) = echo::read(packet) else {
+        counters.bad_length += 1;
+        return None;
+    };
+    let told = match config.hop(echo.source) {
+        _ if !config.carry_echo => icmp::unreachable(packet.bytes, Unreachable::Prohibited, transmit),
+        _ if echo.ttl > 1 => return Some(Event::Echo(echo)),
+        Some(hop) => icmp::time_exceeded(hop, packet.bytes, transmit),
+        None => false,
+    };
+    counters.ignored += u64::from(!told);
+    None
 }
 
 /// `ipv6: false`: codes that programs take as "no IPv6 here" at once, TCP as ENETUNREACH, UDP as ECONNREFUSED.

@@ -21,6 +21,8 @@ mod idleness;
 #[cfg(test)]
 mod datagrams;
 #[cfg(test)]
+mod echoes;
+#[cfg(test)]
 mod messages;
 #[cfg(test)]
 mod hostile;

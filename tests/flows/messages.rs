@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use tunproxy::stack::Unreachable;
 
 use crate::world::packet::{self, echo, header_length, seal_v4, sum, transport_checksum, udp};
-use crate::world::{World, on_every_net, pattern};
+use crate::world::{Net, World, on, on_every_net, pattern};
 
 fn own_address(world: &World) -> IpAddr {
     if world.net().v6 { "fdfe:dcba:9876::2".parse().unwrap() } else { "198.18.0.2".parse().unwrap() }
@@ -35,16 +35,18 @@ fn an_echo_request_to_one_of_our_addresses_is_answered_byte_for_byte() {
 }
 
 #[test]
-fn an_echo_request_to_anybody_else_is_unreachable() {
-    on_every_net(|world| async move {
-        let request = echo(world.net().peer(), world.net().server(), 1, b"anybody there?");
-        world.inject(&request);
-        world.settle().await;
-        let error = world.inbox().expect("it is answered");
-        assert_eq!(error.icmp(), Some(if world.net().v6 { (1, 3) } else { (3, 1) }));
-        assert!(error.bytes.ends_with(&request));
-        assert!(checksum_holds(&error.bytes));
-    });
+fn an_echo_request_to_anybody_else_is_refused_where_none_are_carried() {
+    for net in Net::all() {
+        on(Net { carry_echo: false, ..net }, |world| async move {
+            let request = echo(world.net().peer(), world.net().server(), 1, b"anybody there?");
+            world.inject(&request);
+            world.settle().await;
+            let error = world.inbox().expect("it is answered");
+            assert_eq!(error.icmp(), Some(if world.net().v6 { (1, 1) } else { (3, 13) }));
+            assert!(error.bytes.ends_with(&request) && world.echoes().is_empty());
+            assert!(checksum_holds(&error.bytes));
+        });
+    }
 }
 
 #[test]
@@ -56,7 +58,7 @@ fn an_echo_request_with_a_wrong_checksum_is_dropped_and_counted() {
             world.inject(&request);
         }
         world.settle().await;
-        assert!(world.inbox().is_none());
+        assert!(world.inbox().is_none() && world.echoes().is_empty());
         assert_eq!(world.stack().counters().bad_header, 2);
     });
 }

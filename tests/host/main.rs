@@ -14,6 +14,7 @@ mod direct;
 mod exec;
 mod gateway;
 mod host_run;
+mod icmp;
 mod intruders;
 mod kill_switch;
 mod lab;

@@ -111,7 +111,9 @@ fn pass_takes_nothing_and_what_follows_match_may_be_reached() {
     let open = "no rule takes everything: what none of them takes goes DIRECT";
     assert_eq!(warnings(&["DOMAIN,a.example,REJECT", "MATCH,PASS"]), [open]);
     assert_eq!(warnings(&["MATCH,next"]), [open]);
-    assert_eq!(warnings(&["NETWORK,tcp,s", "NETWORK,udp,s"]), [""; 0]);
+    let ping = "echo requests (ping) that no rule takes go DIRECT";
+    assert_eq!(warnings(&["NETWORK,tcp,s", "NETWORK,udp,s"]), [ping]);
+    assert_eq!(warnings(&["NETWORK,tcp,s", "NETWORK,udp,s", "NETWORK,icmp,REJECT"]), [""; 0]);
     let unreachable = "no flow reaches this rule or those below: line 10 takes everything";
     assert_eq!(warnings(&["MATCH,s", "DOMAIN,a.example,REJECT"]), [unreachable]);
     assert_eq!(warnings(&["MATCH,PASS", "MATCH,s"]), [""; 0]);

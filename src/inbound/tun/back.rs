@@ -1,15 +1,15 @@
 //! The way back to clients behind the device, for answers that come from tasks.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::task::Waker;
 
 use super::writer::Writer;
-use crate::dispatch::Back;
-use crate::net::{Address, Reach};
-use crate::stack::{Stack, Unreachable};
+use crate::dispatch::{Back, EchoBack, Quote};
+use crate::net::{Address, Echo, EchoFailure, Reach};
+use crate::stack::{EchoError, EchoReply, Stack, Unreachable};
 
 /// Errors that wait for the end of a turn; more than these are dropped (RFC 4443 2.4 f asks for a limit anyway).
 const MOST_ERRORS: usize = 256;
@@ -41,20 +41,8 @@ impl TunBack {
         self.waker.set(Some(waker.clone()));
         !self.errors.borrow().is_empty()
     }
-}
 
-impl Back for TunBack {
-    fn deliver(&self, from: &Address, to: SocketAddr, payload: &[u8]) {
-        let Some(from) = from.socket().filter(|from| from.is_ipv4() == to.is_ipv4()) else { return };
-        self.stack.borrow_mut().send(from, to, payload, &mut *self.writer.borrow_mut());
-    }
-
-    fn deliver_train(&self, from: &Address, to: SocketAddr, train: &[u8], size: NonZeroU16) {
-        let Some(from) = from.socket().filter(|from| from.is_ipv4() == to.is_ipv4()) else { return };
-        self.stack.borrow_mut().send_train(from, to, train, size, &mut *self.writer.borrow_mut());
-    }
-
-    fn unreachable(&self, _from: &Address, _to: SocketAddr, quoted: &[u8], why: Reach) {
+    fn queue(&self, quoted: &[u8], why: Reach) {
         let mut errors = self.errors.borrow_mut();
         if quoted.is_empty() || errors.len() >= MOST_ERRORS {
             return;
@@ -70,5 +58,39 @@ impl Back for TunBack {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+}
+
+impl Back for TunBack {
+    fn deliver(&self, from: &Address, to: SocketAddr, payload: &[u8]) {
+        let Some(from) = from.socket().filter(|from| from.is_ipv4() == to.is_ipv4()) else { return };
+        self.stack.borrow_mut().send(from, to, payload, &mut *self.writer.borrow_mut());
+    }
+
+    fn deliver_train(&self, from: &Address, to: SocketAddr, train: &[u8], size: NonZeroU16) {
+        let Some(from) = from.socket().filter(|from| from.is_ipv4() == to.is_ipv4()) else { return };
+        self.stack.borrow_mut().send_train(from, to, train, size, &mut *self.writer.borrow_mut());
+    }
+
+    fn unreachable(&self, _from: &Address, _to: SocketAddr, quoted: &[u8], why: Reach) {
+        self.queue(quoted, why);
+    }
+}
+
+impl EchoBack for TunBack {
+    fn reply(&self, from: IpAddr, to: IpAddr, reply: &Echo<'_>) {
+        let Echo { id, sequence, payload, ttl, tos, .. } = *reply;
+        let reply = EchoReply { id, sequence, payload, ttl, tos };
+        self.stack.borrow_mut().reply(from, to, &reply, &mut *self.writer.borrow_mut());
+    }
+
+    fn error(&self, router: Option<IpAddr>, to: IpAddr, message: EchoFailure, quote: &Quote<'_>) {
+        let (EchoFailure { kind, code, word }, Quote { head, ttl, payload }) = (message, *quote);
+        let error = EchoError { kind, code, word, head, ttl, payload };
+        self.stack.borrow_mut().echo_error(router, to, &error, &mut *self.writer.borrow_mut());
+    }
+
+    fn unreachable(&self, quoted: &[u8], why: Reach) {
+        self.queue(quoted, why);
     }
 }

@@ -15,8 +15,9 @@ use super::back::TunBack;
 use super::crew::{Crew, Parcel};
 use super::streams::stream;
 use super::{QUOTED, Tunnel};
-use crate::dispatch::Back;
+use crate::dispatch::{Back, EchoBack, Ping};
 use crate::dns::{Answer, Dns, Question, Transport};
+use crate::net::Echo;
 use crate::session::{Inbound, Network, Session};
 use crate::stack::{self, Claim, Datagram, Event, Frame, Tuple, VirtioHeader};
 
@@ -126,6 +127,7 @@ impl Tunnel {
             }
             Some(Event::Incoming(tuple, incoming)) => self.incoming(tuple, incoming),
             Some(Event::Datagram(datagram)) => self.datagram(&datagram, frame.header, now, replies),
+            Some(Event::Echo(echo)) => self.echo(&echo, frame.header),
         }
     }
 
@@ -154,6 +156,19 @@ impl Tunnel {
         let session = Session::new(Network::Udp, Inbound::Tun, datagram.source, datagram.destination.into());
         let Datagram { payload, size, dont_fragment, .. } = *datagram;
         self.dispatcher.packet(&session, payload, size, dont_fragment, quoted, &back);
+    }
+
+    fn echo(&self, request: &stack::Echo<'_>, header: VirtioHeader) {
+        let stack::Echo { source, destination, id, sequence, payload, ttl, tos, dont_fragment, head, packet } =
+            *request;
+        let crew = self.crew.borrow();
+        // All requests with one id of a client are one worker's, as are the datagrams of one port.
+        if let Some(owner) = crew.owner_of_source(SocketAddr::new(source, id)) {
+            return self.hand(&crew, owner, Frame { header, packet });
+        }
+        let back: Rc<dyn EchoBack> = self.back.clone();
+        let echo = Echo { id, sequence, payload, ttl, tos, dont_fragment };
+        self.dispatcher.echo(&Ping { source, destination, echo, head, packet }, &back);
     }
 
     fn query(&self, query: &[u8], datagram: &Datagram<'_>, now: Instant, replies: &mut Vec<Reply>) {

@@ -64,6 +64,8 @@ fn core() -> Arc<Core> {
         dns,
         counters: Arc::new(Counters::default()),
         udp_timeout: Duration::from_secs(60),
+        icmp_timeout: Duration::from_secs(60),
+        echo_ids: Arc::default(),
     })
 }
 
@@ -80,6 +82,7 @@ fn start(workers: usize) -> Vec<Device> {
             offload: true,
             own: Vec::new(),
             echo: Vec::new(),
+            carry_echo: true,
             reserved: Vec::new(),
             ipv6: true,
             seed: 1,

@@ -31,11 +31,12 @@ fn error(yaml: &str) -> String {
 async fn refusal(table: &Outbounds, name: &str) -> String {
     let outbound = table.outbound(table.index(name).unwrap());
     assert_eq!(outbound.networks(), Networks::ALL, "what falls through could end on DIRECT");
-    for network in [Network::Tcp, Network::Udp] {
+    for network in [Network::Tcp, Network::Udp, Network::Icmp] {
         let session = session(network, "example.org", 443);
         let error = match network {
             Network::Tcp => outbound.connect(&session).await.err(),
             Network::Udp => outbound.associate(&session).await.err(),
+            Network::Icmp => outbound.echo(false).err(),
         };
         assert!(matches!(error, Some(DialError::Unsupported(_))), "{error:?}");
     }

@@ -1,6 +1,7 @@
 //! Linux.
 
 pub(super) mod capability;
+pub(super) mod echo;
 pub(super) mod holder;
 mod listeners;
 pub(super) mod netlink;

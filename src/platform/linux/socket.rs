@@ -4,9 +4,19 @@ use std::io;
 use std::os::fd::AsFd;
 
 use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use nix::{getsockopt_impl, sockopt_impl};
 
 use crate::platform::Fwmark;
+
+sockopt_impl!(
+    /// The path's MTU, IPv6.
+    Ipv6Mtu,
+    GetOnly,
+    libc::IPPROTO_IPV6,
+    libc::IPV6_MTU,
+    libc::c_int
+);
 
 /// Bytes of datagrams that may wait for us: a burst at 10 Gbit/s while another task has the core.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -22,6 +32,12 @@ pub(in crate::platform) fn deepen(socket: impl AsFd) {
 /// Sets `SO_MARK`, so that our own rules let the socket's packets pass (CAP_NET_ADMIN).
 pub(in crate::platform) fn set_mark(socket: impl AsFd, mark: Fwmark) -> io::Result<()> {
     setsockopt(&socket, sockopt::Mark, &mark.0).map_err(io::Error::from)
+}
+
+/// The MTU of the path to where the socket is connected (`IP_MTU`, ip(7)).
+pub(in crate::platform) fn path_mtu(socket: impl AsFd, ipv6: bool) -> Option<u32> {
+    let mtu = if ipv6 { getsockopt(&socket, Ipv6Mtu) } else { getsockopt(&socket, sockopt::IpMtu) };
+    mtu.ok().and_then(|mtu| u32::try_from(mtu).ok())
 }
 
 /// How many descriptors this process may have: their numbers stay below that (`RLIMIT_NOFILE`).

@@ -47,6 +47,7 @@ pub(crate) struct Net {
     /// The clients are this host itself: no congestion control.
     pub(crate) own: bool,
     pub(crate) ipv6: bool,
+    pub(crate) carry_echo: bool,
     pub(crate) weather: Weather,
     pub(crate) seed: u64,
     /// Receive and send buffer of each client socket.
@@ -60,7 +61,8 @@ pub(crate) struct Net {
 impl Net {
     pub(crate) fn new(offload: bool, v6: bool) -> Self {
         let weather = Weather::CALM;
-        Self { offload, v6, own: true, ipv6: true, weather, seed: 1, buffer: 256 << 10, room: usize::MAX, hop: None }
+        let (own, ipv6, carry_echo, room) = (true, true, true, usize::MAX);
+        Self { offload, v6, own, ipv6, carry_echo, weather, seed: 1, buffer: 256 << 10, room, hop: None }
     }
 
     /// With and without offloads, IPv4 and IPv6.
@@ -88,6 +90,7 @@ impl Net {
             offload: self.offload,
             own,
             echo: vec![address(self.v6, "198.18.0.2", "fdfe:dcba:9876::2")],
+            carry_echo: self.carry_echo,
             reserved: vec!["198.18.0.0/15".parse().unwrap(), "fdfe:dcba:9876::/48".parse().unwrap()],
             ipv6: self.ipv6,
             seed: self.seed,
@@ -140,6 +143,7 @@ struct Inner {
     arrivals: RefCell<VecDeque<(Tuple, Flow)>>,
     awaiting: RefCell<Option<Waker>>,
     datagrams: RefCell<Vec<Datagram>>,
+    echoes: RefCell<Vec<Ping>>,
     seen: RefCell<Option<Vec<Seen>>>,
     peers: RefCell<VecDeque<Seen>>,
     strays: Cell<u64>,
@@ -159,6 +163,20 @@ pub(crate) struct Datagram {
     pub(crate) dont_fragment: bool,
     /// The packet that brought it.
     pub(crate) packet: Vec<u8>,
+}
+
+/// An echo request that the stack reported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ping {
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
+    pub(crate) number: (u16, u16),
+    pub(crate) payload: Vec<u8>,
+    pub(crate) ttl: u8,
+    pub(crate) tos: u8,
+    pub(crate) dont_fragment: bool,
+    /// The packet that brought it, up to where the payload begins.
+    pub(crate) head: Vec<u8>,
 }
 
 /// Counts how often the stack was woken.
@@ -187,6 +205,7 @@ impl World {
             arrivals: RefCell::default(),
             awaiting: RefCell::default(),
             datagrams: RefCell::default(),
+            echoes: RefCell::default(),
             seen: RefCell::default(),
             peers: RefCell::default(),
             strays: Cell::default(),
@@ -255,6 +274,10 @@ impl World {
 
     pub(crate) fn datagrams(&self) -> Vec<Datagram> {
         std::mem::take(&mut self.0.datagrams.borrow_mut())
+    }
+
+    pub(crate) fn echoes(&self) -> Vec<Ping> {
+        std::mem::take(&mut self.0.echoes.borrow_mut())
     }
 
     /// The next segment or message sent to an address that is not the smoltcp client's.
@@ -348,6 +371,16 @@ impl World {
                     waker.wake();
                 }
             }
+            Some(Event::Echo(echo)) => self.0.echoes.borrow_mut().push(Ping {
+                source: echo.source,
+                destination: echo.destination,
+                number: (echo.id, echo.sequence),
+                payload: echo.payload.to_vec(),
+                ttl: echo.ttl,
+                tos: echo.tos,
+                dont_fragment: echo.dont_fragment,
+                head: echo.head.to_vec(),
+            }),
             Some(Event::Datagram(datagram)) => self.0.datagrams.borrow_mut().push(Datagram {
                 source: datagram.source,
                 destination: datagram.destination,

@@ -1,0 +1,265 @@
+//! The echo requests of one worker: who has which flow open, and who goes when there are too many.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use foldhash::fast::RandomState;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::Ping;
+use super::echo_way::{Flow, Way};
+use crate::net::{Echo, Reach};
+
+/// Flows of one worker.
+pub(super) const MOST: usize = 4096;
+/// Flows of one client.
+pub(super) const MOST_OF_ONE: usize = 1024;
+/// Requests of one flow that wait while it is being opened.
+const MOST_WAITING: usize = 8;
+/// Bytes of all requests that wait.
+const MOST_WAITING_BYTES: usize = 1 << 20;
+
+/// What makes a flow: the requests of one program of a client to one host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) source: IpAddr,
+    /// As the client wrote it.
+    pub(super) destination: IpAddr,
+    pub(super) id: u16,
+}
+
+/// One attempt to open a flow.
+#[derive(Clone, Copy)]
+pub(super) struct Ticket {
+    pub(super) key: Key,
+    number: u64,
+}
+
+/// A flow as its client's requests find it.
+pub(super) enum Entry {
+    /// The router, the resolver or the outbound is at work.
+    Opening(Opening),
+    /// Requests go this way.
+    Open { way: Rc<Way>, flow: Rc<Flow> },
+    /// No outbound takes it; `why` is what the client is told each time.
+    Closed { why: Option<Reach>, until: Instant },
+}
+
+/// What waits for a flow to be open.
+pub(super) struct Opening {
+    number: u64,
+    since: Instant,
+    waiting: Vec<Waiting>,
+    /// Ends with this.
+    task: Option<Task>,
+}
+
+/// A task that ends when nobody waits for it any more.
+struct Task(AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A request that waits.
+pub(super) struct Waiting {
+    pub(super) packet: Box<[u8]>,
+    head: usize,
+    sequence: u16,
+    ttl: u8,
+    tos: u8,
+    dont_fragment: bool,
+}
+
+impl Waiting {
+    fn of(ping: &Ping<'_>) -> Self {
+        let Echo { sequence, ttl, tos, dont_fragment, .. } = ping.echo;
+        Self { packet: ping.packet.into(), head: ping.head.len(), sequence, ttl, tos, dont_fragment }
+    }
+
+    /// The request as it came.
+    pub(super) fn ping(&self, key: &Key) -> Ping<'_> {
+        let (head, payload) = self.packet.split_at(self.head.min(self.packet.len()));
+        let Self { sequence, ttl, tos, dont_fragment, .. } = *self;
+        let echo = Echo { id: key.id, sequence, payload, ttl, tos, dont_fragment };
+        Ping { source: key.source, destination: key.destination, echo, head, packet: &self.packet }
+    }
+}
+
+/// The flows and sockets of one worker.
+#[derive(Default)]
+pub(super) struct Echoes {
+    entries: HashMap<Key, Entry, RandomState>,
+    /// How many of them each client has.
+    of: HashMap<IpAddr, usize, RandomState>,
+    /// Sockets that serve many flows, by outbound and family.
+    ways: HashMap<(String, bool), Rc<Way>, RandomState>,
+    waiting_bytes: usize,
+    tickets: u64,
+}
+
+impl Echoes {
+    pub(super) fn find(&self, key: &Key) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    /// Lets a request wait for its flow. False: there is no room, and it is lost.
+    pub(super) fn wait(&mut self, key: &Key, ping: &Ping<'_>) -> bool {
+        let Some(Entry::Opening(opening)) = self.entries.get_mut(key) else { return false };
+        let bytes = self.waiting_bytes + ping.packet.len();
+        if opening.waiting.len() >= MOST_WAITING || bytes > MOST_WAITING_BYTES {
+            return false;
+        }
+        self.waiting_bytes = bytes;
+        opening.waiting.push(Waiting::of(ping));
+        true
+    }
+
+    /// Notes that a flow is being opened, with its first request.
+    pub(super) fn begin(&mut self, key: Key, first: &Ping<'_>) -> Ticket {
+        self.forget(&key, &"asked for again");
+        self.make_room(key.source);
+        self.tickets += 1;
+        let (number, since) = (self.tickets, Instant::now());
+        let opening = Opening { number, since, waiting: Vec::new(), task: None };
+        self.entries.insert(key, Entry::Opening(opening));
+        *self.of.entry(key.source).or_default() += 1;
+        self.wait(&key, first);
+        Ticket { key, number }
+    }
+
+    /// The task that opens the flow ends when the flow is forgotten.
+    pub(super) fn attach(&mut self, ticket: &Ticket, task: AbortHandle) {
+        match self.opening(ticket) {
+            Some(opening) => opening.task = Some(Task(task)),
+            None => task.abort(),
+        }
+    }
+
+    fn opening(&mut self, ticket: &Ticket) -> Option<&mut Opening> {
+        match self.entries.get_mut(&ticket.key) {
+            Some(Entry::Opening(opening)) if opening.number == ticket.number => Some(opening),
+            _ => None,
+        }
+    }
+
+    /// Puts `entry` in the place of what was being opened, and returns what waited. None: nobody waits any more. The task
+    /// that calls this is aborted by it, and does not wait for anything afterwards.
+    fn settle(&mut self, ticket: &Ticket, entry: Entry) -> Option<Vec<Waiting>> {
+        let waiting = std::mem::take(&mut self.opening(ticket)?.waiting);
+        self.waiting_bytes -= waiting.iter().map(|waiting| waiting.packet.len()).sum::<usize>();
+        self.entries.insert(ticket.key, entry);
+        Some(waiting)
+    }
+
+    /// The flow is open: returns what waited for it.
+    pub(super) fn enter(&mut self, ticket: &Ticket, way: &Rc<Way>, flow: &Rc<Flow>) -> Option<Vec<Waiting>> {
+        let waiting = self.settle(ticket, Entry::Open { way: Rc::clone(way), flow: Rc::clone(flow) })?;
+        way.carry(flow);
+        Some(waiting)
+    }
+
+    /// Nobody carries it: returns what waited.
+    pub(super) fn refuse(&mut self, ticket: &Ticket, why: Option<Reach>, until: Instant) -> Option<Vec<Waiting>> {
+        self.settle(ticket, Entry::Closed { why, until })
+    }
+
+    /// Forgets a refusal that is over.
+    pub(super) fn reopen(&mut self, key: &Key) {
+        if matches!(self.entries.get(key), Some(Entry::Closed { until, .. }) if *until <= Instant::now()) {
+            self.forget(key, &"refused");
+        }
+    }
+
+    /// The socket that serves all flows through the outbound `name` to one family.
+    pub(super) fn way(&self, name: &str, ipv6: bool) -> Option<Rc<Way>> {
+        self.ways.get(&(name.to_owned(), ipv6)).cloned()
+    }
+
+    /// From now on `way` is that socket.
+    pub(super) fn share(&mut self, name: String, way: &Rc<Way>) {
+        self.ways.insert((name, way.ipv6), Rc::clone(way));
+    }
+
+    /// A socket is over, and the flows on it.
+    pub(super) fn end(&mut self, way: &Rc<Way>, reason: &dyn fmt::Display) {
+        self.ways.retain(|_, known| !Rc::ptr_eq(known, way));
+        way.keys().iter().for_each(|key| self.forget(key, reason));
+    }
+
+    /// Forgets a flow.
+    pub(super) fn forget(&mut self, key: &Key, reason: &dyn fmt::Display) {
+        let Some(entry) = self.entries.remove(key) else { return };
+        if let Some(many) = self.of.get_mut(&key.source) {
+            *many -= 1;
+            if *many == 0 {
+                self.of.remove(&key.source);
+            }
+        }
+        match entry {
+            Entry::Open { way, flow } => {
+                flow.close(reason);
+                way.forget(&flow);
+            }
+            Entry::Opening(opening) => {
+                self.waiting_bytes -= opening.waiting.iter().map(|waiting| waiting.packet.len()).sum::<usize>();
+            }
+            Entry::Closed { .. } => {}
+        }
+    }
+
+    /// Makes room for another flow of `source`: among its own if it has too many, else among those of the client that has
+    /// the most.
+    fn make_room(&mut self, source: IpAddr) {
+        let own = self.of.get(&source).copied().unwrap_or_default();
+        if own >= MOST_OF_ONE {
+            return self.shed(source, own / 16);
+        }
+        if self.entries.len() >= MOST
+            && let Some((biggest, many)) = self.of.iter().max_by_key(|(_, many)| **many)
+        {
+            let (biggest, many) = (*biggest, *many);
+            self.shed(biggest, many / 16);
+        }
+    }
+
+    /// Forgets `many` flows of a client, one at least: the refused ones first, then those idle longest.
+    fn shed(&mut self, source: IpAddr, many: usize) {
+        let mut known: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(key, _)| key.source == source)
+            .map(|(key, entry)| (entry.age(), *key))
+            .collect();
+        let many = many.max(1).min(known.len());
+        if many == 0 {
+            return;
+        }
+        known.select_nth_unstable_by_key(many - 1, |(age, _)| *age);
+        for (_, key) in &known[..many] {
+            self.forget(key, &"evicted: too many echo flows");
+        }
+    }
+
+    /// Flows of all states.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+}
+
+impl Entry {
+    /// What goes first: the smallest.
+    fn age(&self) -> (bool, Instant) {
+        match self {
+            Self::Closed { until, .. } => (false, *until),
+            Self::Opening(opening) => (true, opening.since),
+            Self::Open { flow, .. } => (true, flow.used()),
+        }
+    }
+}
