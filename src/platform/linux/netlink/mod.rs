@@ -6,6 +6,7 @@
 mod link;
 mod route;
 mod rule;
+mod state;
 
 use std::io;
 
