@@ -196,7 +196,7 @@ fn is_here(ip: IpAddr) -> bool {
 }
 
 /// An address of resolv.conf; a link-local one has its link behind a `%`.
-fn address(text: &str) -> Option<SocketAddr> {
+pub(super) fn address(text: &str) -> Option<SocketAddr> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Some(SocketAddr::new(ip, PORT));
     }

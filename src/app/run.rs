@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::build::{self, Addresses};
-use super::control::Control;
+use super::control::{Answers, Control};
 use super::limits::raise_descriptor_limit;
 use super::refusal::explain_tun;
 use super::worker::{self, Drain, Seed, Worker};
@@ -62,9 +62,10 @@ pub fn gateway_notes(profile: &Profile) -> Vec<String> {
     notes
 }
 
-struct Run<'a> {
-    profile: &'a Profile,
-    state: &'a Path,
+/// A profile and where its state lives.
+pub(super) struct Run<'a> {
+    pub(super) profile: &'a Profile,
+    pub(super) state: &'a Path,
 }
 
 /// The device before anything on the host was changed for it.
@@ -113,10 +114,10 @@ impl Run<'_> {
         let doors: Vec<_> =
             listeners.into_iter().map(|listener| spawn_local(hand_on(listener, Rc::clone(&workers)))).collect();
         let (stop, mut stopped) = mpsc::channel(1);
-        let status = self.status(&core, started);
+        let answers = Answers { status: Box::new(self.status(&core, started)), plan: plan_in_force(applied.as_ref()) };
         let control = Rc::new(control);
         let answering = Rc::clone(&control);
-        let answers = spawn_local(async move { answering.serve(status, stop).await });
+        let answers = spawn_local(async move { answering.serve(answers, stop).await });
         self.tell_ready(applied.as_ref(), started);
         let result = tokio::select! {
             () = signals.end() => Ok(()),
@@ -174,16 +175,16 @@ impl Run<'_> {
         Ok(Device { plan, queues, ipv6: survey.ipv6 })
     }
 
-    fn device_name(&self) -> &str {
+    pub(super) fn device_name(&self) -> &str {
         self.profile.tun.device.as_deref().unwrap_or(DEVICE)
     }
 
     /// Whether other hosts are meant to come through this one: it forwards for them, or answers their names.
-    fn is_gateway(&self) -> bool {
+    pub(super) fn is_gateway(&self) -> bool {
         self.profile.tun.auto_forward || self.profile.dns.listen.is_some_and(|at| !at.ip().is_loopback())
     }
 
-    fn options(&self, name: &str) -> HostOptions {
+    pub(super) fn options(&self, name: &str) -> HostOptions {
         let (tun, addresses) = (&self.profile.tun, Addresses::of(self.profile));
         HostOptions {
             tun: name.to_owned(),
@@ -275,6 +276,12 @@ impl Run<'_> {
         let _ = io::stdout().flush();
         let _ = sd_notify::notify(&[NotifyState::Ready]);
     }
+}
+
+/// What was changed on the host, for those who ask.
+fn plan_in_force(applied: Option<&Applied>) -> serde_json::Value {
+    // Plain data: there is nothing in it that JSON cannot say.
+    applied.and_then(|applied| serde_json::to_value(applied.plan()).ok()).unwrap_or_default()
 }
 
 /// One line for what an earlier run left; what stays changed is the user's business, the rest is a matter of detail.
