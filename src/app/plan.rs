@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::control::{Command, ask};
 use super::run::Run;
 use crate::platform::{
-    Before, Group, HostPlan, Journalled, NftState, Numbers, Survey, may_administer_network, nft_program,
+    Before, Group, HostPlan, JournalError, Journalled, NftState, Numbers, Survey, holder, may_administer_network,
+    nft_program,
 };
 use crate::profile::Profile;
 
@@ -40,9 +41,12 @@ pub struct Outline {
 /// # Errors
 /// The kernel does not answer, or no free numbers are left.
 pub fn plan(profile: &Profile, state: &Path) -> anyhow::Result<Outline> {
-    let mut unseen = Vec::new();
+    let (mut unseen, mut obstacle) = (Vec::new(), None);
     let journal = Journalled::read(state).unwrap_or_else(|error| {
-        unseen.push(format!("what an earlier run may have left: {error}"));
+        match error {
+            JournalError::Version { .. } => obstacle = Some(error.to_string()),
+            _ => unseen.push(format!("what an earlier run may have left: {error}")),
+        }
         Journalled::default()
     });
     match in_force(state) {
@@ -55,15 +59,14 @@ pub fn plan(profile: &Profile, state: &Path) -> anyhow::Result<Outline> {
         return Ok(Outline::empty(false, "tun.enable is false, so a run of this profile changes nothing on the host"));
     }
     let mut survey = Survey::take()?;
-    if !journal.is_empty() && journal.is_of_elsewhere() {
-        unseen.push(format!("what an earlier run left in another network namespace ({})", state.display()));
-    }
     survey = survey.without(&journal);
     assume_a_firewall(&mut survey, &mut unseen);
     let without_ipv6 = survey.foresee_ipv6();
     let run = Run { profile, state };
     let name = run.device_name();
-    let refused = HostPlan::check_name(name, &survey).err().map(|error| error.to_string());
+    let refused = obstacle
+        .or_else(|| in_the_way(&journal, state))
+        .or_else(|| HostPlan::check_name(name, &survey).err().map(|error| error.to_string()));
     let plan = HostPlan::new(&run.options(name), &survey)?;
     let mut outline = Outline {
         in_force: false,
@@ -77,6 +80,22 @@ pub fn plan(profile: &Profile, state: &Path) -> anyhow::Result<Outline> {
     };
     outline.warnings.extend(without_ipv6);
     Ok(outline)
+}
+
+/// What keeps a start from beginning, as far as the state directory tells.
+fn in_the_way(journal: &Journalled, state: &Path) -> Option<String> {
+    let shown = state.display();
+    if let Some(pid) = holder(state) {
+        return Some(format!(
+            "another run (process {pid}) uses {shown} and does not answer; `tunproxy doctor` says more"
+        ));
+    }
+    journal.blocks_a_start().then(|| {
+        format!(
+            "an earlier run left changes in another network namespace, recorded in {shown}: run `tunproxy cleanup` there, \
+             or, if that namespace is gone, `tunproxy cleanup --namespace-gone`"
+        )
+    })
 }
 
 /// What the run with the state directory `state` has changed; `None` where nobody answers.

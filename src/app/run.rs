@@ -103,6 +103,7 @@ impl Run<'_> {
         let (ended, mut failed) = mpsc::unbounded_channel();
         let (workers, plan) = self.workers(device, &core, &ended)?;
         let workers = Rc::new(workers);
+        let in_force = plan_in_force(plan.as_ref());
         // Whoever keeps the journal holds the state directory.
         let (mut applied, held) = match plan {
             Some(plan) => (Some(plan.apply(journal)?), None),
@@ -114,7 +115,7 @@ impl Run<'_> {
         let doors: Vec<_> =
             listeners.into_iter().map(|listener| spawn_local(hand_on(listener, Rc::clone(&workers)))).collect();
         let (stop, mut stopped) = mpsc::channel(1);
-        let answers = Answers { status: Box::new(self.status(&core, started)), plan: plan_in_force(applied.as_ref()) };
+        let answers = Answers { status: Box::new(self.status(&core, started)), plan: in_force };
         let control = Rc::new(control);
         let answering = Rc::clone(&control);
         let answers = spawn_local(async move { answering.serve(answers, stop).await });
@@ -279,9 +280,9 @@ impl Run<'_> {
 }
 
 /// What was changed on the host, for those who ask.
-fn plan_in_force(applied: Option<&Applied>) -> serde_json::Value {
+fn plan_in_force(plan: Option<&HostPlan>) -> serde_json::Value {
     // Plain data: there is nothing in it that JSON cannot say.
-    applied.and_then(|applied| serde_json::to_value(applied.plan()).ok()).unwrap_or_default()
+    plan.and_then(|plan| serde_json::to_value(plan).ok()).unwrap_or_default()
 }
 
 /// One line for what an earlier run left; what stays changed is the user's business, the rest is a matter of detail.

@@ -41,6 +41,12 @@ impl Journalled {
         matches!(self.0.origin, Origin::Elsewhere(_))
     }
 
+    /// Whether a start would refuse to go past it: it names what only that other namespace can be freed of.
+    #[must_use]
+    pub fn blocks_a_start(&self) -> bool {
+        self.is_of_elsewhere() && self.undos().any(|undo| !undo.outlives_kernel())
+    }
+
     /// The rules that it would delete.
     pub fn rules(&self) -> impl Iterator<Item = &Rule> {
         self.undos().filter_map(|undo| match undo {

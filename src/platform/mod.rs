@@ -47,7 +47,7 @@ pub use outline::{Before, Group};
 pub use plan::{HostOptions, HostPlan, PlanError, Sysctl};
 pub use resolver::{DnsPlan, nameservers};
 pub use routing::{
-    Family, Link, LinkState, MarkMatch, Ports, Route, RouteKind, RouteTable, Rule, RuleAction, SeenRoute,
+    Family, Link, MarkMatch, Ports, Route, RouteKind, RouteTable, Rule, RuleAction, SeenLink, SeenRoute,
 };
 pub use survey::{NftState, NoRoom, Numbers, Parameters, Survey, Wishes};
 pub use words::{parameter as parameter_name, rule as rule_command};

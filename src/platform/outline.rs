@@ -13,7 +13,7 @@ use super::layout::{self, CAPTURE_STAGE};
 use super::plan::HostPlan;
 use super::resolver::DnsPlan;
 use super::undo::Undo;
-use super::words::{parameter, put_back, route, rule, shell_text};
+use super::words::{parameter, put_back, route, rule, write_file};
 
 /// Changes of one kind, which are made one after the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -168,10 +168,8 @@ impl HostPlan {
             }
             Step::Route(wanted) => vec![route("add", wanted)],
             Step::Rule(wanted) => vec![rule("add", wanted)],
-            Step::Firewall => {
-                let told = |text: &str| format!("nft --file - {}", shell_text(text));
-                self.nft.iter().map(|nft| told(&nft.text)).collect()
-            }
+            // No quote of this kind is in it: names of interfaces were checked.
+            Step::Firewall => self.nft.iter().map(|nft| format!("nft '{}'", nft.text.trim_end())).collect(),
             Step::Resolver => match &self.dns {
                 DnsPlan::Untouched => Vec::new(),
                 DnsPlan::Resolved { servers } => {
@@ -182,7 +180,7 @@ impl HostPlan {
                         format!("resolvectl default-route {tun} yes"),
                     ]
                 }
-                DnsPlan::Rewrite { text, .. } => vec![format!("cat > {} {}", resolv_conf::PATH, shell_text(text))],
+                DnsPlan::Rewrite { text, .. } => vec![write_file(resolv_conf::PATH, text)],
             },
         }
     }
@@ -281,7 +279,7 @@ mod tests {
             "    ip -4 route add default dev tun7 table 2022 metric 1024 congctl reno protocol kernel\n",
             "    ip -4 rule add priority 9005 to 198.18.0.0/15 lookup 2023 protocol kernel\n",
             "    ip -6 rule add priority 9025 ipproto udp dport 53 lookup 2023 protocol kernel\n",
-            "    nft --file - <<'END'\n    create table inet tunproxy {",
+            "    nft 'create table inet tunproxy { flags owner; };\n",
             "the resolver stays as it is\n",
         ] {
             assert!(shown.contains(line), "{line} in {shown}");

@@ -246,7 +246,7 @@ pub struct Link {
 
 /// A network interface as it is now.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct LinkState {
+pub struct SeenLink {
     /// The kernel's number for it.
     pub index: u32,
     /// Its name.

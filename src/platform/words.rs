@@ -73,17 +73,16 @@ pub(super) fn put_back(undo: &Undo) -> String {
             match old {
                 OldFile::Missing => format!("rm {path}"),
                 OldFile::Link(target) => format!("ln --symbolic --force --no-dereference {target} {path}"),
-                OldFile::File { content, .. } => {
-                    format!("cat > {path} {}", shell_text(&String::from_utf8_lossy(content)))
-                }
+                OldFile::File { content, .. } => write_file(&path.to_string(), &String::from_utf8_lossy(content)),
             }
         }
     }
 }
 
-/// `text` as a shell takes it on standard input.
-pub(super) fn shell_text(text: &str) -> String {
-    format!("<<'END'\n{}\nEND", text.trim_end_matches('\n'))
+/// The command that makes `text` the content of a file, byte for byte.
+pub(super) fn write_file(path: &str, text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('%', "%%").replace('\'', "'\\''").replace('\n', "\\n");
+    format!("printf '{text}' > {path}")
 }
 
 fn family(family: Family) -> &'static str {
@@ -103,4 +102,22 @@ fn protocol(number: u8) -> String {
 
 fn ports(Ports { first, last }: Ports) -> String {
     if first == last { first.to_string() } else { format!("{first}-{last}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_to_a_file_comes_out_of_a_shell_byte_for_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        for text in ["", "nameserver fe80::1%eth0\n# it's \\n 100 %\n", "no end", "\n\n"] {
+            let command = write_file(&path.display().to_string(), text);
+            assert!(!command.contains('\n'), "{command}");
+            let status = std::process::Command::new("sh").args(["-ec", &command]).status().unwrap();
+            assert!(status.success(), "{command}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "{command}");
+        }
+    }
 }

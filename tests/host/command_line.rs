@@ -66,6 +66,19 @@ fn completions_and_the_manual_page_come_from_the_same_source() {
     });
 }
 
+#[test]
+fn findings_are_json_by_either_of_two_options_and_the_narrower_wins() {
+    run(&[], || {
+        let ns = Netns::new("alone");
+        let place = Place::new(PROFILE);
+        let json = place.look(&ns, "check", &["--format", "json"]);
+        assert!(json.stdout.starts_with('{') && json.stdout.contains("mixed-prot"), "{json:?}");
+        assert_eq!(place.look(&ns, "check", &["--log-format", "json"]).stdout, json.stdout);
+        let text = place.look(&ns, "check", &["--log-format", "json", "--format", "text"]);
+        assert!(text.stdout.ends_with("the profile can be run\n"), "{text:?}");
+    });
+}
+
 const PROFILE: &str = "
 mode: rule
 ipv6: true

@@ -20,6 +20,7 @@ mod names;
 mod plan;
 mod profiles;
 mod proxies;
+mod resolv_conf;
 mod stopping;
 mod system_proxy;
 mod tls;

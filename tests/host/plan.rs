@@ -108,7 +108,7 @@ fn typed_by_hand(lab: &Topology, place: &Place) {
 
 #[test]
 fn what_a_desktops_plan_says_can_be_typed_and_is_what_a_start_does() {
-    run(&[NODE], || {
+    run(&["sysctl", NODE], || {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
         typed_by_hand(&lab, &desktop());
@@ -117,7 +117,7 @@ fn what_a_desktops_plan_says_can_be_typed_and_is_what_a_start_does() {
 
 #[test]
 fn what_a_gateways_plan_says_can_be_typed_and_is_what_a_start_does() {
-    run(&[NODE], || {
+    run(&["sysctl", NODE], || {
         let lab = Topology::with_lan().rp_filter("1");
         let _sites = Sites::open(&lab);
         lab.host.sysctl("net.ipv4.ip_forward", "0");
@@ -130,7 +130,7 @@ fn what_a_gateways_plan_says_can_be_typed_and_is_what_a_start_does() {
 
 #[test]
 fn a_plan_goes_round_what_others_have_taken() {
-    run(&[NODE], || {
+    run(&["sysctl", NODE], || {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
         lab.host.ip("rule add priority 9010 fwmark 0x1000000/0x1000000 lookup 2022");
@@ -211,7 +211,7 @@ fn while_it_runs_the_plan_is_what_is_in_force() {
 
 #[test]
 fn after_a_crash_the_plan_begins_with_what_was_left() {
-    run(&[NODE], || {
+    run(&["sysctl", NODE], || {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
         let (place, before) = (desktop(), Dump::take(&lab.host));
@@ -225,6 +225,30 @@ fn after_a_crash_the_plan_begins_with_what_was_left() {
         assert!(leftovers.iter().any(|line| line.starts_with("ip -4 rule delete priority 9043")), "{leftovers:?}");
         type_in(&lab.host, &leftovers);
         before.assert_same(&Dump::take(&lab.host));
+    });
+}
+
+#[test]
+fn a_start_that_would_be_refused_is_told_with_the_reason() {
+    run(&[NODE], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let refused = |place: &Place, ns: &Netns| {
+            let said = place.look(ns, "plan", &["--format", "json"]);
+            let plan: Value = serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:?}"));
+            assert_eq!(said.code, Some(1), "{plan:#}");
+            plan["refused"].as_str().unwrap_or_else(|| panic!("{plan:#}")).to_owned()
+        };
+        let tunproxy = desktop().start(&lab.host);
+        std::fs::remove_file(tunproxy.place().state.join("control.sock")).unwrap();
+        let why = refused(tunproxy.place(), &lab.host);
+        assert!(why.contains("another run (process ") && why.contains("does not answer"), "{why}");
+        let place = tunproxy.kill();
+        let why = refused(&place, &lab.gateway);
+        assert!(why.contains("another network namespace") && why.contains("--namespace-gone"), "{why}");
+        std::fs::write(place.state.join("journal"), "tunproxy-journal 99 {}\n").unwrap();
+        let why = refused(&place, &lab.host);
+        assert!(why.contains("version 99"), "{why}");
     });
 }
 
@@ -262,6 +286,9 @@ fn a_profile_without_a_tun_and_one_with_mistakes_have_no_plan() {
         let ns = Netns::new("alone");
         let quiet = Place::new("mixed-port: 7890\nrules: ['MATCH,DIRECT']\n").look(&ns, "plan", &[]);
         assert!(quiet.succeeded() && quiet.stdout.contains("tun.enable is false"), "{quiet:?}");
+        let ports = Place::new("mixed-port: 7890\nrules: ['MATCH,DIRECT']\n").start(&ns);
+        let running = ports.place().look(&ns, "plan", &[]);
+        assert!(running.succeeded() && running.stdout.contains("has changed nothing"), "{running:?}");
         let wrong = Place::new("tun: { enable: maybe }\n").look(&ns, "plan", &[]);
         assert_eq!((wrong.code, wrong.stdout.as_str()), (Some(1), ""), "{wrong:?}");
     });

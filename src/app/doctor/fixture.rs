@@ -10,7 +10,7 @@ use super::record::{
 };
 use crate::app::run::Run;
 use crate::platform::{
-    Family, HostPlan, Link, LinkState, NftState, Parameters, RouteKind, RouteTable, Rule, RuleAction, SeenRoute, Survey,
+    Family, HostPlan, Link, NftState, Parameters, RouteKind, RouteTable, Rule, RuleAction, SeenLink, SeenRoute, Survey,
 };
 
 const PROFILE: &[u8] =
@@ -52,6 +52,7 @@ pub(super) fn quiet() -> Record {
             built: None,
             kernel: "6.18.3-arch1".to_owned(),
             descriptors: 1 << 19,
+            open: None,
             state: StateDir { path: "/var/lib/tunproxy".to_owned(), closed: None, free: 1 << 30 },
         },
         profile: Some(Wanted { tun: true, device: TUN.to_owned(), fake_ip: true, ..Wanted::default() }),
@@ -63,7 +64,7 @@ pub(super) fn quiet() -> Record {
 pub(super) fn running() -> Record {
     let mut record = quiet();
     let plan = plan();
-    record.links.push(LinkState { kind: "tun".to_owned(), ..link(TUN_INDEX, TUN, plan.mtu) });
+    record.links.push(SeenLink { kind: "tun".to_owned(), ..link(TUN_INDEX, TUN, plan.mtu) });
     record.survey.links.push(Link { index: TUN_INDEX, name: TUN.to_owned() });
     record.survey.addresses.extend(plan.addresses.iter().map(|net| (TUN_INDEX, *net)));
     record.survey.rules.extend(plan.rules.clone());
@@ -98,8 +99,8 @@ fn plan() -> HostPlan {
     HostPlan::new(&run.options(TUN), &survey()).unwrap()
 }
 
-fn link(index: u32, name: &str, mtu: u32) -> LinkState {
-    LinkState { index, name: name.to_owned(), kind: String::new(), up: true, carrier: true, mtu }
+fn link(index: u32, name: &str, mtu: u32) -> SeenLink {
+    SeenLink { index, name: name.to_owned(), kind: String::new(), up: true, carrier: true, mtu }
 }
 
 fn survey() -> Survey {

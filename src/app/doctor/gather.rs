@@ -39,7 +39,7 @@ const STATE_OF_ROOT: &str = "/var/lib/tunproxy";
 pub(super) fn host(loaded: Option<&Loaded>, state: &Path, unseen: &mut Vec<String>) -> anyhow::Result<Record> {
     let survey = Survey::take()?;
     let mut netlink = Netlink::open()?;
-    let links = netlink.link_states()?;
+    let links = netlink.seen_links()?;
     let run = run_state(state, unseen);
     let plan = match &run {
         RunState::Answers { plan, .. } => plan.as_deref(),
@@ -77,7 +77,7 @@ pub(super) fn host(loaded: Option<&Loaded>, state: &Path, unseen: &mut Vec<Strin
             node: Path::new(NODE).exists(),
             node_closed: closed(Path::new(NODE)),
         },
-        system: system(state, unseen),
+        system: system(&run, state, unseen),
         profile: loaded.map(wanted),
         probes: Probes::default(),
         run,
@@ -149,11 +149,23 @@ fn hosts() -> Vec<String> {
     line.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
 }
 
-fn system(state: &Path, unseen: &mut Vec<String>) -> System {
+fn system(run: &RunState, state: &Path, unseen: &mut Vec<String>) -> System {
     let built = std::env::current_exe().and_then(fs::metadata).and_then(|file| file.modified()).ok();
     let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(_, hard)| hard);
     let kernel = read_parameter("kernel/osrelease").unwrap_or_default();
-    System { now: SystemTime::now(), built, kernel, descriptors, state: state_dir(state, unseen) }
+    let open = match run {
+        RunState::Answers { pid, .. } => open_files(*pid),
+        RunState::Absent | RunState::Silent(_) => None,
+    };
+    System { now: SystemTime::now(), built, kernel, descriptors, open, state: state_dir(state, unseen) }
+}
+
+/// How many files a process has open and how many it may, as proc(5) tells its user and root.
+fn open_files(pid: u64) -> Option<(u64, u64)> {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?.split_whitespace().next()?;
+    Some((u64::try_from(open).ok()?, limit.parse().ok()?))
 }
 
 /// A run makes the directory if it is missing: then its first ancestor that is there counts.
@@ -174,9 +186,11 @@ fn state_dir(state: &Path, unseen: &mut Vec<String>) -> StateDir {
 fn wanted(loaded: &Loaded) -> Wanted {
     let report = &loaded.report;
     let errors = report.errors().map(|error| {
-        let at = error.place.at;
+        let (at, file) = (error.place.at, report.file());
+        // Line 0 is the file as a whole.
+        let place = if at.line == 0 { file.to_owned() } else { format!("{file}:{}:{}", at.line, at.column) };
         let path = if error.path.is_empty() { String::new() } else { format!(" {}:", error.path) };
-        format!("{}:{}:{path} {}", report.file(), at, error.message)
+        format!("{place}:{path} {}", error.message)
     });
     let errors: Vec<String> = errors.collect();
     let warnings = report.warnings().count();

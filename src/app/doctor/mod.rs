@@ -87,8 +87,12 @@ impl fmt::Display for Diagnosis {
         }
         self.unseen.iter().try_for_each(|what| writeln!(f, "unseen   {what}"))?;
         let (problems, warnings) = (self.count(Severity::Problem), self.count(Severity::Warning));
-        writeln!(f, "{problems} problems, {warnings} warnings")
+        writeln!(f, "{}, {}", counted(problems, "problem"), counted(warnings, "warning"))
     }
+}
+
+fn counted(many: usize, what: &str) -> String {
+    format!("{many} {what}{}", if many == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]
@@ -112,7 +116,7 @@ mod tests {
         let diagnosis = Diagnosis { findings: findings(&record), unseen: vec!["the moon".to_owned()] };
         let told = diagnosis.to_string();
         assert!(told.starts_with("PROBLEM  the TUN tunproxy0 is gone"), "{told}");
-        assert!(told.ends_with("unseen   the moon\n1 problems, 1 warnings\n"), "{told}");
+        assert!(told.ends_with("unseen   the moon\n1 problem, 1 warning\n"), "{told}");
         assert_eq!(diagnosis.exit_code(), 1);
         let json = serde_json::to_value(&diagnosis).unwrap();
         assert_eq!(json["findings"][0]["check"], "device");

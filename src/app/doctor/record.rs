@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
-use crate::platform::{Family, HostPlan, LinkState, Rule, RuleAction, SeenRoute, Survey};
+use crate::platform::{Family, HostPlan, Rule, RuleAction, SeenLink, SeenRoute, Survey};
 
 /// A host at one moment.
 #[derive(Debug, Clone)]
@@ -18,7 +18,7 @@ pub(super) struct Record {
     /// Links, rules, routes, addresses, parameters, firewall in short.
     pub(super) survey: Survey,
     /// The interfaces as they are.
-    pub(super) links: Vec<LinkState>,
+    pub(super) links: Vec<SeenLink>,
     /// The routes in the tables of the plan in force.
     pub(super) our_routes: Vec<SeenRoute>,
     /// Kernel parameters by their paths below /proc/sys, as far as some check asks for them and they exist.
@@ -111,6 +111,8 @@ pub(super) struct System {
     pub(super) kernel: String,
     /// RLIMIT_NOFILE, the hard one.
     pub(super) descriptors: u64,
+    /// How many files the run has open, and how many it may.
+    pub(super) open: Option<(u64, u64)>,
     pub(super) state: StateDir,
 }
 
@@ -170,7 +172,7 @@ impl Record {
     }
 
     /// Interfaces that lead to the internet, the TUN left out.
-    pub(super) fn uplinks(&self) -> Vec<&LinkState> {
+    pub(super) fn uplinks(&self) -> Vec<&SeenLink> {
         let tun = self.plan().map(|plan| plan.tun.as_str());
         let up = self.survey.uplinks();
         self.links.iter().filter(|link| up.contains(&link.index) && Some(link.name.as_str()) != tun).collect()

@@ -47,7 +47,7 @@ mod tests {
     use super::super::super::fixture::{only_problem, running, warnings};
     use super::*;
 
-    fn changed(name: &str, change: impl Fn(&mut crate::platform::LinkState)) -> Vec<Finding> {
+    fn changed(name: &str, change: impl Fn(&mut crate::platform::SeenLink)) -> Vec<Finding> {
         let mut record = running();
         record.links.iter_mut().filter(|link| link.name == name).for_each(change);
         check(&record)

@@ -2,7 +2,7 @@
 
 use super::super::finding::Finding;
 use super::super::record::Record;
-use crate::platform::{Family, HostPlan, LinkState, MarkMatch, Rule, RuleAction};
+use crate::platform::{Family, HostPlan, MarkMatch, Rule, RuleAction, SeenLink};
 
 /// Kinds of interfaces that lead into a tunnel of somebody else.
 const TUNNELS: [&str; 3] = ["tun", "wireguard", "ppp"];
@@ -26,20 +26,17 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
     found
 }
 
-fn tunnels(record: &Record) -> impl Iterator<Item = &LinkState> {
+fn tunnels(record: &Record) -> impl Iterator<Item = &SeenLink> {
     let ours = record.plan().map(|plan| plan.tun.as_str());
     record.links.iter().filter(move |link| TUNNELS.contains(&link.kind.as_str()) && Some(link.name.as_str()) != ours)
 }
 
-/// Whether a rule takes what no mark, address or interface tells apart. "not fwmark X" is a selector that we cannot read.
+/// Whether a rule takes everything, or all but what carries a mark: "not fwmark X" is a mark with a selector that has no
+/// field here.
 fn takes_nearly_all(rule: &Rule) -> bool {
-    let bare = Rule {
-        origin: rule.origin,
-        mark: rule.mark,
-        foreign_selectors: rule.foreign_selectors,
-        ..Rule::new(rule.family, rule.priority, rule.action)
-    };
-    *rule == bare && (rule.mark.is_none() || rule.foreign_selectors)
+    let Rule { origin, mark, foreign_selectors, .. } = *rule;
+    let bare = Rule { origin, mark, foreign_selectors, ..Rule::new(rule.family, rule.priority, rule.action) };
+    *rule == bare && mark.is_some() == foreign_selectors
 }
 
 /// Rules of others that send everything elsewhere before ours are asked.
@@ -140,12 +137,7 @@ mod tests {
 
     /// A tunnel of somebody else, with a table of its own that leads into it.
     fn with_tunnel(mut record: Record, kind: &str) -> Record {
-        record.links.push(LinkState {
-            index: 70,
-            name: "wg0".to_owned(),
-            kind: kind.to_owned(),
-            ..LinkState::default()
-        });
+        record.links.push(SeenLink { index: 70, name: "wg0".to_owned(), kind: kind.to_owned(), ..SeenLink::default() });
         let (table, to) = (RouteTable(51820), "0.0.0.0/0".parse().unwrap());
         record.survey.routes.push(SeenRoute { table, to, device: Some(70), on_link: true });
         record
@@ -175,6 +167,7 @@ mod tests {
         let mut record = with_tunnel(running(), "wireguard");
         record.survey.rules.push(Rule { to: Some("10.0.0.0/8".parse().unwrap()), ..into_it(8999) });
         record.survey.rules.push(Rule { suppress_prefix_length: Some(0), ..into_it(8998) });
+        record.survey.rules.push(Rule { foreign_selectors: true, ..into_it(8997) });
         assert!(only_problem(&check(&record)).is_none());
     }
 

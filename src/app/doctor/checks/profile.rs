@@ -21,7 +21,7 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
         .collect();
     if profile.warnings > 0 {
         found.push(Finding::warning(
-            format!("`check` has {} warnings for the profile", profile.warnings),
+            format!("`check` warns of something in the profile, {} in all", profile.warnings),
             "read them: `tunproxy check --profile FILE`",
         ));
     }
@@ -63,7 +63,7 @@ mod tests {
         assert!(only_problem(&check(&record)).unwrap().what.contains("dead (203.0.113.4:1080)"));
         record.probes.servers.truncate(1);
         record.profile.as_mut().unwrap().warnings = 2;
-        assert!(warnings(&check(&record))[0].contains("2 warnings"));
+        assert!(warnings(&check(&record))[0].contains("2 in all"));
         record.profile.as_mut().unwrap().errors = vec!["3:1: rules: expected a list".to_owned()];
         assert!(only_problem(&check(&record)).unwrap().what.contains("3:1"));
     }

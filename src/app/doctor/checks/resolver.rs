@@ -113,23 +113,37 @@ fn nameserver((server, outcome): &(String, Result<(), String>)) -> Option<Findin
     let why = outcome.as_ref().err()?;
     Some(Finding::problem(
         format!("the nameserver {server} does not answer: {why}"),
-        "look whether it can be reached from here (`dig @SERVER example.com`), or name another one under `dns.nameserver`",
+        format!(
+            "look whether it can be reached from here (`dig @{server} example.com`), or name another one under `dns.nameserver`"
+        ),
     ))
 }
 
 /// Sources of names that do not ask resolv.conf's nameservers.
 fn sources(record: &Record) -> Option<Finding> {
-    let plan = record.plan()?;
-    let before_dns = record.resolver.hosts.iter().take_while(|source| *source != "dns");
-    let resolve = before_dns.clone().any(|source| source == "resolve");
+    let plan = record.plan().filter(|plan| !plan.rules.is_empty())?;
+    let mut before_dns = record.resolver.hosts.iter().take_while(|source| *source != "dns");
     let told = matches!(plan.dns, DnsPlan::Resolved { .. });
-    (resolve && record.survey.resolved && !told && !plan.rules.is_empty()).then(|| {
-        Finding::warning(
-            "programs ask systemd-resolved directly (`resolve` in /etc/nsswitch.conf), which was not told of the TUN: \
-             what it asks in the clear comes to tunproxy, what it asks over TLS goes past",
+    let asks_past = before_dns.find(|source| match source.as_str() {
+        "resolve" => record.survey.resolved && !told,
+        // Those whose names end in "_minimal" ask for names in .local alone.
+        "mdns" | "mdns4" | "mdns6" => true,
+        _ => false,
+    })?;
+    let in_file = format!("`{asks_past}` before `dns` in /etc/nsswitch.conf");
+    Some(match asks_past.as_str() {
+        "resolve" => Finding::warning(
+            format!(
+                "programs ask systemd-resolved directly ({in_file}), which was not told of the TUN: what it asks in the \
+                 clear comes to tunproxy, what it asks over TLS goes past"
+            ),
             "point /etc/resolv.conf to its stub (ln -sf /run/systemd/resolve/stub-resolv.conf /etc/resolv.conf) and \
              restart tunproxy, or set DNSOverTLS=no in resolved.conf",
-        )
+        ),
+        source => Finding::warning(
+            format!("programs ask their neighbours for every name by multicast, and not only for .local ({in_file})"),
+            format!("write `{source}_minimal [NOTFOUND=return]` there instead of `{source}`"),
+        ),
     })
 }
 
@@ -197,7 +211,9 @@ mod tests {
         record.survey.resolved = true;
         record.resolver.hosts = ["files", "resolve", "[!UNAVAIL=return]", "dns"].map(str::to_owned).into();
         assert!(warnings(&check(&record))[0].contains("nsswitch.conf"));
-        record.resolver.hosts = ["files", "dns", "resolve"].map(str::to_owned).into();
+        record.resolver.hosts = ["files", "mdns4_minimal", "dns", "resolve"].map(str::to_owned).into();
         assert!(warnings(&check(&record)).is_empty());
+        record.resolver.hosts = ["files", "mdns4", "dns"].map(str::to_owned).into();
+        assert!(warnings(&check(&record))[0].contains("multicast"));
     }
 }

@@ -21,7 +21,8 @@ const DESCRIPTORS: u64 = 4096;
 const FREE: u64 = 8 << 20;
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
-    let mut found: Vec<Finding> = [clock(record), kernel(record), descriptors(record)].into_iter().flatten().collect();
+    let mut found: Vec<Finding> =
+        [clock(record), kernel(record), descriptors(record), open_files(record)].into_iter().flatten().collect();
     found.extend(state(record));
     if found.is_empty() {
         found.push(Finding::fine(format!(
@@ -74,6 +75,14 @@ fn descriptors(record: &Record) -> Option<Finding> {
             "raise the hard limit: LimitNOFILE=65536 in a systemd unit, or `ulimit -Hn 65536` as root",
         )
     })
+}
+
+fn open_files(record: &Record) -> Option<Finding> {
+    let (open, limit) = record.system.open.filter(|(open, limit)| open * 10 >= limit * 9)?;
+    Some(Finding::warning(
+        format!("tunproxy has {open} of {limit} files open: new connections push out those that are idle longest"),
+        "raise the hard limit (LimitNOFILE=65536 in a systemd unit), and look who opens so many: `tunproxy status`",
+    ))
 }
 
 fn state(record: &Record) -> Vec<Finding> {
@@ -131,6 +140,8 @@ mod tests {
         assert!(only_problem(&with(&|it| it.system.kernel = "6.18+".to_owned())).is_none());
         assert!(warnings(&with(&|it| it.system.descriptors = 1024))[0].contains("1024"));
         assert!(only_problem(&with(&|it| it.system.state.free = 0)).unwrap().what.contains("is full"));
+        assert!(warnings(&with(&|it| it.system.open = Some((950, 1024))))[0].contains("950 of 1024"));
+        assert!(warnings(&with(&|it| it.system.open = Some((95, 1024)))).is_empty());
         let closed = with(&|it| it.system.state.closed = Some("Read-only file system".to_owned()));
         assert!(only_problem(&closed).unwrap().what.contains("Read-only file system"));
     }

@@ -2,11 +2,11 @@
 
 use super::super::finding::Finding;
 use super::super::record::Record;
-use crate::platform::{Family, LinkState};
+use crate::platform::{Family, SeenLink};
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
     let uplinks = record.uplinks();
-    let usable = |link: &&&LinkState| link.up && link.carrier;
+    let usable = |link: &&&SeenLink| link.up && link.carrier;
     let mut found = Vec::new();
     if uplinks.is_empty() {
         return vec![Finding::problem(
@@ -22,7 +22,7 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
         ));
     }
     for family in Family::BOTH.into_iter().filter(|family| record.has_default(*family)) {
-        let has_address = |link: &&LinkState| {
+        let has_address = |link: &&SeenLink| {
             let of_family = |(index, net): &&(u32, ipnet::IpNet)| *index == link.index && Family::of(net) == family;
             record.survey.addresses.iter().any(|it| of_family(&it))
         };

@@ -6,7 +6,7 @@
 mod link;
 mod route;
 mod rule;
-mod state;
+mod seen_link;
 
 use std::io;
 

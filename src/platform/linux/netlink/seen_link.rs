@@ -5,7 +5,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkFlags, LinkHeader, LinkMessage};
 
 use super::{Netlink, NetlinkError};
-use crate::platform::routing::LinkState;
+use crate::platform::routing::SeenLink;
 
 /// Attributes of `struct ifinfomsg` (linux/if_link.h).
 mod attribute {
@@ -24,16 +24,16 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel did not answer.
-    pub fn link_states(&mut self) -> Result<Vec<LinkState>, NetlinkError> {
+    pub fn seen_links(&mut self) -> Result<Vec<SeenLink>, NetlinkError> {
         let act = "list the interfaces";
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        self.dump(act, &request, |links: &mut Vec<LinkState>, _, payload| {
+        self.dump(act, &request, |links: &mut Vec<SeenLink>, _, payload| {
             let header = LinkHeader::parse(payload).map_err(|error| NetlinkError::garbled(act, error))?;
-            let mut link = LinkState {
+            let mut link = SeenLink {
                 index: header.index,
                 up: header.flags.contains(LinkFlags::Up),
                 carrier: header.flags.contains(LinkFlags::LowerUp),
-                ..LinkState::default()
+                ..SeenLink::default()
             };
             for attribute in NlasIterator::new(payload.get(HEADER..).unwrap_or_default()).flatten() {
                 match attribute.kind() {
