@@ -24,13 +24,23 @@ const EXAMPLES: &str = "\
 Examples:
   tunproxy demo                                            see it work; no root, nothing to configure
   tunproxy check --profile rules.yaml                      is the profile right?
+  tunproxy plan --profile rules.yaml                       what would a run change on this host?
   tunproxy exec --profile rules.yaml -- curl example.com   one program behind the rules, no root
   sudo tunproxy --profile rules.yaml                       the whole host, until Ctrl-C
+  sudo tunproxy doctor --profile rules.yaml                what is wrong here, and what to do?
   sudo tunproxy cleanup                                    after a crash: put the host back";
 
 const CHECK_EXAMPLE: &str = "\
 Example:
   tunproxy check --profile profiles/desktop.yaml";
+
+const PLAN_EXAMPLE: &str = "\
+Example:
+  tunproxy plan --profile profiles/desktop.yaml";
+
+const DOCTOR_EXAMPLE: &str = "\
+Example:
+  sudo tunproxy doctor --profile profiles/desktop.yaml";
 
 const EXEC_EXAMPLE: &str = "\
 Example:
@@ -52,6 +62,17 @@ pub struct Common {
     /// How log lines look
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     pub log_format: Format,
+    /// How `check`, `plan` and `doctor` print what they found [default: as --log-format]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    pub format: Option<Format>,
+}
+
+impl Common {
+    /// How what was asked for is printed on stdout.
+    #[must_use]
+    pub fn output(&self) -> Format {
+        self.format.unwrap_or(self.log_format)
+    }
 }
 
 /// How much to log.
@@ -69,12 +90,12 @@ pub enum Level {
     Debug,
 }
 
-/// How log lines look.
+/// How log lines and findings look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// For people.
     Text,
-    /// One object a line, for programs.
+    /// For programs.
     Json,
 }
 
@@ -84,6 +105,18 @@ pub enum Command {
     /// Read a profile and say everything that is wrong with it; exit code 0 if it can be run, else 1
     #[command(after_help = CHECK_EXAMPLE)]
     Check,
+    /// Print every change that a run would make on this host now, and what undoes it; make none
+    ///
+    /// While tunproxy runs with the same --state-dir, these are the changes that it has made. Without privileges the
+    /// firewall's rules are not seen, which is said. The exit code is 1 if a start would be refused.
+    #[command(after_help = PLAN_EXAMPLE)]
+    Plan,
+    /// Look at this host, whether tunproxy runs on it or not, and say what is wrong and what to do; change nothing
+    ///
+    /// With a profile it also says whether that can run here and whether its proxies and nameservers answer. Without
+    /// privileges it looks as far as it can, and says what it did not see. The exit code is 1 if something does not work.
+    #[command(after_help = DOCTOR_EXAMPLE)]
+    Doctor,
     /// Run one command in a private network namespace whose only way out is the profile; needs no root
     ///
     /// Signals are passed on. The exit code is the command's, 128 + n if signal n ended it, 127 if it was not found,

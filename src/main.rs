@@ -60,6 +60,8 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             app::run(&profile, &state_dir(common)?).map(|()| 0)
         }
         Some(Command::Check) => check(common),
+        Some(Command::Plan) => plan(common),
+        Some(Command::Doctor) => doctor(common),
         Some(Command::Exec { command }) => {
             let profile = profile(common)?;
             app::exec(&profile, &command)
@@ -134,7 +136,7 @@ fn check(common: &Common) -> anyhow::Result<u8> {
     let path = profile_path(common)?;
     let app::Loaded { profile, report } = app::check(path);
     let stdout = &mut std::io::stdout();
-    match common.log_format {
+    match common.output() {
         Format::Text => {
             let text = report.to_string();
             if !text.is_empty() {
@@ -150,6 +152,24 @@ fn check(common: &Common) -> anyhow::Result<u8> {
         Format::Json => report.json_lines().into_iter().for_each(|line| say(stdout, &line.to_string())),
     }
     Ok(u8::from(report.has_errors()))
+}
+
+fn plan(common: &Common) -> anyhow::Result<u8> {
+    let outline = app::plan(&profile(common)?, &state_dir(common)?)?;
+    match common.output() {
+        Format::Text => print(outline.to_string().as_bytes()),
+        Format::Json => say(&mut std::io::stdout(), &serde_json::to_string_pretty(&outline)?),
+    }
+    Ok(outline.exit_code())
+}
+
+fn doctor(common: &Common) -> anyhow::Result<u8> {
+    let diagnosis = app::doctor(common.profile.as_deref(), &state_dir(common)?)?;
+    match common.output() {
+        Format::Text => print(diagnosis.to_string().as_bytes()),
+        Format::Json => say(&mut std::io::stdout(), &serde_json::to_string_pretty(&diagnosis)?),
+    }
+    Ok(diagnosis.exit_code())
 }
 
 fn profile_path(common: &Common) -> anyhow::Result<&Path> {

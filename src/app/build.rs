@@ -149,7 +149,7 @@ fn router(profile: &Profile, outbounds: &Outbounds) -> anyhow::Result<Router> {
     Ok(Router::new(profile.mode, rules, |name| outbounds.index(name))?)
 }
 
-fn mode(profile: &Profile) -> anyhow::Result<dns::Mode> {
+pub(super) fn mode(profile: &Profile) -> anyhow::Result<dns::Mode> {
     let written = &profile.dns;
     match written.enhanced_mode {
         EnhancedMode::FakeIp if written.enable => {}

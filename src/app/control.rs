@@ -35,8 +35,18 @@ pub enum Command {
     Ping,
     /// What it does: counters, mode, device.
     Status,
+    /// What it has changed on the host: its `HostPlan`, or null.
+    Plan,
     /// Puts the host back and ends.
     Stop,
+}
+
+/// What a run answers with.
+pub(super) struct Answers {
+    /// To [`Command::Status`].
+    pub(super) status: Box<dyn Fn() -> serde_json::Value>,
+    /// To [`Command::Plan`].
+    pub(super) plan: Box<dyn Fn() -> serde_json::Value>,
 }
 
 /// The socket's place below the state directory.
@@ -70,18 +80,18 @@ impl Control {
         Ok(Self { listener, path, inode })
     }
 
-    /// Serves clients until dropped. `status` describes the program; a stop is sent to `stop`.
-    pub(super) async fn serve(&self, status: impl Fn() -> serde_json::Value + 'static, stop: mpsc::Sender<()>) {
+    /// Serves clients with `answers` until dropped; a stop is sent to `stop`.
+    pub(super) async fn serve(&self, answers: Answers, stop: mpsc::Sender<()>) {
         let places = Arc::new(Semaphore::new(CLIENTS));
-        let status: std::rc::Rc<dyn Fn() -> serde_json::Value> = std::rc::Rc::new(status);
+        let answers = std::rc::Rc::new(answers);
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let (status, stop) = (std::rc::Rc::clone(&status), stop.clone());
+                    let (answers, stop) = (std::rc::Rc::clone(&answers), stop.clone());
                     tokio::task::spawn_local(async move {
                         // A client that goes away or talks nonsense is its own problem.
-                        let _ = talk(stream, &*status, &stop).await;
+                        let _ = talk(stream, &answers, &stop).await;
                         drop(place);
                     });
                 }
@@ -100,11 +110,7 @@ impl Drop for Control {
     }
 }
 
-async fn talk(
-    mut stream: UnixStream,
-    status: &dyn Fn() -> serde_json::Value,
-    stop: &mpsc::Sender<()>,
-) -> io::Result<()> {
+async fn talk(mut stream: UnixStream, answers: &Answers, stop: &mpsc::Sender<()>) -> io::Result<()> {
     let user = stream.peer_cred()?.uid();
     let (reader, mut writer) = stream.split();
     let mut reader = tokio::io::BufReader::new(reader);
@@ -123,7 +129,8 @@ async fn talk(
         } else {
             match serde_json::from_slice(&line) {
                 Ok(Command::Ping) => serde_json::json!({"ok": true, "version": env!("CARGO_PKG_VERSION")}),
-                Ok(Command::Status) => status(),
+                Ok(Command::Status) => (answers.status)(),
+                Ok(Command::Plan) => (answers.plan)(),
                 Ok(Command::Stop) => {
                     // The connection stays open: that it closes tells the client of our end.
                     let _ = stop.try_send(());

@@ -4,19 +4,23 @@ mod advice;
 mod build;
 mod control;
 mod demo;
+mod doctor;
 mod exec;
 mod guard;
 mod limits;
 mod load;
 mod nameservers;
+mod plan;
 mod refusal;
 mod run;
 mod worker;
 
 pub use control::{Command, ask};
 pub use demo::{client as demo_client, demo};
+pub use doctor::{Diagnosis, Finding, Severity, doctor};
 pub use exec::{exec, exit_code, inside};
 pub use load::{Loaded, check, load};
+pub use plan::{Outline, plan};
 pub use run::{gateway_notes, run};
 
 /// Puts the host back after a crash, as the journal in `state` says; returns what was done, in words.

@@ -200,7 +200,7 @@ pub(super) fn is_here(ip: IpAddr) -> bool {
 }
 
 /// An address of resolv.conf; a link-local one has its link behind a `%`.
-fn address(text: &str) -> Option<SocketAddr> {
+pub(super) fn address(text: &str) -> Option<SocketAddr> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Some(SocketAddr::new(ip, PORT));
     }

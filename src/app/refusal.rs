@@ -10,7 +10,7 @@ use anyhow::anyhow;
 use crate::platform::may_administer_network;
 
 /// The TUN driver's node.
-const NODE: &str = "/dev/net/tun";
+pub(super) const NODE: &str = "/dev/net/tun";
 
 /// What a person can do about `error`, which opening the TUN `name` came to.
 pub(super) fn explain_tun(name: &str, error: &io::Error) -> anyhow::Error {
@@ -51,7 +51,7 @@ fn obstacles(capable: bool, closed: Option<&str>, error: &io::Error) -> String {
 }
 
 /// How the node is closed to us, in words; `None` if it opens.
-fn closed(node: &Path) -> Option<String> {
+pub(super) fn closed(node: &Path) -> Option<String> {
     let error = OpenOptions::new().read(true).write(true).open(node).err()?;
     let mode = std::fs::metadata(node)
         .map_or_else(|_| String::new(), |it| format!(" (mode {:04o}, user {})", it.mode() & 0o7777, it.uid()));

@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::build::{self, Addresses};
-use super::control::Control;
-use super::guard::Guard;
+use super::control::{Answers, Control};
+use super::guard::{Board, Guard};
 use super::limits::raise_descriptor_limit;
 use super::nameservers::is_here;
 use super::refusal::explain_tun;
@@ -64,9 +64,10 @@ pub fn gateway_notes(profile: &Profile) -> Vec<String> {
     notes
 }
 
-struct Run<'a> {
-    profile: &'a Profile,
-    state: &'a Path,
+/// A profile and where its state lives.
+pub(super) struct Run<'a> {
+    pub(super) profile: &'a Profile,
+    pub(super) state: &'a Path,
 }
 
 /// The device before anything on the host was changed for it.
@@ -104,10 +105,11 @@ impl Run<'_> {
         let (ended, mut failed) = mpsc::unbounded_channel();
         let (workers, plan) = self.workers(device, &core, &ended)?;
         let workers = Rc::new(workers);
+        let in_force = Board::default();
         // Whoever keeps the journal holds the state directory.
         let (trouble, mut troubled) = mpsc::unbounded_channel();
         let (guard, held) = match plan {
-            Some(plan) => (Some(self.guard(plan.apply(journal)?, trouble)?), None),
+            Some(plan) => (Some(self.guard(plan.apply(journal)?, &in_force, trouble)?), None),
             None => {
                 journal.replay()?;
                 (None, Some(journal))
@@ -116,10 +118,11 @@ impl Run<'_> {
         let doors: Vec<_> =
             listeners.into_iter().map(|listener| spawn_local(hand_on(listener, Rc::clone(&workers)))).collect();
         let (stop, mut stopped) = mpsc::channel(1);
-        let status = self.status(&core, started);
+        let answers =
+            Answers { status: Box::new(self.status(&core, started)), plan: Box::new(move || plan_in_force(&in_force)) };
         let control = Rc::new(control);
         let answering = Rc::clone(&control);
-        let answers = spawn_local(async move { answering.serve(status, stop).await });
+        let answers = spawn_local(async move { answering.serve(answers, stop).await });
         self.tell_ready(started);
         let result = tokio::select! {
             () = signals.end() => Ok(()),
@@ -191,16 +194,16 @@ impl Run<'_> {
         Ok(Device { plan, queues, ipv6: survey.ipv6 })
     }
 
-    fn device_name(&self) -> &str {
+    pub(super) fn device_name(&self) -> &str {
         self.profile.tun.device.as_deref().unwrap_or(DEVICE)
     }
 
     /// Whether other hosts are meant to come through this one: it forwards for them, or answers their names.
-    fn is_gateway(&self) -> bool {
+    pub(super) fn is_gateway(&self) -> bool {
         self.profile.tun.auto_forward || self.profile.dns.listen.is_some_and(|at| !at.ip().is_loopback())
     }
 
-    fn options(&self, name: &str) -> HostOptions {
+    pub(super) fn options(&self, name: &str) -> HostOptions {
         let (tun, addresses) = (&self.profile.tun, Addresses::of(self.profile));
         let selection = tun.selection.clone();
         HostOptions {
@@ -294,7 +297,12 @@ impl Run<'_> {
     }
 
     /// Tells what the plan in force does without, and has it kept true from now on.
-    fn guard(&self, applied: Applied, trouble: mpsc::UnboundedSender<anyhow::Error>) -> anyhow::Result<Guard> {
+    fn guard(
+        &self,
+        applied: Applied,
+        board: &Board,
+        trouble: mpsc::UnboundedSender<anyhow::Error>,
+    ) -> anyhow::Result<Guard> {
         if let Some(report) = applied.taken_over() {
             tracing::info!(
                 "the kill switch was closed all the time since the earlier run: {} changes",
@@ -304,7 +312,7 @@ impl Run<'_> {
         for warning in applied.plan().warnings.iter().chain(applied.warnings()) {
             tracing::warn!("{warning}");
         }
-        Guard::post(applied, self.options(self.device_name()), self.is_gateway(), trouble)
+        Guard::post(applied, self.options(self.device_name()), self.is_gateway(), board, trouble)
     }
 
     /// Why a worker has ended: mostly that its device was taken away, which the guard sees too, and can tell.
@@ -325,6 +333,12 @@ impl Run<'_> {
         let _ = io::stdout().flush();
         let _ = sd_notify::notify(&[NotifyState::Ready]);
     }
+}
+
+/// What was changed on the host, for those who ask.
+fn plan_in_force(board: &Board) -> serde_json::Value {
+    // Plain data: there is nothing in it that JSON cannot say.
+    board.read().and_then(|plan| serde_json::to_value(plan).ok()).unwrap_or_default()
 }
 
 /// One line for what an earlier run left; what stays changed is the user's business, the rest is a matter of detail.

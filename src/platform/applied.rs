@@ -223,7 +223,7 @@ impl HostPlan {
     }
 
     /// All changes, in the order in which they are made.
-    fn steps(&self) -> Vec<Step> {
+    pub(super) fn steps(&self) -> Vec<Step> {
         let (of_tun, of_host): (Vec<&Sysctl>, Vec<&Sysctl>) = self.sysctls.iter().partition(|sysctl| sysctl.of_tun);
         let captures = |rule: &Rule| layout::stage(rule, &self.numbers) >= CAPTURE_STAGE;
         let (last, first): (Vec<&Rule>, Vec<&Rule>) = self.rules.iter().partition(|rule| captures(rule));
@@ -447,7 +447,7 @@ impl Drop for Applied {
 }
 
 /// A switch that drags others along: they come back after it, because undoing goes from the last to the first.
-fn sysctl_undos(wanted: &Sysctl) -> Vec<Undo> {
+pub(super) fn sysctl_undos(wanted: &Sysctl) -> Vec<Undo> {
     let old = |path: String, ours| Some(Undo::Sysctl { old: sysctl::read(&path).ok()?, path, ours });
     let dragged = sysctl::dragged_along(&wanted.path).into_iter().filter_map(|path| old(path, None));
     dragged.chain(old(wanted.path.clone(), Some(wanted.value.clone()))).collect()

@@ -29,7 +29,7 @@ const FROM_LOOPBACK: &str = "iif \"lo\" return";
 const OTHER_THAN_UDP: &str = "meta l4proto != udp return";
 
 /// A firewall table of ours, as text. Each packet of each flow meets it twice: what decides for most stands first.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nft {
     /// The name of both tables (families inet and arp).
     pub table: String,
@@ -109,7 +109,7 @@ impl Nft {
     }
 
     /// The names of the chains of the inet table.
-    pub(super) fn chains(&self) -> impl Iterator<Item = &str> {
+    pub fn chains(&self) -> impl Iterator<Item = &str> {
         let inet = self.text.split("table arp ").next().unwrap_or_default();
         inet.lines().filter_map(|line| line.trim().strip_prefix("chain ")?.split(' ').next())
     }

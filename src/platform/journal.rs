@@ -180,6 +180,16 @@ impl Journal {
         Ok(Self { path, file: None, whole, next, recorded: false, lines: 0, leftovers, _lock: lock })
     }
 
+    /// What is journalled in `state_dir`, read without the lock: of a run that goes on, too. Changes nothing.
+    pub(super) fn peek(state_dir: &Path) -> Result<Leftovers, JournalError> {
+        let path = state_dir.join("journal");
+        match fs::read(&path) {
+            Ok(bytes) => read(&path, &bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Leftovers::default()),
+            Err(source) => Err(JournalError::Io { act: "read", path, source }),
+        }
+    }
+
     /// Where the journal is.
     pub(super) fn path(&self) -> &Path {
         &self.path

@@ -8,13 +8,18 @@ mod closed;
 mod dialer;
 mod firewall;
 mod journal;
+mod journalled;
 mod layout;
+mod outline;
 mod plan;
 mod resolver;
 mod routing;
 mod selection;
+#[cfg(test)]
+mod specification;
 mod survey;
 mod undo;
+mod words;
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -30,18 +35,23 @@ pub use applied::{Applied, HostError, Seen, SettleError, Settled, Step};
 pub use cleanup::{Report, cleanup, cleanup_closed};
 pub use dialer::{Dialer, Fwmark, UdpSocket, descriptors_for_flows, is_spare};
 pub use firewall::Nft;
-pub use imp::capability::may_administer_network;
+pub use imp::capability::{may_administer_network, program_may_administer_network};
 pub use imp::echo::EchoSocket;
 pub use imp::holder::tcp_listener;
 pub use imp::netlink::{Netlink, NetlinkError};
+pub use imp::nft::{program as nft_program, ruleset as firewall_rules};
 pub use imp::rootless;
+pub use imp::sysctl::read as read_parameter;
 pub use imp::tun::{Framing, HEADROOM, Layout, TunQueue, open_packet, open_tun};
 pub use imp::udp::{Arrival, DatagramSocket};
 pub use imp::watch::{Watch, Woken};
 pub use journal::{Journal, JournalError};
+pub use journalled::{Journalled, holder};
+pub use outline::{Before, Group};
 pub use plan::{HostOptions, HostPlan, PlanError, Sysctl};
 pub use resolver::{DnsPlan, nameservers};
 pub use routing::{
-    Family, Link, LinkState, MarkMatch, Ports, Route, RouteKind, RouteTable, Rule, RuleAction, SeenRoute,
+    Family, Link, LinkState, MarkMatch, Ports, Route, RouteKind, RouteTable, Rule, RuleAction, SeenLink, SeenRoute,
 };
 pub use survey::{NftState, NoRoom, Numbers, Parameters, Survey, Wishes};
+pub use words::{parameter as parameter_name, rule as rule_command};

@@ -1,10 +1,10 @@
 //! What is to be true of the host while we run, as plain data, built from options and a survey by pure functions.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::Fwmark;
 use super::closed;
@@ -98,7 +98,7 @@ pub enum PlanError {
 }
 
 /// A kernel parameter to be set.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sysctl {
     /// Its path below /proc/sys.
     pub path: String,
@@ -109,7 +109,7 @@ pub struct Sysctl {
 }
 
 /// What is to be true of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostPlan {
     /// The TUN's name.
     pub tun: String,
@@ -339,38 +339,6 @@ fn gateway_notes(options: &HostOptions, survey: &Survey) -> Vec<String> {
     notes
 }
 
-impl fmt::Display for HostPlan {
-    /// One change per line, in the order in which they are made.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "link {} mtu {} addrgenmode none up", self.tun, self.mtu)?;
-        for address in &self.addresses {
-            writeln!(f, "address {address} dev {} noprefixroute nodad", self.tun)?;
-        }
-        for Sysctl { path, value, .. } in self.sysctls.iter().filter(|sysctl| sysctl.of_tun) {
-            writeln!(f, "sysctl {path} = {value}")?;
-        }
-        for route in &self.routes {
-            writeln!(f, "route {route}")?;
-        }
-        for rule in &self.rules {
-            writeln!(f, "{rule}")?;
-        }
-        for Sysctl { path, value, .. } in self.sysctls.iter().filter(|sysctl| !sysctl.of_tun) {
-            writeln!(f, "sysctl {path} = {value}")?;
-        }
-        if let Some(nft) = &self.nft {
-            f.write_str(&nft.text)?;
-        }
-        match &self.dns {
-            DnsPlan::Untouched => writeln!(f, "resolver untouched"),
-            DnsPlan::Resolved { servers } => {
-                writeln!(f, "systemd-resolved: {} answers all names by {servers:?}", self.tun)
-            }
-            DnsPlan::Rewrite { reason, text } => write!(f, "/etc/resolv.conf rewritten ({reason}):\n{text}"),
-        }
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -506,12 +474,5 @@ pub(super) mod tests {
         let plan = HostPlan::new(&HostOptions { auto_route: false, ..options() }, &plain()).unwrap();
         assert!(plan.routes.is_empty() && plan.rules.is_empty() && plan.nft.is_none());
         assert_eq!(plan.addresses.len(), 2);
-    }
-
-    #[test]
-    fn a_plan_reads_as_one_change_a_line() {
-        let shown = HostPlan::new(&options(), &plain()).unwrap().to_string();
-        assert!(shown.starts_with("link tun7 mtu 1500"), "{shown}");
-        assert!(shown.ends_with("resolver untouched\n"), "{shown}");
     }
 }

@@ -1,10 +1,13 @@
 //! What to do about the host's own resolver settings: nothing, wherever hijacking port 53 is enough.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 /// The plan for the host's resolver.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DnsPlan {
     /// Nothing changes: questions to these nameservers come through the TUN, or a stub's questions upstream do.
     Untouched,
@@ -16,7 +19,7 @@ pub enum DnsPlan {
     /// /etc/resolv.conf is rewritten, because its nameservers would be asked past the TUN or there are none.
     Rewrite {
         /// Why.
-        reason: &'static str,
+        reason: Cow<'static, str>,
         /// What will stand in it.
         text: String,
     },
@@ -39,7 +42,7 @@ pub(super) fn plan(resolv_conf: Option<&str>, resolved: bool, servers: &[IpAddr]
         }
         Some(_) => return DnsPlan::Untouched,
     };
-    DnsPlan::Rewrite { reason, text: rewritten(resolv_conf.unwrap_or_default(), servers) }
+    DnsPlan::Rewrite { reason: reason.into(), text: rewritten(resolv_conf.unwrap_or_default(), servers) }
 }
 
 /// The nameservers of a resolv.conf, as written (resolv.conf(5)).

@@ -262,6 +262,23 @@ pub struct LinkState {
     pub mtu: u32,
 }
 
+/// A network interface as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SeenLink {
+    /// The kernel's number for it.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// What made it, as `ip -d link` says: "tun", "wireguard", "veth"; empty for hardware.
+    pub kind: String,
+    /// It is switched on.
+    pub up: bool,
+    /// Something is at its other end.
+    pub carrier: bool,
+    /// The largest packet that it takes, in bytes.
+    pub mtu: u32,
+}
+
 /// A route that somebody has in place, as far as the layout depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeenRoute {

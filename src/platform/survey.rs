@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::plan::of_interface;
 use super::routing::{Link, MarkMatch, RouteTable, Rule, RuleAction, SeenRoute};
@@ -38,6 +39,14 @@ pub enum NftState {
         /// Chains on the forward hook whose policy is drop, as `family table chain`.
         dropping_forward: Vec<String>,
     },
+}
+
+impl NftState {
+    /// A firewall without rules.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::Present { tables: BTreeSet::new(), mark_bits: 0, dropping_forward: Vec::new() }
+    }
 }
 
 /// The kernel parameters that the layout depends on.
@@ -102,7 +111,7 @@ pub enum NoRoom {
 }
 
 /// The numbers of one run, each free when the survey was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Numbers {
     /// The first priority of our block.
     pub first_priority: u32,
@@ -172,6 +181,17 @@ impl Survey {
     /// Every rule that stands, whoever made it.
     fn all_rules(&self) -> impl Iterator<Item = &Rule> {
         self.rules.iter().chain(&self.aside)
+    }
+
+    /// What [`Survey::settle_ipv6`] would come to for a TUN that is not there yet, as far as can be seen without trying.
+    pub fn foresee_ipv6(&mut self) -> Option<String> {
+        let path = of_interface("ipv6", "default", "disable_ipv6");
+        let off = imp::sysctl::read(&path).is_ok_and(|value| value != "0");
+        if !self.ipv6 || !off || imp::sysctl::is_writable(&path) {
+            return None;
+        }
+        self.ipv6 = false;
+        Some(format!("IPv6 is off for new interfaces ({path}) and cannot be switched on: only IPv4 would be taken"))
     }
 
     /// Picks numbers that nobody uses.

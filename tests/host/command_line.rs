@@ -19,13 +19,13 @@ fn help_names_every_command_and_shows_what_to_type() {
         let help = said(&["--help"]);
         assert!(help.succeeded(), "{help:?}");
         for word in
-            ["check", "exec", "demo", "cleanup", "status", "stop", "completions", "man", "--profile", "--state-dir"]
+            ["check", "plan", "doctor", "exec", "demo", "cleanup", "status", "stop", "completions", "man", "--format"]
         {
             assert!(help.stdout.contains(word), "{word} is missing in: {}", help.stdout);
         }
         assert!(help.stdout.contains("sudo tunproxy --profile"), "an example to copy: {}", help.stdout);
         assert!(!help.stdout.contains("inside"), "nobody is to call that: {}", help.stdout);
-        for command in ["check", "exec"] {
+        for command in ["check", "plan", "doctor", "exec"] {
             let help = said(&[command, "--help"]);
             assert!(help.stdout.contains(&format!("tunproxy {command} --profile")), "an example: {}", help.stdout);
         }
@@ -54,7 +54,7 @@ fn completions_and_the_manual_page_come_from_the_same_source() {
             let name = reference.replace("\\-", "-").replace("(1)", ".1");
             assert!(dir.join(&name).is_file(), "the page refers to {name}");
         }
-        for command in ["check", "exec", "cleanup"] {
+        for command in ["check", "plan", "doctor", "exec", "cleanup"] {
             let page = fs::read_to_string(dir.join(format!("tunproxy-{command}.1"))).unwrap();
             assert!(page.starts_with('.'), "{page}");
         }
@@ -63,6 +63,19 @@ fn completions_and_the_manual_page_come_from_the_same_source() {
         let script = "\"$0\" man | head -1; \"$0\" completions bash | head -1; \"$0\" --help | head -1";
         let cut = Said::of(ns.command("sh").args(["-c", script]).arg(binary()));
         assert!(cut.succeeded() && !cut.stderr.contains("panicked") && !cut.stderr.contains("rror"), "{cut:?}");
+    });
+}
+
+#[test]
+fn findings_are_json_by_either_of_two_options_and_the_narrower_wins() {
+    run(&[], || {
+        let ns = Netns::new("alone");
+        let place = Place::new(PROFILE);
+        let json = place.look(&ns, "check", &["--format", "json"]);
+        assert!(json.stdout.starts_with('{') && json.stdout.contains("mixed-prot"), "{json:?}");
+        assert_eq!(place.look(&ns, "check", &["--log-format", "json"]).stdout, json.stdout);
+        let text = place.look(&ns, "check", &["--log-format", "json", "--format", "text"]);
+        assert!(text.stdout.ends_with("the profile can be run\n"), "{text:?}");
     });
 }
 

@@ -18,6 +18,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("setpriv", "util-linux"),
     ("ping", "iputils-ping"),
     ("traceroute", "traceroute"),
+    ("sysctl", "procps"),
 ];
 
 /// Finds `program` in `PATH` or where the distribution keeps what only root's `PATH` holds.

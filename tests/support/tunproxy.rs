@@ -89,6 +89,13 @@ impl Place {
         self.subcommand(ns, "check", &["--profile".as_ref(), &self.profile])
     }
 
+    /// `tunproxy plan` or `tunproxy doctor`, with further options.
+    pub(crate) fn look(&self, ns: &Netns, word: &str, options: &[&str]) -> Said {
+        let mut command = ns.command(binary());
+        command.arg(word).arg("--profile").arg(&self.profile).arg("--state-dir").arg(&self.state);
+        Said::of(command.args(options))
+    }
+
     /// Runs a program inside `tunproxy exec`.
     pub(crate) fn exec(&self, ns: &Netns, program: &str, args: &[&str]) -> Said {
         self.exec_with(ns, &[], program, args)

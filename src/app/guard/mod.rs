@@ -3,13 +3,14 @@
 mod pace;
 
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use tokio::sync::mpsc;
 
-use crate::platform::{Applied, HostOptions, Seen, SettleError, Settled, Watch, Woken};
+use crate::platform::{Applied, HostOptions, HostPlan, Seen, SettleError, Settled, Watch, Woken};
 use pace::{Pace, Tell};
 
 /// Looks may take a third of the time where changes never end, so that a busy host stays usable.
@@ -26,7 +27,7 @@ pub(super) struct Guard {
 
 impl Guard {
     /// Takes `applied` over until [`Guard::dismiss`]. `options` are those that it was planned from. What makes a run useless
-    /// is sent to `trouble`. `gateway`: others use this host as theirs.
+    /// is sent to `trouble`. `gateway`: others use this host as theirs. `board` shows the plan in force.
     ///
     /// # Errors
     /// There is no thread for it; the host is then as it was before.
@@ -34,10 +35,12 @@ impl Guard {
         applied: Applied,
         options: HostOptions,
         gateway: bool,
+        board: &Board,
         trouble: mpsc::UnboundedSender<anyhow::Error>,
     ) -> anyhow::Result<Self> {
+        board.write(applied.plan());
         let (stopped, stop) = io::pipe().context("cannot make a pipe")?;
-        let watchman = Watchman { applied, options, gateway, pace: Pace::default() };
+        let watchman = Watchman { applied, board: board.clone(), options, gateway, pace: Pace::default() };
         let thread = Builder::new()
             .name("guard".to_owned())
             .spawn(move || watchman.stand(stopped, &trouble))
@@ -55,8 +58,27 @@ impl Guard {
     }
 }
 
+/// Where the plan in force is to be read while the guard has it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Board(Arc<Mutex<Option<HostPlan>>>);
+
+impl Board {
+    /// None: nothing has been changed on the host.
+    pub(super) fn read(&self) -> Option<HostPlan> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn write(&self, plan: &HostPlan) {
+        let mut board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if board.as_ref() != Some(plan) {
+            *board = Some(plan.clone());
+        }
+    }
+}
+
 struct Watchman {
     applied: Applied,
+    board: Board,
     options: HostOptions,
     gateway: bool,
     pace: Pace,
@@ -90,6 +112,7 @@ impl Watchman {
             let begun = Instant::now();
             let again = match self.applied.settle(&self.options, seen) {
                 Ok(settled) => {
+                    self.board.write(self.applied.plan());
                     self.tell(&settled, Instant::now());
                     settled.again
                 }

@@ -1,5 +1,7 @@
 //! Capabilities for children. A program that got CAP_NET_ADMIN from its file (`setcap`) does not pass it on by itself.
 
+use std::ffi::CString;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -40,6 +42,27 @@ pub fn may_administer_network() -> bool {
     sets().is_some_and(|sets| sets[0].effective & (1 << CAP_NET_ADMIN) != 0)
 }
 
+/// Whether the file of this program gives CAP_NET_ADMIN to whoever starts it (`setcap`).
+#[must_use]
+pub fn program_may_administer_network() -> bool {
+    let Ok(program) = std::env::current_exe().map(|path| CString::new(path.into_os_string().into_vec())) else {
+        return false;
+    };
+    let Ok(program) = program else { return false };
+    let mut value = [0_u8; 64];
+    // SAFETY: both names end in a zero, and the buffer is as long as is said.
+    let length = unsafe {
+        libc::getxattr(program.as_ptr(), c"security.capability".as_ptr(), value.as_mut_ptr().cast(), value.len())
+    };
+    usize::try_from(length).is_ok_and(|length| gives_net_admin(&value[..length.min(64)]))
+}
+
+/// Reads a `struct vfs_cap_data`: a word whose lowest bit makes the rest effective, then the permitted set (little-endian).
+fn gives_net_admin(value: &[u8]) -> bool {
+    let word = |at: usize| Some(u32::from_le_bytes(value.get(at..at + 4)?.try_into().ok()?));
+    word(0).is_some_and(|head| head & 1 != 0) && word(4).is_some_and(|permitted| permitted & (1 << CAP_NET_ADMIN) != 0)
+}
+
 /// The sets of this thread.
 fn sets() -> Option<[Sets; 2]> {
     let header = Header { version: VERSION, pid: 0 };
@@ -59,4 +82,21 @@ fn raise_net_admin() {
     unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) };
     // SAFETY: plain numbers.
     unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, CAP_NET_ADMIN, 0, 0) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_capabilities_of_a_file_are_read_as_setcap_writes_them() {
+        // cap_net_admin,cap_net_raw+ep, and the same without e.
+        let effective = [1, 0, 0, 2, 0, 0x30, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert!(gives_net_admin(&effective));
+        let mut other = effective;
+        other[0] = 0;
+        assert!(!gives_net_admin(&other));
+        let raw = [1, 0, 0, 2, 0, 0x20, 0, 0];
+        assert!(!gives_net_admin(&raw) && !gives_net_admin(&raw[..3]) && !gives_net_admin(&[]));
+    }
 }

@@ -31,23 +31,34 @@ const NO_SUCH_TABLE: &str = "No such file or directory";
 /// How long nft may take. A busy kernel may hold its lock for a while.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What is in force, without counters and without the elements of sets (of which a firewall may have millions).
+/// Where the program is, if it is installed.
+#[must_use]
+pub fn program() -> Option<&'static str> {
+    PROGRAMS.into_iter().find(|program| std::path::Path::new(program).exists())
+}
+
+/// The rules in force, without counters and the elements of sets (of which a firewall may have millions).
+///
+/// # Errors
+/// nft's own words, or that it is not there.
+pub fn ruleset() -> Result<String, String> {
+    match run(&["--stateless", "--terse", "list", "ruleset"], "") {
+        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(output) => Err(first_line(&output.stderr)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err("the program nft is not installed".to_owned()),
+        Err(error) => Err(format!("nft: {error}")),
+    }
+}
+
+/// What is in force, as the plan needs it.
 pub(in crate::platform) fn survey() -> NftState {
-    let listed = run(&["--stateless", "--terse", "list", "ruleset"], "");
-    match listed {
-        Ok(output) if output.status.success() => {
-            let ruleset = String::from_utf8_lossy(&output.stdout);
-            NftState::Present {
-                tables: ruleset::table_names(&ruleset).collect(),
-                mark_bits: ruleset::mark_bits(&ruleset),
-                dropping_forward: ruleset::dropping_forward(&ruleset),
-            }
-        }
-        Ok(output) => NftState::Missing(first_line(&output.stderr)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            NftState::Missing("the program nft is not installed".to_owned())
-        }
-        Err(error) => NftState::Missing(format!("nft: {error}")),
+    match ruleset() {
+        Ok(ruleset) => NftState::Present {
+            tables: ruleset::table_names(&ruleset).collect(),
+            mark_bits: ruleset::mark_bits(&ruleset),
+            dropping_forward: ruleset::dropping_forward(&ruleset),
+        },
+        Err(why) => NftState::Missing(why),
     }
 }
 

@@ -9,7 +9,10 @@ use crate::platform::undo::Undone;
 const ROOT: &str = "/proc/sys";
 
 /// Reads a parameter; `path` is relative to /proc/sys.
-pub(in crate::platform) fn read(path: &str) -> io::Result<String> {
+///
+/// # Errors
+/// There is none of that name, or it may not be read.
+pub fn read(path: &str) -> io::Result<String> {
     Ok(fs::read_to_string(file(path)?)?.trim_end().to_owned())
 }
 
@@ -19,6 +22,12 @@ pub(in crate::platform) fn write(path: &str, value: &str) -> io::Result<()> {
         return Ok(());
     }
     fs::write(file(path)?, value)
+}
+
+/// Whether the parameter lies on a file system that takes writing, whoever may do it.
+pub(in crate::platform) fn is_writable(path: &str) -> bool {
+    let Ok(file) = file(path) else { return false };
+    nix::sys::statvfs::statvfs(&file).is_ok_and(|it| !it.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
 }
 
 /// Puts a parameter back to `old`, if it still has the value `ours`; with `None` in any case.

@@ -6,6 +6,7 @@
 mod link;
 pub(super) mod route;
 mod rule;
+mod seen_link;
 
 use std::io;
 

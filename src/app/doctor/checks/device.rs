@@ -1,0 +1,70 @@
+//! The TUN, and its MTU beside that of the uplinks.
+
+use super::super::finding::Finding;
+use super::super::record::Record;
+
+/// What every link carries that is no tunnel (Ethernet).
+const ORDINARY: u32 = 1500;
+
+pub(super) fn check(record: &Record) -> Vec<Finding> {
+    let Some(plan) = record.plan() else { return Vec::new() };
+    let Some(tun) = record.links.iter().find(|link| link.name == plan.tun) else {
+        return vec![Finding::problem(
+            format!("the TUN {} is gone, though tunproxy runs", plan.tun),
+            "restart tunproxy; its log says when the device went",
+        )];
+    };
+    if !tun.up {
+        return vec![Finding::problem(
+            format!("the TUN {} is down", tun.name),
+            format!("restart tunproxy: with `ip link set {} up` alone its routes do not come back", tun.name),
+        )];
+    }
+    let mut found = Vec::new();
+    if tun.mtu != plan.mtu {
+        found.push(Finding::warning(
+            format!("the TUN's MTU is {}, and tunproxy set it to {}", tun.mtu, plan.mtu),
+            format!("set it back: `sudo ip link set {} mtu {}`", tun.name, plan.mtu),
+        ));
+    }
+    for uplink in record.uplinks().into_iter().filter(|uplink| uplink.mtu < ORDINARY && uplink.mtu < tun.mtu) {
+        found.push(Finding::warning(
+            format!("the uplink {} carries packets of {} bytes and the TUN takes {}", uplink.name, uplink.mtu, tun.mtu),
+            format!(
+                "write `tun: {{ mtu: {} }}` into the profile: larger datagrams then need no second try",
+                uplink.mtu.max(1280)
+            ),
+        ));
+    }
+    if found.is_empty() {
+        found.push(Finding::fine(format!("the TUN {} is up, with an MTU of {} bytes", tun.name, tun.mtu)));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::fixture::{only_problem, running, warnings};
+    use super::*;
+
+    fn changed(name: &str, change: impl Fn(&mut crate::platform::SeenLink)) -> Vec<Finding> {
+        let mut record = running();
+        record.links.iter_mut().filter(|link| link.name == name).for_each(change);
+        check(&record)
+    }
+
+    #[test]
+    fn a_tun_that_is_up_is_fine_and_one_that_is_down_or_gone_is_not() {
+        assert!(only_problem(&check(&running())).is_none());
+        assert!(only_problem(&changed("tunproxy0", |tun| tun.up = false)).unwrap().what.contains("is down"));
+        let gone = changed("tunproxy0", |tun| tun.name = "other".to_owned());
+        assert!(only_problem(&gone).unwrap().what.contains("is gone"));
+    }
+
+    #[test]
+    fn an_mtu_that_was_changed_or_that_the_uplink_lacks_is_a_warning() {
+        assert!(warnings(&changed("tunproxy0", |tun| tun.mtu = 1300))[0].contains("MTU is 1300"));
+        assert!(warnings(&changed("eth0", |eth0| eth0.mtu = 1400))[0].contains("carries packets of 1400 bytes"));
+        assert!(warnings(&changed("eth0", |eth0| eth0.mtu = 9000)).is_empty());
+    }
+}

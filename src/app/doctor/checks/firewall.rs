@@ -1,0 +1,71 @@
+//! nftables, and our table in it.
+
+use super::super::finding::Finding;
+use super::super::record::Record;
+use super::super::ruleset;
+
+const LOST: &str = "answers of UDP servers on the wildcard address, port forwards, inbound IPv6 to a LAN, and DNS \
+                    questions of sockets bound to an interface are not taken care of";
+
+pub(super) fn check(record: &Record) -> Vec<Finding> {
+    let firewall = &record.firewall;
+    if !firewall.installed {
+        return vec![Finding::warning(
+            format!("nftables is not installed: {LOST}"),
+            "install it (`sudo apt install nftables`, or as your distribution calls it) and restart tunproxy",
+        )];
+    }
+    let rules = match &firewall.ruleset {
+        Ok(rules) => rules,
+        // Whoever may not look is told so elsewhere.
+        Err(_) if !record.rights.network => return Vec::new(),
+        Err(why) => {
+            return vec![Finding::warning(
+                format!("nftables is installed and cannot be used ({why}): {LOST}"),
+                "load the kernel's nf_tables (`sudo modprobe nf_tables`), or look what forbids it",
+            )];
+        }
+    };
+    let Some(plan) = record.plan().filter(|plan| !plan.rules.is_empty()) else {
+        return vec![Finding::fine("nftables can be used")];
+    };
+    let Some(nft) = &plan.nft else {
+        return vec![Finding::warning(
+            format!("tunproxy was started without a firewall table, though nftables can be used: {LOST}"),
+            "restart tunproxy",
+        )];
+    };
+    let complete = ruleset::has_chains(rules, &format!("inet {}", nft.table), nft.chains());
+    match complete {
+        true => vec![Finding::fine(format!("the firewall table inet {} is loaded", nft.table))],
+        false => vec![Finding::problem(
+            format!("the firewall table inet {} is not there, or lacks chains: {LOST}", nft.table),
+            "restart tunproxy; its log says why the table could not be loaded or when its nft ended",
+        )],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::fixture::{only_problem, quiet, running, warnings};
+    use super::*;
+
+    #[test]
+    fn a_loaded_table_is_fine_and_one_that_lacks_a_chain_is_not() {
+        assert!(only_problem(&check(&running())).is_none());
+        let mut record = running();
+        record.firewall.ruleset = Ok(record.firewall.ruleset.unwrap().replace("chain caught", "chain other"));
+        assert!(only_problem(&check(&record)).unwrap().what.contains("inet tunproxy is not there"));
+    }
+
+    #[test]
+    fn nftables_that_is_missing_or_of_no_use_is_a_warning_with_what_is_lost() {
+        let mut record = quiet();
+        record.firewall.ruleset = Err("Operation not supported".to_owned());
+        assert!(warnings(&check(&record))[0].contains("Operation not supported"));
+        record.rights.network = false;
+        assert!(check(&record).is_empty(), "nobody who may not look can tell");
+        record.firewall.installed = false;
+        assert!(warnings(&check(&record))[0].contains("port forwards"));
+    }
+}

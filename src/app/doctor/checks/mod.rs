@@ -1,0 +1,36 @@
+//! The checks: one file each, pure over the record.
+
+mod device;
+mod firewall;
+mod forwarding;
+mod in_place;
+mod neighbours;
+mod profile;
+mod resolver;
+mod rights;
+mod run;
+mod system;
+mod uplink;
+
+use super::finding::Finding;
+use super::record::Record;
+
+pub(super) use rights::NAMESPACES;
+
+/// A check: its name, and what it finds.
+pub(super) type Check = (&'static str, fn(&Record) -> Vec<Finding>);
+
+/// All checks, in the order in which their findings are told.
+pub(super) const ALL: &[Check] = &[
+    ("run", run::check),
+    ("in-place", in_place::check),
+    ("neighbours", neighbours::check),
+    ("device", device::check),
+    ("uplink", uplink::check),
+    ("resolver", resolver::check),
+    ("forwarding", forwarding::check),
+    ("firewall", firewall::check),
+    ("rights", rights::check),
+    ("system", system::check),
+    ("profile", profile::check),
+];

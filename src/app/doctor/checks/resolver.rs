@@ -1,0 +1,219 @@
+//! What programs ask for names, and whether an answer comes.
+
+use std::net::IpAddr;
+
+use super::super::finding::Finding;
+use super::super::record::{Record, ResolvConf};
+use crate::platform::{DnsPlan, HostPlan, RuleAction, nameservers};
+
+pub(super) fn check(record: &Record) -> Vec<Finding> {
+    let mut found: Vec<Finding> = shape(record).into_iter().collect();
+    found.extend(question(record));
+    found.extend(record.probes.nameservers.iter().filter_map(nameserver));
+    found.extend(sources(record));
+    if found.is_empty() {
+        found.push(Finding::fine(match (&record.probes.question, record.probes.nameservers.is_empty()) {
+            (Some((asked, _)), _) => format!("names are answered: {asked} was asked as programs do"),
+            (None, false) => "every nameserver answers".to_owned(),
+            (None, true) => "resolv.conf names a nameserver".to_owned(),
+        }));
+    }
+    found
+}
+
+/// resolv.conf itself.
+fn shape(record: &Record) -> Option<Finding> {
+    let install = "write one into it, as in `nameserver 9.9.9.9`, or start what else writes it (NetworkManager, \
+                   systemd-resolved)";
+    let text = match &record.resolver.resolv_conf {
+        ResolvConf::Missing => {
+            return Some(Finding::problem("there is no /etc/resolv.conf: programs find no names", install));
+        }
+        ResolvConf::Dangling(target) => {
+            return Some(Finding::problem(
+                format!("/etc/resolv.conf is a link to {target}, which is not there: programs find no names"),
+                "start the service that writes that file, or replace the link by a file with a nameserver",
+            ));
+        }
+        ResolvConf::Unreadable(why) => {
+            return Some(Finding::problem(
+                format!("/etc/resolv.conf cannot be read: {why}"),
+                "make it a text file that all may read (mode 0644)",
+            ));
+        }
+        ResolvConf::Text(text) => text,
+    };
+    let listed = nameservers(text);
+    if let Some(plan) = record.plan() {
+        return while_running(plan, text, &listed);
+    }
+    listed.is_empty().then(|| Finding::problem("/etc/resolv.conf names no nameserver: programs find no names", install))
+}
+
+/// What stands in resolv.conf must be what the plan was made for.
+fn while_running(plan: &HostPlan, text: &str, listed: &[&str]) -> Option<Finding> {
+    let restart = "restart tunproxy, so that it looks at the file again; and find out who writes it";
+    match &plan.dns {
+        DnsPlan::Rewrite { text: ours, .. } if text != ours => Some(Finding::problem(
+            "tunproxy had written /etc/resolv.conf, and somebody has written something else into it since",
+            restart,
+        )),
+        DnsPlan::Rewrite { .. } => None,
+        DnsPlan::Untouched | DnsPlan::Resolved { .. } if plan.rules.is_empty() => None,
+        DnsPlan::Untouched | DnsPlan::Resolved { .. } => {
+            let past = listed.iter().find(|server| is_of_a_link(server));
+            match (past, listed.is_empty()) {
+                (Some(server), _) => Some(Finding::problem(
+                    format!(
+                        "/etc/resolv.conf now names {server}, an address of one link: such questions go past tunproxy"
+                    ),
+                    restart,
+                )),
+                (None, true) => Some(Finding::problem(
+                    "/etc/resolv.conf names no nameserver any more: programs find no names",
+                    restart,
+                )),
+                (None, false) => None,
+            }
+        }
+    }
+}
+
+fn is_of_a_link(server: &str) -> bool {
+    let address = server.split('%').next().unwrap_or_default();
+    matches!(address.parse(), Ok(IpAddr::V6(ip)) if ip.is_unicast_link_local())
+}
+
+/// The question that was asked as programs ask.
+fn question(record: &Record) -> Option<Finding> {
+    let plan = record.plan()?;
+    let (asked, answer) = record.probes.question.as_ref()?;
+    let fake = record.profile.as_ref().is_some_and(|profile| profile.fake_ip);
+    match answer {
+        Err(why) => Some(Finding::problem(
+            format!("a question for a name to {asked} comes to nothing: {why}"),
+            "see what the log of tunproxy says; `tunproxy status` counts questions and answers under `dns`",
+        )),
+        Ok(addresses) if fake && !addresses.iter().any(|ip| is_fake(plan, *ip)) => Some(Finding::problem(
+            format!("a question for a name to {asked} was answered by somebody else: {addresses:?} is no fake address"),
+            "something answers before tunproxy, or sends questions past it (a VPN's own DNS, a local cache with \
+             encrypted upstreams): switch that off, or have it ask tunproxy",
+        )),
+        Ok(_) => None,
+    }
+}
+
+/// Whether an address is of a range that the plan leads into the TUN as fake.
+fn is_fake(plan: &HostPlan, ip: IpAddr) -> bool {
+    let always = RuleAction::Lookup(plan.numbers.always);
+    plan.rules.iter().any(|rule| rule.action == always && rule.to.is_some_and(|to| to.contains(&ip)))
+}
+
+fn nameserver((server, outcome): &(String, Result<(), String>)) -> Option<Finding> {
+    let why = outcome.as_ref().err()?;
+    Some(Finding::problem(
+        format!("the nameserver {server} does not answer: {why}"),
+        format!(
+            "look whether it can be reached from here (`dig @{server} example.com`), or name another one under `dns.nameserver`"
+        ),
+    ))
+}
+
+/// Sources of names that do not ask resolv.conf's nameservers.
+fn sources(record: &Record) -> Option<Finding> {
+    let plan = record.plan().filter(|plan| !plan.rules.is_empty())?;
+    let mut before_dns = record.resolver.hosts.iter().take_while(|source| *source != "dns");
+    let told = matches!(plan.dns, DnsPlan::Resolved { .. });
+    let asks_past = before_dns.find(|source| match source.as_str() {
+        "resolve" => record.survey.resolved && !told,
+        // Those whose names end in "_minimal" ask for names in .local alone.
+        "mdns" | "mdns4" | "mdns6" => true,
+        _ => false,
+    })?;
+    let in_file = format!("`{asks_past}` before `dns` in /etc/nsswitch.conf");
+    Some(match asks_past.as_str() {
+        "resolve" => Finding::warning(
+            format!(
+                "programs ask systemd-resolved directly ({in_file}), which was not told of the TUN: what it asks in the \
+                 clear comes to tunproxy, what it asks over TLS goes past"
+            ),
+            "point /etc/resolv.conf to its stub (ln -sf /run/systemd/resolve/stub-resolv.conf /etc/resolv.conf) and \
+             restart tunproxy, or set DNSOverTLS=no in resolved.conf",
+        ),
+        source => Finding::warning(
+            format!("programs ask their neighbours for every name by multicast, and not only for .local ({in_file})"),
+            format!("write `{source}_minimal [NOTFOUND=return]` there instead of `{source}`"),
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::fixture::{only_problem, quiet, running, warnings};
+    use super::*;
+
+    fn with(resolv_conf: ResolvConf, mut record: Record) -> Vec<Finding> {
+        record.resolver.resolv_conf = resolv_conf;
+        check(&record)
+    }
+
+    fn text(text: &str) -> ResolvConf {
+        ResolvConf::Text(text.to_owned())
+    }
+
+    #[test]
+    fn a_host_whose_nameservers_answer_is_fine() {
+        assert!(only_problem(&check(&running())).is_none());
+        assert!(only_problem(&check(&quiet())).is_none());
+    }
+
+    #[test]
+    fn every_broken_shape_of_resolv_conf_is_told_apart() {
+        for (shape, words) in [
+            (ResolvConf::Missing, "there is no /etc/resolv.conf"),
+            (ResolvConf::Dangling("/run/stub".to_owned()), "a link to /run/stub"),
+            (ResolvConf::Unreadable("Permission denied".to_owned()), "cannot be read: Permission denied"),
+            (text("search lan\n"), "names no nameserver"),
+        ] {
+            assert!(only_problem(&with(shape, quiet())).unwrap().what.contains(words), "{words}");
+        }
+        for (shape, words) in
+            [("nameserver fe80::1%eth0", "an address of one link"), ("", "names no nameserver any more")]
+        {
+            assert!(only_problem(&with(text(shape), running())).unwrap().what.contains(words), "{words}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_not_ours_is_told_from_none() {
+        let mut record = running();
+        let asked = "192.168.1.1:53".parse().unwrap();
+        record.probes.question = Some((asked, Ok(vec!["203.0.113.1".parse().unwrap()])));
+        assert!(only_problem(&check(&record)).unwrap().what.contains("answered by somebody else"));
+        record.probes.question = Some((asked, Err("no answer in 3 s".to_owned())));
+        assert!(only_problem(&check(&record)).unwrap().what.contains("comes to nothing: no answer"));
+        // Without fake addresses nobody can tell from an answer who gave it.
+        record.probes.question = Some((asked, Ok(vec!["203.0.113.1".parse().unwrap()])));
+        record.profile.as_mut().unwrap().fake_ip = false;
+        assert!(only_problem(&check(&record)).is_none());
+    }
+
+    #[test]
+    fn a_nameserver_that_is_silent_is_named() {
+        let mut record = quiet();
+        record.probes.nameservers.push(("203.0.113.53".to_owned(), Err("no answer in 3 s".to_owned())));
+        assert!(only_problem(&check(&record)).unwrap().what.contains("203.0.113.53"));
+    }
+
+    #[test]
+    fn a_resolved_that_is_asked_past_resolv_conf_is_a_warning() {
+        let mut record = running();
+        record.survey.resolved = true;
+        record.resolver.hosts = ["files", "resolve", "[!UNAVAIL=return]", "dns"].map(str::to_owned).into();
+        assert!(warnings(&check(&record))[0].contains("nsswitch.conf"));
+        record.resolver.hosts = ["files", "mdns4_minimal", "dns", "resolve"].map(str::to_owned).into();
+        assert!(warnings(&check(&record)).is_empty());
+        record.resolver.hosts = ["files", "mdns4", "dns"].map(str::to_owned).into();
+        assert!(warnings(&check(&record))[0].contains("multicast"));
+    }
+}

@@ -1,0 +1,109 @@
+//! Whether tunproxy runs, and what an earlier run has left.
+
+use super::super::finding::Finding;
+use super::super::record::{Record, RunState};
+use crate::platform::{Rule, RuleAction, rule_command};
+
+pub(super) fn check(record: &Record) -> Vec<Finding> {
+    match &record.run {
+        RunState::Answers { pid, seconds, plan } => {
+            let tun = plan.as_ref().map_or("without a TUN".to_owned(), |plan| format!("with the TUN {}", plan.tun));
+            vec![Finding::fine(format!("tunproxy runs: process {pid}, since {seconds} s, {tun}"))]
+        }
+        RunState::Silent(pid) => vec![Finding::problem(
+            format!("process {pid} holds the state directory {} and does not answer", record.system.state.path),
+            format!(
+                "if it has only just begun to start or to stop, look again; else its log may say why: `kill {pid}`, or \
+                 `kill -9 {pid}`, and then `tunproxy cleanup`"
+            ),
+        )],
+        RunState::Absent => absent(record),
+    }
+}
+
+fn absent(record: &Record) -> Vec<Finding> {
+    let mut found = match &record.journal {
+        Err(why) => vec![Finding::problem(
+            format!("the journal of an earlier run cannot be read: {why}"),
+            "run `tunproxy cleanup` with the version that wrote it, as a user who may read it",
+        )],
+        Ok(journal) if journal.commands.is_empty() && !journal.elsewhere => {
+            vec![Finding::fine("tunproxy does not run here, and no earlier run has left anything")]
+        }
+        Ok(journal) if journal.elsewhere => vec![Finding::problem(
+            "an earlier run ended in another network namespace without putting it back",
+            "run `tunproxy cleanup` in that namespace (nsenter --net=...); if it is gone, `tunproxy cleanup \
+             --namespace-gone`",
+        )],
+        Ok(journal) => vec![Finding::problem(
+            format!(
+                "an earlier run ended without putting the host back: {} changes are left, and undone by `{}` and the like",
+                journal.commands.len(),
+                journal.commands[0].lines().next().unwrap_or_default(),
+            ),
+            "run `sudo tunproxy cleanup`, with the --state-dir of that run if it had one; the next start does the same",
+        )],
+    };
+    found.extend(strays(record));
+    found
+}
+
+/// Rules as we make them that look into empty tables, and that no journal of ours knows.
+fn strays(record: &Record) -> Option<Finding> {
+    let is_stray = |rule: &&Rule| {
+        let RuleAction::Lookup(table) = rule.action else { return false };
+        // The kernel's own rules name tables of its own; 0 is that of an l3mdev rule.
+        let named = !matches!(table.0, 0 | 253..=255) && rule.priority > 0;
+        named && rule.origin == Rule::KERNEL && !rule.foreign_selectors && !record.survey.tables.contains(&table)
+    };
+    let strays: Vec<&Rule> = record.foreign_rules().filter(is_stray).collect();
+    let first = strays.first()?;
+    Some(Finding::warning(
+        format!("{} rules look into empty tables, as a crashed run leaves them: {first} and the like", strays.len()),
+        format!(
+            "run `sudo tunproxy cleanup --state-dir DIR` with the state directory of that run; or delete each, as in \
+             `sudo {}`",
+            rule_command("delete", first)
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::fixture::{only_problem, quiet, running};
+    use super::super::super::record::Journal;
+    use super::*;
+    use crate::platform::{Family, RouteTable};
+
+    #[test]
+    fn a_run_that_answers_and_a_host_without_one_are_fine() {
+        assert!(only_problem(&check(&running())).is_none());
+        assert!(only_problem(&check(&quiet())).is_none());
+    }
+
+    #[test]
+    fn a_run_that_holds_its_directory_and_says_nothing_is_named_with_its_process() {
+        let found = check(&Record { run: RunState::Silent(4711), ..quiet() });
+        assert!(only_problem(&found).unwrap().what.contains("process 4711"), "{found:?}");
+    }
+
+    #[test]
+    fn leftovers_of_a_crash_are_to_be_cleaned_up() {
+        let journal = Journal { commands: vec!["ip -4 rule delete priority 9000".to_owned()], ..Journal::default() };
+        let found = check(&Record { journal: Ok(journal), ..quiet() });
+        assert!(only_problem(&found).unwrap().advice.contains("sudo tunproxy cleanup"), "{found:?}");
+        let elsewhere = Journal { elsewhere: true, ..Journal::default() };
+        let found = check(&Record { journal: Ok(elsewhere), ..quiet() });
+        assert!(only_problem(&found).unwrap().advice.contains("--namespace-gone"), "{found:?}");
+    }
+
+    #[test]
+    fn rules_that_no_journal_knows_and_that_lead_nowhere_are_named() {
+        let mut record = quiet();
+        record.survey.rules.push(Rule::new(Family::V4, 9043, RuleAction::Lookup(RouteTable(2022))));
+        let found = check(&record);
+        assert!(found.iter().any(|it| it.advice.contains("ip -4 rule delete priority 9043 lookup 2022")), "{found:?}");
+        record.survey.tables.insert(RouteTable(2022));
+        assert_eq!(check(&record).len(), 1);
+    }
+}

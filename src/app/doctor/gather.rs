@@ -1,0 +1,219 @@
+//! Looking at the host for the checks. Reads only.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::{AccessFlags, access, geteuid};
+
+use super::super::build;
+use super::super::control::{Command, ask};
+use super::super::load::Loaded;
+use super::super::plan;
+use super::super::refusal::{NODE, closed};
+use super::super::run::Run;
+use super::checks::NAMESPACES;
+use super::probe;
+use super::record::{
+    Firewall, Journal, Probes, Record, ResolvConf, Resolver, Rights, RunState, StateDir, System, Wanted,
+};
+use crate::dns;
+use crate::net::Name;
+use crate::platform::{
+    Family, HostPlan, Journalled, Netlink, NftState, Survey, firewall_rules, holder, may_administer_network,
+    nft_program, program_may_administer_network, read_parameter,
+};
+use crate::profile::Profile;
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Where the state of a run by root is, by default.
+const STATE_OF_ROOT: &str = "/var/lib/tunproxy";
+
+/// Gathers all but what answers on the network. What could not be looked at is added to `unseen`, in words.
+///
+/// # Errors
+/// The kernel does not answer.
+pub(super) fn host(loaded: Option<&Loaded>, state: &Path, unseen: &mut Vec<String>) -> anyhow::Result<Record> {
+    let survey = Survey::take()?;
+    let mut netlink = Netlink::open()?;
+    let links = netlink.seen_links()?;
+    let run = run_state(state, unseen);
+    let plan = match &run {
+        RunState::Answers { plan, .. } => plan.as_deref(),
+        RunState::Absent | RunState::Silent(_) => None,
+    };
+    let our_routes = match plan {
+        Some(plan) => {
+            let tables = [plan.numbers.captured, plan.numbers.always];
+            let of = |family| netlink.routes(family, |seen| tables.contains(&seen.table));
+            Family::BOTH.into_iter().map(of).collect::<Result<Vec<_>, _>>()?.concat()
+        }
+        None => Vec::new(),
+    };
+    let mut parameters = BTreeMap::new();
+    let of_links = links.iter().map(|link| format!("net/ipv4/conf/{}/src_valid_mark", link.name));
+    let of_plan = plan.iter().flat_map(|plan| plan.sysctls.iter().map(|it| it.path.clone()));
+    for path in NAMESPACES.iter().map(|(path, ..)| (*path).to_owned()).chain(of_links).chain(of_plan) {
+        if let Ok(value) = read_parameter(&path) {
+            parameters.insert(path, value);
+        }
+    }
+    let network = may_administer_network();
+    if !network && matches!(survey.nft, NftState::Missing(_)) && nft_program().is_some() {
+        unseen.push("the firewall, for want of CAP_NET_ADMIN: root may look (sudo tunproxy doctor)".to_owned());
+    }
+    Ok(Record {
+        journal: journal(state, unseen),
+        our_routes,
+        parameters,
+        resolver: Resolver { resolv_conf: resolv_conf(), hosts: hosts() },
+        firewall: Firewall { installed: nft_program().is_some(), ruleset: firewall_rules() },
+        rights: Rights {
+            network,
+            by_file: program_may_administer_network(),
+            node: Path::new(NODE).exists(),
+            node_closed: closed(Path::new(NODE)),
+        },
+        system: system(&run, state, unseen),
+        profile: loaded.map(wanted),
+        probes: Probes::default(),
+        run,
+        survey,
+        links,
+    })
+}
+
+/// Asks the run that has the state directory.
+fn run_state(state: &Path, unseen: &mut Vec<String>) -> RunState {
+    match ask(state, Command::Status) {
+        Ok(status) if status.get("error").is_none() => {
+            let number = |key: &str| status.get(key).and_then(serde_json::Value::as_u64).unwrap_or_default();
+            let plan = match plan::in_force(state) {
+                Some(Ok(plan)) => plan,
+                Some(Err(error)) => {
+                    unseen.push(format!("what the run has changed: {error:#}"));
+                    None
+                }
+                None => None,
+            };
+            RunState::Answers { pid: number("pid"), seconds: number("uptime_seconds"), plan: plan.map(Box::new) }
+        }
+        answer => {
+            let forbidden = |error: &anyhow::Error| {
+                let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+                kind == Some(io::ErrorKind::PermissionDenied)
+            };
+            if !answer.as_ref().is_err_and(|error| !forbidden(error)) {
+                unseen.push(format!("the run with the state directory {}: ask as its user, or root", state.display()));
+                return RunState::Absent;
+            }
+            if !geteuid().is_root() && state != Path::new(STATE_OF_ROOT) && Path::new(STATE_OF_ROOT).exists() {
+                unseen.push("a tunproxy that root runs: sudo tunproxy doctor sees it".to_owned());
+            }
+            holder(state).map_or(RunState::Absent, RunState::Silent)
+        }
+    }
+}
+
+fn journal(state: &Path, unseen: &mut Vec<String>) -> Result<Journal, String> {
+    let journal = match Journalled::read(state) {
+        Ok(journal) => journal,
+        Err(error) if !geteuid().is_root() && access(state, AccessFlags::X_OK).is_err() => {
+            unseen.push(format!("what an earlier run may have left: {error}"));
+            return Ok(Journal::default());
+        }
+        Err(error) => return Err(error.to_string()),
+    };
+    let elsewhere = journal.is_of_elsewhere() && !journal.is_empty();
+    Ok(Journal { commands: journal.commands(), elsewhere, rules: journal.rules().cloned().collect() })
+}
+
+fn resolv_conf() -> ResolvConf {
+    match fs::read_to_string(RESOLV_CONF) {
+        Ok(text) => ResolvConf::Text(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::read_link(RESOLV_CONF) {
+            Ok(target) => ResolvConf::Dangling(target.display().to_string()),
+            Err(_) => ResolvConf::Missing,
+        },
+        Err(error) => ResolvConf::Unreadable(error.to_string()),
+    }
+}
+
+/// The sources of `hosts:` (nsswitch.conf(5)).
+fn hosts() -> Vec<String> {
+    let text = fs::read_to_string("/etc/nsswitch.conf").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("hosts:"));
+    line.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
+}
+
+fn system(run: &RunState, state: &Path, unseen: &mut Vec<String>) -> System {
+    let built = std::env::current_exe().and_then(fs::metadata).and_then(|file| file.modified()).ok();
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(_, hard)| hard);
+    let kernel = read_parameter("kernel/osrelease").unwrap_or_default();
+    let open = match run {
+        RunState::Answers { pid, .. } => open_files(*pid),
+        RunState::Absent | RunState::Silent(_) => None,
+    };
+    System { now: SystemTime::now(), built, kernel, descriptors, open, state: state_dir(state, unseen) }
+}
+
+/// How many files a process has open and how many it may, as proc(5) tells its user and root.
+fn open_files(pid: u64) -> Option<(u64, u64)> {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?.split_whitespace().next()?;
+    Some((u64::try_from(open).ok()?, limit.parse().ok()?))
+}
+
+/// A run makes the directory if it is missing: then its first ancestor that is there counts.
+fn state_dir(state: &Path, unseen: &mut Vec<String>) -> StateDir {
+    let there: PathBuf = state.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned();
+    let closed = match access(&there, AccessFlags::W_OK) {
+        Ok(()) => None,
+        Err(nix::errno::Errno::EACCES) if !geteuid().is_root() => {
+            unseen.push(format!("whether a run could write to {}: it is another user's", there.display()));
+            None
+        }
+        Err(error) => Some(error.desc().to_owned()),
+    };
+    let free = nix::sys::statvfs::statvfs(&there).map_or(u64::MAX, |it| it.blocks_available() * it.fragment_size());
+    StateDir { path: state.display().to_string(), closed, free }
+}
+
+fn wanted(loaded: &Loaded) -> Wanted {
+    let report = &loaded.report;
+    let errors = report.errors().map(|error| {
+        let (at, file) = (error.place.at, report.file());
+        // Line 0 is the file as a whole.
+        let place = if at.line == 0 { file.to_owned() } else { format!("{file}:{}:{}", at.line, at.column) };
+        let path = if error.path.is_empty() { String::new() } else { format!(" {}:", error.path) };
+        format!("{place}:{path} {}", error.message)
+    });
+    let errors: Vec<String> = errors.collect();
+    let warnings = report.warnings().count();
+    let Some(profile) = &loaded.profile else { return Wanted { errors, warnings, ..Wanted::default() } };
+    let run = Run { profile, state: Path::new("") };
+    Wanted {
+        errors,
+        warnings,
+        tun: profile.tun.enable,
+        device: run.device_name().to_owned(),
+        gateway: run.is_gateway(),
+        auto_forward: profile.tun.auto_forward,
+        fake_ip: fakes(profile),
+    }
+}
+
+/// Whether the name that is asked for gets a fake address.
+fn fakes(profile: &Profile) -> bool {
+    let asked = Name::new(probe::NAME);
+    matches!((build::mode(profile), asked), (Ok(dns::Mode::FakeIp { filter, .. }), Ok(name)) if filter.fakes(name.as_str()))
+}
+
+/// Whether a plan takes questions to port 53.
+pub(super) fn hijacks(plan: &HostPlan) -> bool {
+    plan.rules.iter().any(|rule| rule.destination_ports.is_some_and(|ports| ports.first == 53))
+}

@@ -1,0 +1,200 @@
+//! Asking the network: a question as programs ask it, the nameservers, and the proxies of the profile. All at once, and
+//! none for long.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::{Name, RData, RecordType};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+
+use super::super::build::Addresses;
+use super::super::nameservers;
+use super::gather::hijacks;
+use super::record::{Probes, Record, ResolvConf};
+use crate::dns::{self, Dns};
+use crate::net::{Address, Host, Lookup};
+use crate::outbound::KINDS;
+use crate::platform::{self, Dialer, DnsPlan};
+use crate::profile::{Nameserver, Profile};
+
+/// What is asked for: the name exists for good (RFC 2606).
+pub(super) const NAME: &str = "www.example.com";
+/// How long one answer may take; a question is sent twice within it.
+const ANSWER: Duration = Duration::from_secs(4);
+/// How long one connection may take, the look-up of its name included.
+const CONNECTION: Duration = Duration::from_secs(6);
+/// The port of names.
+const DNS: u16 = 53;
+
+/// Asks everybody.
+pub(super) async fn all(record: &Record, profile: Option<&Profile>) -> Probes {
+    let plan = record.plan().filter(|plan| !plan.rules.is_empty());
+    let plain = Dialer::default();
+    let listed = system_nameservers(record);
+    let question = async {
+        let asked = listed.first().copied().filter(|_| plan.is_some_and(hijacks))?;
+        Some((asked, ask(&plain, asked, false).await))
+    };
+    // Past a run goes only what carries its mark, and that takes a capability.
+    let captured = plan.is_some() && !record.rights.network;
+    let past = Dialer { mark: plan.map(platform::HostPlan::own_mark), ..Dialer::default() };
+    let answers =
+        async { if captured { Vec::new() } else { nameservers_answer(&past, record, profile, &listed).await } };
+    let connections = async {
+        match profile {
+            Some(profile) if !captured => servers_answer(&past, profile).await,
+            _ => Vec::new(),
+        }
+    };
+    let (question, nameservers, servers) = tokio::join!(question, answers, connections);
+    Probes { question, nameservers, servers, captured }
+}
+
+/// Those in resolv.conf.
+fn system_nameservers(record: &Record) -> Vec<SocketAddr> {
+    match &record.resolver.resolv_conf {
+        ResolvConf::Text(text) => platform::nameservers(text).into_iter().filter_map(nameservers::address).collect(),
+        _ => Vec::new(),
+    }
+}
+
+async fn nameservers_answer(
+    dialer: &Dialer,
+    record: &Record,
+    profile: Option<&Profile>,
+    listed: &[SocketAddr],
+) -> Vec<(String, Result<(), String>)> {
+    // What tunproxy wrote into resolv.conf is itself.
+    let ours = record.plan().is_some_and(|plan| matches!(plan.dns, DnsPlan::Rewrite { .. }));
+    let system = || if ours { Vec::new() } else { listed.iter().map(|server| (*server, false)).collect() };
+    let servers: Vec<(SocketAddr, bool)> = match profile.filter(|profile| profile.dns.enable) {
+        None => system(),
+        Some(profile) => profile
+            .dns
+            .nameserver
+            .iter()
+            .flat_map(|server| match server {
+                Nameserver::System => system(),
+                Nameserver::Udp(address) => address.socket().map(|it| (it, false)).into_iter().collect(),
+                Nameserver::Tcp(address) => address.socket().map(|it| (it, true)).into_iter().collect(),
+            })
+            .collect(),
+    };
+    join_all(servers.into_iter().map(|(server, tcp)| async move {
+        let shown = if server.port() == DNS { server.ip().to_string() } else { server.to_string() };
+        (shown, ask(dialer, server, tcp).await.map(drop))
+    }))
+    .await
+}
+
+/// Asks `server` for the addresses of [`NAME`].
+async fn ask(dialer: &Dialer, server: SocketAddr, tcp: bool) -> Result<Vec<IpAddr>, String> {
+    let silence = || format!("no answer in {} s", ANSWER.as_secs());
+    let answer = timeout(ANSWER, async {
+        if tcp {
+            return dialer.tcp(server).await.map(|_| Vec::new()).map_err(|error| error.to_string());
+        }
+        let socket = dialer.udp(server.ip()).map_err(|error| error.to_string())?;
+        socket.connect(server).await.map_err(|error| error.to_string())?;
+        exchange(&socket).await
+    });
+    answer.await.unwrap_or_else(|_| Err(silence()))
+}
+
+async fn exchange(socket: &platform::UdpSocket) -> Result<Vec<IpAddr>, String> {
+    let mut question = Message::query();
+    question.metadata.recursion_desired = true;
+    let name = Name::from_ascii(format!("{NAME}.")).map_err(|error| error.to_string())?;
+    question.add_query(Query::query(name, RecordType::A));
+    let bytes = question.to_vec().map_err(|error| error.to_string())?;
+    let mut buffer = [0; 4096];
+    loop {
+        socket.send(&bytes).await.map_err(|error| error.to_string())?;
+        let Ok(received) = timeout(ANSWER / 2, socket.recv(&mut buffer)).await else { continue };
+        let length = received.map_err(|error| error.to_string())?;
+        let Ok(answer) = Message::from_vec(&buffer[..length]) else { continue };
+        if answer.metadata.id != question.metadata.id {
+            continue;
+        }
+        return match answer.metadata.response_code {
+            ResponseCode::ServFail => Err("it answers that it has failed (SERVFAIL)".to_owned()),
+            ResponseCode::Refused => Err("it refuses to answer (REFUSED)".to_owned()),
+            _ => Ok(answer
+                .answers
+                .iter()
+                .filter_map(|record| match &record.data {
+                    RData::A(ip) => Some(IpAddr::V4(ip.0)),
+                    _ => None,
+                })
+                .collect()),
+        };
+    }
+}
+
+/// Connects to each proxy of the kinds that are built.
+async fn servers_answer(dialer: &Dialer, profile: &Profile) -> Vec<(String, Result<(), String>)> {
+    let built = |kind: &str| KINDS.iter().any(|it| it.name == kind);
+    let servers: Vec<(String, Address)> = profile
+        .proxies
+        .iter()
+        .filter(|proxy| built(&proxy.kind))
+        .filter_map(|proxy| {
+            let text = |key: &str| proxy.node.child(key).and_then(|node| node.text());
+            let address = Address { host: Host::parse(text("server")?).ok()?, port: text("port")?.parse().ok()? };
+            Some((format!("{} ({address})", proxy.name), address))
+        })
+        .collect();
+    if servers.is_empty() {
+        return Vec::new();
+    }
+    let lookup = lookup(dialer, profile);
+    join_all(servers.into_iter().map(|(shown, address)| {
+        let lookup = &lookup;
+        async move {
+            let connected = timeout(CONNECTION, connect(dialer, lookup.as_deref(), &address)).await;
+            (shown, connected.unwrap_or_else(|_| Err(format!("no answer in {} s", CONNECTION.as_secs()))))
+        }
+    }))
+    .await
+}
+
+/// The way in which a run would look names up.
+fn lookup(dialer: &Dialer, profile: &Profile) -> Result<Arc<dyn Lookup>, String> {
+    let nameservers =
+        nameservers::find(profile, &Addresses::of(profile), dialer).map_err(|error| format!("{error:#}"))?;
+    let dns = Dns::open(dns::Config {
+        ipv6: profile.ipv6,
+        mode: dns::Mode::Mapping,
+        nameservers,
+        dialer: dialer.clone(),
+        log: None,
+        runtime: Handle::current(),
+    });
+    dns.map(|dns| Arc::new(dns) as Arc<dyn Lookup>).map_err(|error| error.to_string())
+}
+
+async fn connect(
+    dialer: &Dialer,
+    lookup: Result<&(dyn Lookup + 'static), &String>,
+    address: &Address,
+) -> Result<(), String> {
+    let found: Arc<[IpAddr]> = match &address.host {
+        Host::Ip(ip) => Arc::new([*ip]),
+        Host::Name(name) => {
+            let looked_up = lookup.map_err(String::clone)?.lookup(name).await;
+            looked_up.map_err(|error| format!("its name cannot be looked up: {error}"))?
+        }
+    };
+    let mut why = String::new();
+    for ip in found.iter() {
+        match dialer.tcp(SocketAddr::new(*ip, address.port)).await {
+            Ok(_) => return Ok(()),
+            Err(error) => why = error.to_string(),
+        }
+    }
+    Err(why)
+}

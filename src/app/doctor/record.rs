@@ -1,0 +1,210 @@
+//! What was gathered of a host, as plain data: the checks look at nothing else.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+
+use crate::platform::{Family, HostPlan, Rule, RuleAction, SeenLink, SeenRoute, Survey};
+
+/// A host at one moment.
+#[derive(Debug, Clone)]
+pub(super) struct Record {
+    /// The run that has the state directory.
+    pub(super) run: RunState,
+    /// What an earlier run left; of a run that goes on, what it would undo.
+    pub(super) journal: Result<Journal, String>,
+    /// Links, rules, routes, addresses, parameters, firewall in short.
+    pub(super) survey: Survey,
+    /// The interfaces as they are.
+    pub(super) links: Vec<SeenLink>,
+    /// The routes in the tables of the plan in force.
+    pub(super) our_routes: Vec<SeenRoute>,
+    /// Kernel parameters by their paths below /proc/sys, as far as some check asks for them and they exist.
+    pub(super) parameters: BTreeMap<String, String>,
+    pub(super) resolver: Resolver,
+    pub(super) firewall: Firewall,
+    pub(super) rights: Rights,
+    pub(super) system: System,
+    /// What the profile wants; `None` where none was given.
+    pub(super) profile: Option<Wanted>,
+    /// What answered on the network.
+    pub(super) probes: Probes,
+}
+
+/// The run that has the state directory.
+#[derive(Debug, Clone)]
+pub(super) enum RunState {
+    /// There is none.
+    Absent,
+    /// It answers.
+    Answers {
+        /// Its process.
+        pid: u64,
+        /// For how long it runs, in seconds.
+        seconds: u64,
+        /// What it has changed.
+        plan: Option<Box<HostPlan>>,
+    },
+    /// A process holds the state directory and does not answer.
+    Silent(i32),
+}
+
+/// A journal in short.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Journal {
+    /// What would undo what it names.
+    pub(super) commands: Vec<String>,
+    /// The changes were made in another network namespace.
+    pub(super) elsewhere: bool,
+    /// The rules it names.
+    pub(super) rules: Vec<Rule>,
+}
+
+/// What programs ask for names.
+#[derive(Debug, Clone)]
+pub(super) struct Resolver {
+    pub(super) resolv_conf: ResolvConf,
+    /// The sources of `hosts:` in nsswitch.conf, in their order.
+    pub(super) hosts: Vec<String>,
+}
+
+/// /etc/resolv.conf.
+#[derive(Debug, Clone)]
+pub(super) enum ResolvConf {
+    Missing,
+    /// A link to nothing.
+    Dangling(String),
+    /// It may not be read, or is no text.
+    Unreadable(String),
+    Text(String),
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Firewall {
+    /// nft is installed.
+    pub(super) installed: bool,
+    /// The rules in force, or why they are not to be seen.
+    pub(super) ruleset: Result<String, String>,
+}
+
+/// What this user, or this program, may do.
+#[derive(Debug, Clone)]
+pub(super) struct Rights {
+    /// This process has CAP_NET_ADMIN.
+    pub(super) network: bool,
+    /// The program's file gives it.
+    pub(super) by_file: bool,
+    /// /dev/net/tun is there.
+    pub(super) node: bool,
+    /// Why it does not open.
+    pub(super) node_closed: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct System {
+    pub(super) now: SystemTime,
+    /// When the program's file was written.
+    pub(super) built: Option<SystemTime>,
+    /// `uname -r`.
+    pub(super) kernel: String,
+    /// RLIMIT_NOFILE, the hard one.
+    pub(super) descriptors: u64,
+    /// How many files the run has open, and how many it may.
+    pub(super) open: Option<(u64, u64)>,
+    pub(super) state: StateDir,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct StateDir {
+    pub(super) path: String,
+    /// Why nothing can be written there.
+    pub(super) closed: Option<String>,
+    /// Bytes that are free.
+    pub(super) free: u64,
+}
+
+/// What a profile wants of the host.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Wanted {
+    /// Its errors, one line each.
+    pub(super) errors: Vec<String>,
+    /// How many warnings `check` has for it.
+    pub(super) warnings: usize,
+    pub(super) tun: bool,
+    /// The name of its TUN.
+    pub(super) device: String,
+    /// Other hosts are to come through this one.
+    pub(super) gateway: bool,
+    pub(super) auto_forward: bool,
+    /// Names get fake addresses.
+    pub(super) fake_ip: bool,
+}
+
+/// What answered on the network.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Probes {
+    /// A question asked as programs do: whom, and the addresses that came back. Only while a run answers names.
+    pub(super) question: Option<(SocketAddr, Result<Vec<IpAddr>, String>)>,
+    /// The nameservers that a run asks, asked past it.
+    pub(super) nameservers: Vec<(String, Result<(), String>)>,
+    /// The proxy servers of the profile by name and address, connected to past the run.
+    pub(super) servers: Vec<(String, Result<(), String>)>,
+    /// Probes could not be sent past the run, and were left out.
+    pub(super) captured: bool,
+}
+
+impl Record {
+    /// The plan in force.
+    pub(super) fn plan(&self) -> Option<&HostPlan> {
+        match &self.run {
+            RunState::Answers { plan, .. } => plan.as_deref(),
+            RunState::Absent | RunState::Silent(_) => None,
+        }
+    }
+
+    /// Rules that are not ours.
+    pub(super) fn foreign_rules(&self) -> impl Iterator<Item = &Rule> {
+        let ours = self.plan().map_or(&[][..], |plan| &plan.rules);
+        let left = self.journal.as_ref().map_or(&[][..], |journal| &journal.rules);
+        self.survey.rules.iter().filter(move |rule| !ours.contains(rule) && !left.contains(rule))
+    }
+
+    /// Interfaces that lead to the internet, the TUN left out.
+    pub(super) fn uplinks(&self) -> Vec<&SeenLink> {
+        let tun = self.plan().map(|plan| plan.tun.as_str());
+        let up = self.survey.uplinks();
+        self.links.iter().filter(|link| up.contains(&link.index) && Some(link.name.as_str()) != tun).collect()
+    }
+
+    /// Whether there is a way to the internet besides the TUN.
+    pub(super) fn has_default(&self, family: Family) -> bool {
+        let uplinks: Vec<u32> = self.uplinks().iter().map(|link| link.index).collect();
+        let leads = |route: &&SeenRoute| route.device.is_some_and(|device| uplinks.contains(&device));
+        self.survey.routes.iter().filter(leads).any(|route| is_wide(&route.to) && Family::of(&route.to) == family)
+    }
+
+    /// Whether a rule sends what it selects to an internet of its own: its table has a route for everything.
+    pub(super) fn leads_out(&self, rule: &Rule) -> Option<&SeenRoute> {
+        let RuleAction::Lookup(table) = rule.action else { return None };
+        let fits =
+            |route: &&SeenRoute| route.table == table && is_wide(&route.to) && Family::of(&route.to) == rule.family;
+        self.survey.routes.iter().find(fits)
+    }
+
+    /// A kernel parameter that was asked for and exists.
+    pub(super) fn parameter(&self, path: &str) -> Option<&str> {
+        self.parameters.get(path).map(String::as_str)
+    }
+
+    /// Whether others are meant to come through this host, as far as is known.
+    pub(super) fn is_gateway(&self) -> bool {
+        self.profile.as_ref().is_some_and(|profile| profile.gateway)
+    }
+}
+
+/// Whether a prefix is all of its family, or half of it.
+pub(super) fn is_wide(prefix: &IpNet) -> bool {
+    prefix.prefix_len() <= 1 || (prefix.addr().is_ipv6() && prefix.prefix_len() <= 3)
+}

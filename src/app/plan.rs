@@ -1,0 +1,193 @@
+//! `plan`: what a start would change on this host now, or what the one that runs has changed. Changes nothing.
+
+use std::fmt;
+use std::path::Path;
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use super::control::{Command, ask};
+use super::run::Run;
+use crate::platform::{
+    Before, Group, HostPlan, JournalError, Journalled, NftState, Numbers, Survey, holder, may_administer_network,
+    nft_program,
+};
+use crate::profile::Profile;
+
+/// Changes of a host, in order, and what undoes them.
+#[derive(Debug, Serialize)]
+pub struct Outline {
+    /// Whether they are in force already, by the run that has the same state directory.
+    pub in_force: bool,
+    /// What a start would undo first, because a crash has left it: the commands.
+    pub leftovers: Vec<String>,
+    /// The changes, in the order in which they are made.
+    pub groups: Vec<Group>,
+    /// The numbers chosen.
+    pub numbers: Option<Numbers>,
+    /// Why a start would end without changing anything.
+    pub refused: Option<String>,
+    /// What will not work as wished.
+    pub warnings: Vec<String>,
+    /// What is worth knowing.
+    pub notes: Vec<String>,
+    /// What could not be looked at, and what was assumed instead.
+    pub unseen: Vec<String>,
+}
+
+/// The changes that a run of `profile` with its state in `state` makes. Looks, and touches nothing: no device is opened,
+/// no lock taken, no file written.
+///
+/// # Errors
+/// The kernel does not answer, or no free numbers are left.
+pub fn plan(profile: &Profile, state: &Path) -> anyhow::Result<Outline> {
+    let (mut unseen, mut obstacle) = (Vec::new(), None);
+    let journal = Journalled::read(state).unwrap_or_else(|error| {
+        match error {
+            JournalError::Version { .. } => obstacle = Some(error.to_string()),
+            _ => unseen.push(format!("what an earlier run may have left: {error}")),
+        }
+        Journalled::default()
+    });
+    match in_force(state) {
+        Some(Ok(Some(plan))) => return Ok(of_the_running(&plan, &journal)),
+        Some(Ok(None)) => return Ok(Outline::empty(true, "the one that runs has changed nothing: it has no TUN")),
+        Some(Err(error)) => unseen.push(format!("what the one that runs has changed: {error:#}")),
+        None => {}
+    }
+    if !profile.tun.enable {
+        return Ok(Outline::empty(false, "tun.enable is false, so a run of this profile changes nothing on the host"));
+    }
+    let mut survey = Survey::take()?;
+    survey = survey.without(&journal);
+    assume_a_firewall(&mut survey, &mut unseen);
+    let without_ipv6 = survey.foresee_ipv6();
+    let run = Run { profile, state };
+    let name = run.device_name();
+    let refused = obstacle
+        .or_else(|| in_the_way(&journal, state))
+        .or_else(|| HostPlan::check_name(name, &survey).err().map(|error| error.to_string()));
+    let plan = HostPlan::new(&run.options(name), &survey)?;
+    let mut outline = Outline {
+        in_force: false,
+        leftovers: journal.commands(),
+        groups: plan.outline(&Before::now(&plan)),
+        numbers: Some(plan.numbers),
+        refused,
+        warnings: plan.warnings,
+        notes: if run.is_gateway() { plan.notes } else { Vec::new() },
+        unseen,
+    };
+    outline.warnings.extend(without_ipv6);
+    Ok(outline)
+}
+
+/// What keeps a start from beginning, as far as the state directory tells.
+fn in_the_way(journal: &Journalled, state: &Path) -> Option<String> {
+    let shown = state.display();
+    if let Some(pid) = holder(state) {
+        return Some(format!(
+            "another run (process {pid}) uses {shown} and does not answer; `tunproxy doctor` says more"
+        ));
+    }
+    journal.blocks_a_start().then(|| {
+        format!(
+            "an earlier run left changes in another network namespace, recorded in {shown}: run `tunproxy cleanup` there, \
+             or, if that namespace is gone, `tunproxy cleanup --namespace-gone`"
+        )
+    })
+}
+
+/// What the run with the state directory `state` has changed; `None` where nobody answers.
+pub(super) fn in_force(state: &Path) -> Option<anyhow::Result<Option<HostPlan>>> {
+    let answer = ask(state, Command::Plan).ok()?;
+    Some(match answer.get("error") {
+        Some(error) => Err(anyhow::anyhow!("it answers: {error}")),
+        None => serde_json::from_value(answer).context("its answer cannot be read"),
+    })
+}
+
+fn of_the_running(plan: &HostPlan, journal: &Journalled) -> Outline {
+    Outline {
+        in_force: true,
+        leftovers: Vec::new(),
+        groups: plan.outline(&Before::journalled(journal, plan)),
+        numbers: Some(plan.numbers),
+        refused: None,
+        warnings: plan.warnings.clone(),
+        notes: Vec::new(),
+        unseen: Vec::new(),
+    }
+}
+
+/// Whoever may not read the firewall sees what a start by root would load on a host with no other rules.
+fn assume_a_firewall(survey: &mut Survey, unseen: &mut Vec<String>) {
+    if let NftState::Missing(why) = &survey.nft
+        && !may_administer_network()
+        && nft_program().is_some()
+    {
+        unseen.push(format!(
+            "the firewall's rules, for want of CAP_NET_ADMIN ({why}): it is taken to be empty. Other names and marks may \
+             be chosen where its rules use these, and a chain that drops what is forwarded would not be named. Root may \
+             look: sudo tunproxy plan"
+        ));
+        survey.nft = NftState::empty();
+    }
+}
+
+impl Outline {
+    fn empty(in_force: bool, note: &str) -> Self {
+        Self {
+            in_force,
+            leftovers: Vec::new(),
+            groups: Vec::new(),
+            numbers: None,
+            refused: None,
+            warnings: Vec::new(),
+            notes: vec![note.to_owned()],
+            unseen: Vec::new(),
+        }
+    }
+
+    /// The exit code: 0 unless a start would be refused.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        u8::from(self.refused.is_some())
+    }
+}
+
+impl fmt::Display for Outline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.in_force, self.groups.is_empty()) {
+            (_, true) => {}
+            (true, _) => writeln!(f, "What the tunproxy that runs has changed on this host, in this order:\n")?,
+            (false, _) => {
+                writeln!(f, "What a start would change on this host now, in this order. Nothing was changed.\n")?;
+            }
+        }
+        if !self.leftovers.is_empty() {
+            writeln!(f, "0. what an earlier run left is undone first")?;
+            self.leftovers.iter().flat_map(|act| act.lines()).try_for_each(|line| writeln!(f, "    {line}"))?;
+            writeln!(f)?;
+        }
+        for (number, group) in self.groups.iter().enumerate() {
+            writeln!(f, "{}. {group}", number + 1)?;
+        }
+        if self.groups.iter().any(|group| group.acts.iter().any(|act| act.starts_with("nft "))) {
+            writeln!(
+                f,
+                "(An owned table goes with the process that loads it; tunproxy keeps a child `nft` for that.)\n"
+            )?;
+        }
+        let lines = [
+            ("refused", self.refused.as_slice()),
+            ("warning", &self.warnings),
+            ("note", &self.notes),
+            ("not seen", &self.unseen),
+        ];
+        for (word, said) in lines {
+            said.iter().try_for_each(|line| writeln!(f, "{word}: {line}"))?;
+        }
+        Ok(())
+    }
+}

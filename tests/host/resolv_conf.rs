@@ -1,0 +1,171 @@
+//! /etc/resolv.conf in its many shapes: a start makes names work, and a stop or a clean-up leaves the file as it was.
+
+use std::fs;
+use std::process::Command;
+
+use super::support::client::act_in;
+use super::support::sites::NAME;
+use super::support::tunproxy::{Place, Said};
+use super::support::world::own_etc;
+use super::support::{Dump, Sites, Topology, run};
+
+const TUN: &str = "/dev/net/tun";
+/// What tunproxy writes where it has to.
+const OURS: &str = "nameserver 198.18.0.2\n";
+const FILE: &str = "/etc/resolv.conf";
+
+fn desktop() -> Place {
+    Place::new(
+        "ipv6: true\ntun: { enable: true }\n\
+         dns: { enable: true, enhanced-mode: fake-ip, nameserver: [192.168.1.1] }\nrules: ['MATCH,DIRECT']\n",
+    )
+}
+
+fn sh(script: &str) -> String {
+    let said = Said::of(Command::new("sh").args(["-euc", script]));
+    assert!(said.succeeded(), "{script}: {said:?}");
+    said.stdout
+}
+
+/// All of the host, and what else can be said of the file: its mode, its owner, its neighbours.
+fn state(lab: &Topology) -> (Dump, String) {
+    let about =
+        "stat -c '%F %A %u %g' /etc/resolv.conf 2>/dev/null || true; ls /etc; cat /run/res/* 2>/dev/null || true";
+    (Dump::take(&lab.host), sh(about))
+}
+
+#[track_caller]
+fn assert_as_before(shape: &str, before: &(Dump, String), lab: &Topology) {
+    let after = state(lab);
+    assert_eq!(before.0.diff(&after.0), "", "{shape}");
+    assert_eq!(before.1, after.1, "{shape}");
+}
+
+/// Shapes that have to be rewritten, by what makes them.
+const REWRITTEN: [&str; 7] = [
+    "rm -f /etc/resolv.conf",
+    "rm -f /etc/resolv.conf; printf 'search lan\\nnameserver fe80::1%%eth0' > /etc/resolv.conf; chmod 640 /etc/resolv.conf",
+    "rm -f /etc/resolv.conf; : > /etc/resolv.conf",
+    "echo '# none' > /run/res/stub; rm -f /etc/resolv.conf; ln -s ../run/res/stub /etc/resolv.conf",
+    "rm -f /etc/resolv.conf; ln -s /run/res/not-there /etc/resolv.conf",
+    "rm -f /etc/resolv.conf; ln -s resolv.conf /etc/resolv.conf",
+    "rm -f /etc/resolv.conf; : > /etc/resolv.conf; echo '# mine' > /run/res/mount; mount --bind /run/res/mount /etc/resolv.conf",
+];
+
+#[test]
+fn each_shape_comes_back_at_a_stop_and_after_a_crash() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        own_etc("");
+        sh("mkdir /run/res");
+        for shape in REWRITTEN {
+            sh(shape);
+            let (place, before) = (desktop(), state(&lab));
+            let tunproxy = place.start(&lab.host);
+            assert!(fs::read_to_string(FILE).unwrap().contains(OURS), "{shape}");
+            assert_eq!(act_in(&lab.host, &format!("ask {NAME}:7 x")), Ok("x".to_owned()), "{shape}");
+            assert!(tunproxy.stop().success());
+            assert_as_before(shape, &before, &lab);
+
+            let place = place.start(&lab.host).kill();
+            assert!(fs::read_to_string(FILE).unwrap().contains(OURS), "{shape}");
+            place.clean_up(&lab.host);
+            assert_as_before(shape, &before, &lab);
+
+            let tunproxy = place.start(&lab.host).kill().start(&lab.host);
+            assert_eq!(act_in(&lab.host, &format!("ask {NAME}:7 x")), Ok("x".to_owned()), "{shape}");
+            assert!(tunproxy.stop().success());
+            assert_as_before(shape, &before, &lab);
+        }
+        sh("umount /etc/resolv.conf");
+    });
+}
+
+#[test]
+fn ordinary_nameservers_stay_whatever_shape_holds_them() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        own_etc("");
+        sh("mkdir /run/res; echo 'nameserver 192.168.1.1' > /run/res/stub");
+        for shape in [
+            "echo 'nameserver 192.168.1.1' > /etc/resolv.conf",
+            "ln -sf ../run/res/stub /etc/resolv.conf",
+            "rm /etc/resolv.conf; : > /etc/resolv.conf; mount --bind -o ro /run/res/stub /etc/resolv.conf",
+        ] {
+            sh(shape);
+            let before = state(&lab);
+            let tunproxy = desktop().start(&lab.host);
+            assert_eq!(sh("cat /etc/resolv.conf"), "nameserver 192.168.1.1\n", "{shape}");
+            assert_eq!(act_in(&lab.host, &format!("ask {NAME}:7 x")), Ok("x".to_owned()), "{shape}");
+            assert!(tunproxy.stop().success());
+            assert_as_before(shape, &before, &lab);
+        }
+        sh("umount /etc/resolv.conf");
+    });
+}
+
+#[test]
+fn a_file_that_cannot_be_written_costs_a_warning_and_nothing_else() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        own_etc("");
+        sh("mkdir /run/res; echo 'search lan' > /run/res/mount");
+        for (shape, undo) in [
+            (
+                "mount --bind /run/res/mount /etc/resolv.conf; mount -o remount,bind,ro /etc/resolv.conf",
+                "umount /etc/resolv.conf",
+            ),
+            ("mount -o remount,bind,ro /etc", "mount -o remount,bind,rw /etc"),
+            ("chattr +i /etc/resolv.conf", "chattr -i /etc/resolv.conf"),
+        ] {
+            // Not every file system knows that attribute, and none lets a user namespace set it.
+            if !Said::of(Command::new("sh").args(["-euc", shape])).succeeded() {
+                assert!(shape.starts_with("chattr"), "{shape}");
+                continue;
+            }
+            let (place, before) = (desktop(), state(&lab));
+            let tunproxy = place.start(&lab.host);
+            tunproxy.line("rewrite /etc/resolv.conf");
+            tunproxy.assert_carries(&lab.host);
+            assert!(tunproxy.stop().success());
+            assert_as_before(shape, &before, &lab);
+            let place = place.start(&lab.host).kill();
+            place.clean_up(&lab.host);
+            assert_as_before(shape, &before, &lab);
+            sh(undo);
+        }
+    });
+}
+
+#[test]
+fn what_somebody_put_there_while_we_ran_stays() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        own_etc("");
+        sh("mkdir /run/res; echo 'nameserver 192.168.1.1' > /run/res/stub");
+        for replaced in [
+            "echo 'nameserver 192.168.1.1' > /etc/new; mv /etc/new /etc/resolv.conf",
+            "echo 'nameserver 192.168.1.1' > /etc/resolv.conf",
+            "ln -sf /run/res/stub /etc/resolv.conf",
+        ] {
+            for crash in [false, true] {
+                sh("rm -f /etc/resolv.conf; echo 'search lan' > /etc/resolv.conf");
+                let tunproxy = desktop().start(&lab.host);
+                assert!(fs::read_to_string(FILE).unwrap().contains(OURS));
+                sh(replaced);
+                let theirs = sh("stat -c '%F %i' /etc/resolv.conf; cat /etc/resolv.conf");
+                if crash {
+                    let said = tunproxy.kill().clean_up(&lab.host);
+                    assert!(said.contains("left, because it was changed since"), "{said}");
+                } else {
+                    assert!(tunproxy.stop().success());
+                }
+                assert_eq!(sh("stat -c '%F %i' /etc/resolv.conf; cat /etc/resolv.conf"), theirs, "{replaced}");
+            }
+        }
+    });
+}
