@@ -9,7 +9,9 @@ mod limits;
 mod load;
 mod nameservers;
 mod refusal;
+mod rights;
 mod run;
+mod supervisor;
 mod worker;
 
 pub use control::{Command, ask};

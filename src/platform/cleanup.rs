@@ -68,22 +68,14 @@ impl Journal {
     /// What could not be undone; it stays in the journal, and the next replay tries again. [`HostError::Elsewhere`]:
     /// nothing was done.
     pub fn replay(&mut self) -> Result<Report, HostError> {
-        if let Origin::Elsewhere(namespace) = self.leftovers.origin
-            && self.leftovers.undos.iter().any(|(_, undo)| !undo.outlives_kernel())
-        {
-            return Err(HostError::Elsewhere { journal: self.path().to_owned(), namespace });
-        }
-        let leftovers = std::mem::take(&mut self.leftovers);
-        let mut report = Report { unreadable: leftovers.unreadable, ..Report::default() };
+        let elsewhere = |namespace| HostError::Elsewhere { journal: self.path().to_owned(), namespace };
+        let due = self.leftovers.due().map_err(elsewhere)?;
+        let mut report = Report { unreadable: self.leftovers.unreadable, died: due.died, ..Report::default() };
         let mut failed = Vec::new();
         let mut kept = Vec::new();
-        if !leftovers.undos.is_empty() {
+        if !due.undos.is_empty() {
             let mut netlink = Netlink::open()?;
-            for (id, undo) in leftovers.undos.into_iter().rev() {
-                if leftovers.origin != Origin::Here && !undo.outlives_kernel() {
-                    report.died += 1;
-                    continue;
-                }
+            for (id, undo) in due.undos {
                 match undo.perform(&mut netlink) {
                     Ok(Undone::Restored) => report.restored.push(undo.to_string()),
                     Ok(Undone::AlreadyGone) => report.already_gone += 1,

@@ -4,7 +4,7 @@
 //! namespace; what lived in a kernel that has since been rebooted needs no undoing.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -12,10 +12,20 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::undo::Undo;
+pub use reading::Rehearsal;
+pub(super) use reading::{Leftovers, Origin};
+
+#[cfg(test)]
+mod bad_input_tests;
+mod file;
+mod reading;
 
 /// The version that this program writes, and the only one that it reads.
 const VERSION: u32 = 1;
 const MAGIC: &str = "tunproxy-journal";
+/// What to do about a journal that cannot be used.
+const REMEDY: &str = "Undo by hand what it stood for (`ip rule` and `ip -6 rule` show our rules as `proto kernel`, \
+                      from priority 9000 on), or reboot; look at /etc/resolv.conf; then delete the file";
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,8 +49,38 @@ pub enum JournalError {
         /// Its version.
         found: String,
     },
+    /// It does not begin as a journal does.
+    #[error(
+        "{} is no journal of tunproxy, or its first line is damaged; nothing was undone. Is this the right state \
+         directory? {REMEDY}", path.display()
+    )]
+    Foreign {
+        /// The journal.
+        path: PathBuf,
+    },
+    /// A line was changed after it had been written. What it stood for is not known, so nothing is undone.
+    #[error(
+        "line {line} of {} {why}: somebody edited it, or the disk damaged it. Nothing was undone. {REMEDY}",
+        path.display()
+    )]
+    Damaged {
+        /// The journal.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// It is nothing that a run of ours writes, or others may have written it.
+    #[error("{} {why}; nothing was undone. Put it aside, or name another --state-dir", path.display())]
+    Untrusted {
+        /// The journal.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The file system refuses.
-    #[error("{act} {}: {source}", path.display())]
+    #[error("{act} {}: {source}{}", path.display(), file::advice(path, source))]
     Io {
         /// What was tried.
         act: &'static str,
@@ -76,42 +116,6 @@ enum Record {
     Void { id: u64 },
 }
 
-/// Where the changes of an earlier run were made, as seen from here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Origin {
-    /// In this kernel and this network namespace.
-    #[default]
-    Here,
-    /// In this kernel, but in another network namespace, which may still be there. Its inode, if it can be read.
-    Elsewhere(Option<u64>),
-    /// In a kernel that has been rebooted since, or in a namespace that somebody says is gone.
-    Gone,
-}
-
-impl Origin {
-    fn of(place: Option<&Place>) -> Self {
-        let here = Place::here();
-        match place {
-            Some(place) if *place == here => Self::Here,
-            Some(place) if place.boot != here.boot => Self::Gone,
-            Some(place) => Self::Elsewhere(Some(place.namespace)),
-            // Nobody knows: the careful answer.
-            None => Self::Elsewhere(None),
-        }
-    }
-}
-
-/// Changes of a run that has ended without undoing them.
-#[derive(Debug, Default)]
-pub(super) struct Leftovers {
-    /// In the order in which they were recorded.
-    pub(super) undos: Vec<(u64, Undo)>,
-    /// Where they were made.
-    pub(super) origin: Origin,
-    /// Lines that could not be read.
-    pub(super) unreadable: usize,
-}
-
 /// The journal of one run. While it lives nobody else can have the same state directory.
 #[derive(Debug)]
 pub struct Journal {
@@ -135,12 +139,8 @@ impl Journal {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(io("create", state_dir))?;
         let lock = lock(state_dir)?;
         let path = state_dir.join("journal");
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(io("read", &path)(error)),
-        };
-        let leftovers = read(&path, &bytes)?;
+        let bytes = file::load(&path)?;
+        let leftovers = reading::read(&path, &bytes, &Place::here())?;
         let next = leftovers.undos.iter().map(|(id, _)| id + 1).max().unwrap_or(0);
         Ok(Self { path, file: None, next, leftovers, _lock: lock })
     }
@@ -192,11 +192,15 @@ impl Journal {
         let file = match self.file.take() {
             Some(file) => Ok(file),
             None if self.is_clean() => self.create(),
-            None => OpenOptions::new().append(true).open(&self.path).and_then(|mut file| {
-                // A torn last line must not swallow what comes after it.
-                file.write_all(b"\n")?;
-                Ok(file)
-            }),
+            None => {
+                OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(&self.path).and_then(|mut file| {
+                    // A torn last line stands for nothing, and must not swallow what comes after it.
+                    file.set_len(self.leftovers.whole)?;
+                    file.seek(SeekFrom::End(0))?;
+                    file.write_all(b"\n")?;
+                    Ok(file)
+                })
+            }
         };
         let written = file.and_then(|mut file| {
             file.write_all(lines.as_bytes())?;
@@ -210,7 +214,9 @@ impl Journal {
     /// Makes the file with its first line, whole or not at all.
     fn create(&self) -> io::Result<File> {
         let new = self.path.with_extension("new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let mut file = options.open(&new)?;
         let place = serde_json::to_string(&Place::here()).map_err(io::Error::other)?;
         writeln!(file, "{MAGIC} {VERSION} {place}")?;
         file.sync_all()?;
@@ -235,8 +241,9 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, JournalError> {
         let path = path.clone();
         move |source| JournalError::Io { act, path, source }
     };
-    let options = || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let file = options().map_err(io("open"))?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let file = options.open(&path).map_err(io("open"))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => {
             let note = lock.set_len(0).and_then(|()| (&*lock).write_all(std::process::id().to_string().as_bytes()));
@@ -251,41 +258,11 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, JournalError> {
     }
 }
 
-/// Reads a journal. A line that was torn, or whose bytes rotted, is counted and left out.
-fn read(path: &Path, bytes: &[u8]) -> Result<Leftovers, JournalError> {
-    let text = String::from_utf8_lossy(bytes);
-    let mut lines = text.lines();
-    let Some(header) = lines.next() else {
-        return Ok(Leftovers::default());
-    };
-    let mut words = header.splitn(3, ' ');
-    let (magic, version) = (words.next(), words.next().unwrap_or_default());
-    if magic != Some(MAGIC) || version != VERSION.to_string() {
-        return Err(JournalError::Version { path: path.to_owned(), found: version.to_owned() });
-    }
-    let place: Option<Place> = words.next().and_then(|place| serde_json::from_str(place).ok());
-    let mut leftovers = Leftovers { origin: Origin::of(place.as_ref()), ..Leftovers::default() };
-    for line in lines.filter(|line| !line.is_empty()) {
-        match parse(line) {
-            Some(Record::Undo { id, undo }) => leftovers.undos.push((id, undo)),
-            Some(Record::Void { id }) => leftovers.undos.retain(|(other, _)| *other != id),
-            None => leftovers.unreadable += 1,
-        }
-    }
-    Ok(leftovers)
-}
-
 /// A record with its checksum in front and a line break behind.
 fn line(record: &Record) -> String {
     // These types have nothing that JSON cannot say; a line without a record would be skipped as torn.
     let json = serde_json::to_string(record).unwrap_or_default();
     format!("{:016x} {json}\n", checksum(json.as_bytes()))
-}
-
-fn parse(line: &str) -> Option<Record> {
-    let (sum, json) = line.split_once(' ')?;
-    let sum = u64::from_str_radix(sum, 16).ok()?;
-    (sum == checksum(json.as_bytes())).then(|| serde_json::from_str(json).ok()).flatten()
 }
 
 /// FNV-1a, 64 bits: enough to tell a torn line from a whole one.
@@ -381,7 +358,7 @@ mod tests {
         drop(journal);
         let journal = Journal::open(dir.path()).unwrap();
         assert_eq!(journal.leftovers.undos, [(0, undo(0)), (1, undo(7))]);
-        assert_eq!(journal.leftovers.unreadable, 1);
+        assert_eq!(journal.leftovers.unreadable, 0, "the torn line has made room");
     }
 
     proptest! {
@@ -389,20 +366,14 @@ mod tests {
         fn a_journal_torn_anywhere_gives_a_prefix_of_what_was_written(cut in 0usize..2000) {
             let (dir, bytes) = written(5);
             let header = bytes.iter().position(|byte| *byte == b'\n').unwrap();
-            let cut = cut.clamp(header, bytes.len());
+            // The first line is written whole or not at all.
+            let cut = cut.clamp(header + 1, bytes.len());
             fs::write(dir.path().join("journal"), &bytes[..cut]).unwrap();
             let leftovers = Journal::open(dir.path()).unwrap().leftovers;
             for (n, (id, found)) in (0u32..).zip(&leftovers.undos) {
                 prop_assert_eq!((*id, found), (u64::from(n), &undo(n)));
             }
             prop_assert!(leftovers.unreadable <= 1);
-        }
-
-        #[test]
-        fn no_bytes_make_the_reader_panic(bytes: Vec<u8>) {
-            let mut text = b"tunproxy-journal 1 {}\n".to_vec();
-            text.extend(bytes);
-            let _ = read(Path::new("journal"), &text);
         }
     }
 }

@@ -18,6 +18,8 @@ mod modes;
 mod names;
 mod profiles;
 mod proxies;
+mod service;
 mod stopping;
 mod system_proxy;
 mod tls;
+mod unit_file;

@@ -125,6 +125,7 @@ fn prepare(
     drop(queues);
     channel::wait_for_go(channel)?;
     drop_capabilities()?;
+    take_the_place_of_our_parent();
     run(command)
 }
 
@@ -144,6 +145,18 @@ fn run(command: Vec<OsString>) -> Result<std::convert::Infallible, RootlessError
         error => error,
     };
     Err(RootlessError::Command { program: program.display().to_string(), source: error.into() })
+}
+
+/// What a service manager gave to the parent is meant for the command: sockets that it listens on and the watchdog name
+/// the process that they are for (sd_listen_fds(3), sd_watchdog_enabled(3)). `NOTIFY_SOCKET` names none.
+fn take_the_place_of_our_parent() {
+    let parent = nix::unistd::getppid().to_string();
+    for variable in ["LISTEN_PID", "WATCHDOG_PID"] {
+        if std::env::var(variable).is_ok_and(|pid| pid == parent) {
+            // SAFETY: this process has a single thread.
+            unsafe { std::env::set_var(variable, std::process::id().to_string()) };
+        }
+    }
 }
 
 /// Whether there is such a file, where commands are looked for.
