@@ -1,14 +1,25 @@
 //! The shipped unit and what belongs to it, held against the program.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use clap::Parser;
+use nix::sys::signal::Signal;
 use tunproxy::cli::{self, Cli};
 use tunproxy::platform::Capability;
 
+use super::support::client::act_in;
 use super::support::needs;
+use super::support::program::Program;
+use super::support::service::{OPEN_TUN, open_tun, service};
+use super::support::sites::NAME;
+use super::support::topology::HOST_LAN_V4;
+use super::support::tunproxy::Said;
 use super::support::unit::{Unit, packaging};
+use super::support::world::fresh_dir;
+use super::support::{Sites, Topology, run};
 
 /// The arguments of the one command of `key`, as the program reads them.
 fn command_line(unit: &Unit, key: &str) -> Cli {
@@ -121,6 +132,99 @@ fn every_directive_stands_in_its_section_and_only_lists_stand_there_twice() {
         let times = keys.iter().filter(|(_, other)| other == key).count();
         assert!(times == 1 || *key == "SystemCallFilter", "{key}= stands there {times} times");
     }
+}
+
+/// The calls that the unit's filter lets pass, as systemd has its groups.
+fn allowed(analyze: &Path, unit: &Unit) -> BTreeSet<String> {
+    let mut allowed = calls(analyze, "@default");
+    for filter in unit.all("SystemCallFilter") {
+        let (taken, words) = filter.strip_prefix('~').map_or((false, filter), |words| (true, words));
+        for call in words.split_whitespace().flat_map(|word| calls(analyze, word)) {
+            if taken {
+                allowed.remove(&call);
+            } else {
+                allowed.insert(call);
+            }
+        }
+    }
+    allowed
+}
+
+/// The calls of a group, those of groups in it too; or the call itself.
+fn calls(analyze: &Path, word: &str) -> BTreeSet<String> {
+    if !word.starts_with('@') {
+        return [word.to_owned()].into();
+    }
+    let output = Command::new(analyze).args(["syscall-filter", "--no-pager", word]).output().expect("systemd-analyze");
+    assert!(output.status.success(), "{word}: {output:?}");
+    let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let words = listed.lines().skip(1).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    words.flat_map(|word| calls(analyze, word)).collect()
+}
+
+/// The calls of the program and its children in a log of strace: all that comes after the program has been started.
+fn used(log: &str, program: &Path) -> BTreeSet<String> {
+    let start = format!("execve(\"{}\"", program.display());
+    let lines = log.lines().skip_while(|line| !line.contains(&start));
+    let name = |line: &str| {
+        let what = line.split_once(' ')?.1.trim_start();
+        let what = what.strip_prefix("<... ").map_or(what, |resumed| resumed);
+        let end = what.find(|c: char| !c.is_ascii_alphanumeric() && c != '_')?;
+        (end > 0 && !what.starts_with(['+', '-'])).then(|| what[..end].to_owned())
+    };
+    lines.filter_map(name).collect()
+}
+
+#[test]
+fn no_call_of_a_start_a_run_a_stop_and_a_clean_up_is_one_that_the_unit_forbids() {
+    run(&["strace", "setpriv", OPEN_TUN], || {
+        let Some(analyze) = needs::find("systemd-analyze") else {
+            return needs::pass_over("the unit's filter", "systemd-analyze is not installed (apt-get install systemd)");
+        };
+        let lab = Topology::with_lan();
+        let _sites = Sites::open(&lab);
+        open_tun();
+        let place = service(&format!(
+            "
+ipv6: true
+log-level: info
+mixed-port: 7890
+tun: {{ enable: true, auto-route: true, auto-forward: true, dns-hijack: ['any:53'] }}
+dns: {{ enable: true, listen: '{HOST_LAN_V4}:53', enhanced-mode: fake-ip, nameserver: [192.168.1.1] }}
+rules: ['MATCH,DIRECT']
+"
+        ));
+        let logs = fresh_dir("strace");
+        let traced = |name: &str, command: Command| {
+            let mut traced = lab.host.command("strace");
+            traced.args(["-f", "-qq", "-o"]).arg(logs.join(name)).arg(command.get_program()).args(command.get_args());
+            traced
+        };
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            let mut program = Program::start("tunproxy", traced(signal.as_str(), place.run_command(&lab.host)));
+            program.wait_for(|line| line.starts_with("tunproxy ready")).unwrap();
+            for act in [format!("ask {NAME}:7 x"), format!("datagram {NAME}:7 x"), "connect 127.0.0.1:7890".to_owned()]
+            {
+                assert!(act_in(&lab.host, &act).is_ok(), "{act}");
+            }
+            assert!(place.ask(&lab.host, "status").succeeded());
+            // To the program itself: strace is what was started, and what ends with it.
+            let pid = fs::read_to_string(place.state.join("lock")).unwrap().trim().parse().unwrap();
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+            program.wait();
+        }
+        let words = ["cleanup", "--state-dir", place.state.to_str().unwrap()];
+        let said = Said::of(traced("cleanup", place.rights.as_ref().unwrap().command(&lab.host, &place)).args(words));
+        assert!(said.succeeded() && said.stdout.contains("undone: "), "{said:?}");
+        let program = place.rights.as_ref().unwrap().program();
+        let logs = fs::read_dir(&logs).unwrap().flatten().map(|log| fs::read_to_string(log.path()).unwrap());
+        let used: BTreeSet<String> = logs.flat_map(|log| used(&log, program)).collect();
+        assert!(used.contains("epoll_wait") && used.contains("sendmsg"), "was it traced? {used:?}");
+        let allowed = allowed(&analyze, &Unit::shipped());
+        assert!(allowed.len() > 200 && !allowed.contains("mount"), "{} calls", allowed.len());
+        let forbidden: Vec<&String> = used.difference(&allowed).collect();
+        assert!(forbidden.is_empty(), "{forbidden:?} are forbidden by the unit");
+    });
 }
 
 /// Where systemd is installed, it has the last word.

@@ -17,6 +17,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("microsocks", "microsocks"),
     ("tinyproxy", "tinyproxy"),
     ("setpriv", "util-linux"),
+    ("unshare", "util-linux"),
+    ("strace", "strace"),
     ("ping", "iputils-ping"),
 ];
 

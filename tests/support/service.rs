@@ -2,7 +2,7 @@
 //! capabilities and no others, no new privileges, and a system that is read-only but for the state directory.
 
 use std::os::unix::fs::chown;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::mount::{MsFlags, mount};
@@ -65,6 +65,11 @@ impl Rights {
         self.capabilities.retain(|name| name != capability);
         assert_eq!(self.capabilities.len() + 1, before, "{capability}");
         self
+    }
+
+    /// Where the program is.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
     }
 
     /// `tunproxy` in `ns`, with nothing but these rights; its arguments are still to come.
