@@ -56,7 +56,8 @@ fn journal(choice: u8, data: &[u8]) -> Vec<u8> {
     let mut text = Vec::new();
     if choice & 1 != 0 {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let namespace = std::fs::metadata("/proc/thread-self/ns/net").map_or(0, |it| std::os::unix::fs::MetadataExt::ino(&it));
+        let namespace =
+            std::fs::metadata("/proc/thread-self/ns/net").map_or(0, |it| std::os::unix::fs::MetadataExt::ino(&it));
         let boot = if choice & 2 != 0 { boot.trim() } else { "an earlier one" };
         let namespace = if choice & 4 != 0 { namespace } else { 1 };
         let place = serde_json::json!({"boot": boot, "namespace": namespace});

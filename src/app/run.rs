@@ -11,7 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
-use super::build::{self, Addresses};
+use super::build::{self, Addresses, Outside};
 use super::control::Control;
 use super::limits::raise_descriptor_limit;
 use super::refusal::explain_tun;
@@ -96,7 +96,7 @@ impl Run<'_> {
         // An IPv6 address that nothing leads to us must not be given to anybody.
         let ipv6 = device.as_ref().is_none_or(|device| device.ipv6);
         let core = tokio::select! {
-            core = build::core(self.profile, dialer, Some(self.log()), ipv6) => core?,
+            core = build::core(self.profile, Outside::Shared, dialer, Some(self.log()), ipv6) => core?,
             () = signals.end() => return Ok(()),
         };
         self.serve_names(&core)?;

@@ -18,6 +18,7 @@ mod modes;
 mod names;
 mod profiles;
 mod proxies;
+mod rootless;
 mod service;
 mod stopping;
 mod system_proxy;

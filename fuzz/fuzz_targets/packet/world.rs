@@ -15,8 +15,8 @@ use super::segment::{self, CLIENTS, SERVERS};
 const MOST_FLOWS: usize = 64;
 /// A stack that is not through after so many turns at one instant never will be.
 const MOST_TURNS: usize = 20_000;
-/// What a flow may take of address space: two rings and their ends.
-const MEMORY_OF_FLOW: usize = 4 << 20;
+/// What a flow may take of address space: a pair of rings of each size that there is, and of each eight are made at once.
+const MEMORY_OF_FLOW: usize = 2 * ((1 << 20) + (256 << 10) + (64 << 10));
 
 pub struct World {
     stack: Stack,
@@ -71,7 +71,11 @@ impl World {
         }
         let (mapped, touched) = self.stack.ring_memory();
         self.most = self.most.max(self.stack.flows());
-        assert!(touched <= mapped && mapped <= self.most * MEMORY_OF_FLOW, "{mapped} bytes for {} flows", self.most);
+        assert!(
+            touched <= mapped && mapped <= (self.most + 8) * MEMORY_OF_FLOW,
+            "{mapped} bytes for {} flows",
+            self.most
+        );
     }
 
     /// Bytes as they are, or with their lengths and sums made right, or many times.
@@ -176,8 +180,7 @@ impl World {
         match act % 10 {
             0 | 1 => flow.accept(),
             2 => {
-                let refusals =
-                    [Refusal::Reset, Refusal::Network, Refusal::Host, Refusal::Prohibited, Refusal::Silent];
+                let refusals = [Refusal::Reset, Refusal::Network, Refusal::Host, Refusal::Prohibited, Refusal::Silent];
                 self.flows.swap_remove(at).refuse(refusals[most % 5]);
             }
             3 => drop(self.flows.swap_remove(at)),
