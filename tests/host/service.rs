@@ -336,7 +336,7 @@ fn a_program_whose_threads_hang_gives_no_sign_of_life() {
         let lab = Topology::desktop();
         let supervisor = Supervisor::new();
         let mut command = profile("").run_command(&lab.host);
-        command.env("NOTIFY_SOCKET", &supervisor.path).env("WATCHDOG_USEC", "30000");
+        command.env("NOTIFY_SOCKET", &supervisor.path).env("WATCHDOG_USEC", "90000");
         let mut program = Program::start("tunproxy", command);
         supervisor.hears("WATCHDOG=1");
         // One thread alone: a thread that is traced stands still while the others run.

@@ -70,7 +70,8 @@ impl World {
             _ => self.device.room = usize::MAX,
         }
         let (mapped, touched) = self.stack.ring_memory();
-        self.most = self.most.max(self.stack.flows());
+        // A flow that is over has its rings as long as its task does not know.
+        self.most = self.most.max(self.stack.flows() + self.flows.len());
         assert!(
             touched <= mapped && mapped <= (self.most + 8) * MEMORY_OF_FLOW,
             "{mapped} bytes for {} flows",
