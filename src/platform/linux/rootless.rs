@@ -25,6 +25,7 @@ use crate::platform::{Family, QUEUE_LENGTH};
 
 mod channel;
 mod cover;
+mod reception;
 
 /// The name of the device inside.
 const DEVICE: &str = "tun0";
@@ -124,6 +125,9 @@ fn prepare(
     channel::hand_over(channel, &queues)?;
     drop(queues);
     channel::wait_for_go(channel)?;
+    if has_ipv6() {
+        reception::wait_for(&inside.addresses);
+    }
     drop_capabilities()?;
     take_the_place_of_our_parent();
     run(command)
@@ -216,7 +220,10 @@ fn advice() -> String {
 /// The TUN, or a veth with a packet socket where /dev/net/tun is closed to us.
 fn open_device(inside: &Inside) -> Result<Vec<TunQueue>, RootlessError> {
     match open_tun(DEVICE, inside.queues) {
-        Ok(queues) => Ok(queues),
+        Ok(queues) => {
+            queues.iter().take(1).for_each(TunQueue::leave_end_to_namespace);
+            Ok(queues)
+        }
         Err(_closed) => {
             let mut netlink =
                 Netlink::open().map_err(|error| step("open a netlink socket")(io::Error::other(error)))?;
