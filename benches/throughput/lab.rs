@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Instant;
 
 use tunproxy::app::{Command as Question, ask};
@@ -91,6 +92,13 @@ impl Lab {
         let status = ask(&state, Question::Status).expect("a running program answers");
         let process = Process(status["pid"].as_u64().expect("its process id"));
         Running { tunproxy, state, process }
+    }
+
+    /// `date` behind `exec`, not yet started; its arguments are still to come.
+    pub(crate) fn exec(&self) -> Command {
+        let mut command = self.place.exec_command(&self.topology.host, &[]);
+        command.arg("date");
+        command
     }
 
     /// Starts the plain relay on the host.

@@ -83,6 +83,16 @@ impl Addresses {
     }
 }
 
+/// Where our own sockets are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outside {
+    /// On the host whose traffic we carry: what they send to a fake address comes back to us.
+    Shared,
+    /// Around the private namespace whose traffic we carry. The fake addresses inside are nobody's there, or those of
+    /// another run, which the host's own traffic goes through.
+    Apart,
+}
+
 /// Sixty-four bits that nobody can guess.
 fn seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
@@ -97,12 +107,15 @@ fn seed() -> u64 {
 /// The fake range is too small, or the profile has mistakes that [`load::load`] would have told.
 pub(super) async fn core(
     profile: &Profile,
+    outside: Outside,
     mut dialer: Dialer,
     log: Option<PathBuf>,
     ipv6: bool,
 ) -> anyhow::Result<Arc<Core>> {
     let addresses = Addresses::of(profile);
-    dialer.fake.clone_from(&addresses.fake);
+    if outside == Outside::Shared {
+        dialer.fake.clone_from(&addresses.fake);
+    }
     dialer.interface.clone_from(&profile.interface_name);
     let nameservers = nameservers::find(profile, &addresses, &dialer)?;
     let dns = Dns::open(dns::Config {

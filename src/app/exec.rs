@@ -13,7 +13,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
-use super::build::{self, Addresses};
+use super::build::{self, Addresses, Outside};
 use super::limits::raise_descriptor_limit;
 use super::worker::{self, Drain, Seed, Worker};
 use crate::platform::Dialer;
@@ -64,7 +64,7 @@ pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // Nobody else dials through the namespace around us, so no mark is needed there.
-        let core = build::core(profile, Dialer::default(), None, true).await?;
+        let core = build::core(profile, Outside::Apart, Dialer::default(), None, true).await?;
         let (ended, _) = tokio::sync::mpsc::unbounded_channel();
         let mut workers = Vec::new();
         for (number, tun) in addresses.tuns(profile, queues).into_iter().enumerate() {

@@ -12,7 +12,9 @@ mod load;
 mod nameservers;
 mod plan;
 mod refusal;
+mod rights;
 mod run;
+mod supervisor;
 mod worker;
 
 pub use control::{Command, ask};

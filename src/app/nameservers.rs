@@ -129,8 +129,10 @@ impl FromSystem {
         let tun = &profile.tun;
         // Without a mark of ours nothing of this host is captured: a private namespace is.
         let hijacks = tun.dns_hijack.iter().any(|target| target.port == PORT);
+        // Around a private namespace our addresses are not ours alone: another run may answer the host's names there.
+        let own = if dialer.fake.is_empty() { Vec::new() } else { [&addresses.device[..], &addresses.fake].concat() };
         Self {
-            own: addresses.device.iter().chain(&addresses.fake).copied().collect(),
+            own,
             listen: profile.dns.listen,
             captured: dialer.mark.is_some()
                 && tun.enable

@@ -16,7 +16,9 @@ pub(super) const NODE: &str = "/dev/net/tun";
 pub(super) fn explain_tun(name: &str, error: &io::Error) -> anyhow::Error {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
-            let obstacles = obstacles(may_administer_network(), closed(Path::new(NODE)).as_deref(), error);
+            let granting = nix::sys::prctl::get_no_new_privs().unwrap_or(false);
+            let granting = if granting { Granting::Unit } else { Granting::File };
+            let obstacles = obstacles(may_administer_network(), granting, closed(Path::new(NODE)).as_deref(), error);
             anyhow!("no permission to make the TUN {name}: {obstacles}")
         }
         Some(libc::EBUSY) => anyhow!("the TUN {name} is in use by another program; choose another tun.device"),
@@ -27,10 +29,26 @@ pub(super) fn explain_tun(name: &str, error: &io::Error) -> anyhow::Error {
     }
 }
 
+/// How a process like this one gets a capability.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Granting {
+    /// From its file.
+    File,
+    /// From whoever starts it: what files give counts for nothing under no_new_privs.
+    Unit,
+}
+
 /// Everything that is in the way: who removes the first obstacle must not stumble over the second.
-fn obstacles(capable: bool, closed: Option<&str>, error: &io::Error) -> String {
+fn obstacles(capable: bool, granting: Granting, closed: Option<&str>, error: &io::Error) -> String {
     let program = std::env::current_exe().unwrap_or_else(|_| "tunproxy".into());
-    let give = format!("sudo setcap cap_net_admin,cap_net_raw,cap_net_bind_service+ep {}", program.display());
+    let give = match granting {
+        Granting::File => {
+            format!("sudo setcap cap_net_admin,cap_net_raw,cap_net_bind_service+ep {}", program.display())
+        }
+        Granting::Unit => "in its systemd unit, by AmbientCapabilities= and CapabilityBoundingSet= (setcap counts for \
+                           nothing under NoNewPrivileges=)"
+            .to_owned(),
+    };
     match (capable, closed) {
         (false, None) => {
             format!("the capability CAP_NET_ADMIN is missing. Run it with sudo, or give it the right once: {give}")
@@ -65,7 +83,13 @@ mod tests {
     use super::*;
 
     fn told(capable: bool, closed: Option<&str>) -> String {
-        obstacles(capable, closed, &io::Error::from_raw_os_error(libc::EPERM))
+        obstacles(capable, Granting::File, closed, &io::Error::from_raw_os_error(libc::EPERM))
+    }
+
+    #[test]
+    fn who_cannot_get_it_from_a_file_is_not_told_to_try() {
+        let told = obstacles(false, Granting::Unit, None, &io::Error::from_raw_os_error(libc::EPERM));
+        assert!(told.contains("AmbientCapabilities=") && !told.contains("sudo setcap"), "{told}");
     }
 
     #[test]

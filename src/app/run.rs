@@ -7,18 +7,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
-use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
-use super::build::{self, Addresses};
+use super::build::{self, Addresses, Outside};
 use super::control::{Answers, Control};
 use super::guard::{Board, Guard};
 use super::limits::raise_descriptor_limit;
 use super::nameservers::is_here;
 use super::refusal::explain_tun;
 use super::worker::{self, Drain, Seed, Worker};
+use super::{rights, supervisor};
 use crate::dispatch::Core;
 use crate::dns;
 use crate::inbound::{Access, Listener};
@@ -44,6 +44,7 @@ const DRAIN: Drain = Drain { quiet: Duration::from_millis(500), most: Duration::
 /// What could not be set up, and what to do about it; or what failed while running.
 pub fn run(profile: &Profile, state: &Path) -> anyhow::Result<()> {
     raise_descriptor_limit();
+    let profile = &rights::within(profile)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, Run { profile, state }.go())
 }
@@ -98,7 +99,7 @@ impl Run<'_> {
         // An IPv6 address that nothing leads to us must not be given to anybody.
         let ipv6 = device.as_ref().is_none_or(|device| device.ipv6);
         let core = tokio::select! {
-            core = build::core(self.profile, dialer, Some(self.log()), ipv6) => core?,
+            core = build::core(self.profile, Outside::Shared, dialer, Some(self.log()), ipv6) => core?,
             () = signals.end() => return Ok(()),
         };
         self.serve_names(&core)?;
@@ -124,13 +125,14 @@ impl Run<'_> {
         let answering = Rc::clone(&control);
         let answers = spawn_local(async move { answering.serve(answers, stop).await });
         self.tell_ready(started);
+        let signs = spawn_local(supervisor::give_signs(Rc::clone(&workers)));
         let result = tokio::select! {
             () = signals.end() => Ok(()),
             Some(()) = stopped.recv() => Ok(()),
             Some(()) = failed.recv() => Err(self.why_failed(&mut troubled).await),
             Some(error) = troubled.recv() => Err(error),
         };
-        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        supervisor::stopping();
         tracing::info!(
             "stopping; open flows may finish for {} s, and a second signal cuts that short",
             DRAIN.most.as_secs()
@@ -142,6 +144,7 @@ impl Run<'_> {
         }
         // Whoever asks a second time does not want to wait.
         worker::drain(&workers, DRAIN, signals.end()).await;
+        signs.abort();
         // The next run makes a socket of that name as soon as the state directory is free.
         answers.abort();
         let _ = answers.await;
@@ -331,7 +334,7 @@ impl Run<'_> {
         // Whoever waits for the line may be gone; that is no reason to stop.
         let _ = writeln!(io::stdout(), "tunproxy ready in {millis} ms: {rules} rules{device}");
         let _ = io::stdout().flush();
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        supervisor::ready(&format!("{rules} rules{device}"));
     }
 }
 

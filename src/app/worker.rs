@@ -56,6 +56,8 @@ enum Message {
     Client(Accepted),
     /// Let flows finish, reset the rest, say so, and wait for the end.
     Drain(Drain, oneshot::Sender<()>),
+    /// Say that you are alive.
+    Pulse(oneshot::Sender<()>),
     /// The drain is over now.
     Hurry,
     /// Let the device go and end.
@@ -88,6 +90,13 @@ impl Worker {
     /// Serves a client of a proxy port on the worker's own thread.
     pub(super) fn serve(&self, client: Accepted) {
         let _ = self.messages.send(Message::Client(client));
+    }
+
+    /// Its answer comes from between the packets, as that of a client would.
+    pub(super) fn pulse(&self) -> oneshot::Receiver<()> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.messages.send(Message::Pulse(answer));
+        answered
     }
 
     /// Lets flows finish for a while, then resets the rest; the device stays. What comes back hears when that is done,
@@ -188,6 +197,7 @@ async fn serve(
                 }
                 return Some(done);
             }
+            Message::Pulse(answer) => drop(answer.send(())),
             Message::Hurry => {}
             Message::End => return None,
         }
@@ -196,7 +206,7 @@ async fn serve(
 
 /// Returns when the drain is to be cut short. Clients that come now find the door closed.
 async fn hurry(inbox: &mut mpsc::UnboundedReceiver<Message>) {
-    while let Some(Message::Client(_)) = inbox.recv().await {}
+    while let Some(Message::Client(_) | Message::Pulse(_)) = inbox.recv().await {}
 }
 
 /// One client of a proxy port, for as long as it is served.

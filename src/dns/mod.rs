@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{Ipv4Net, Ipv6Net};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
@@ -111,14 +111,12 @@ impl Dns {
     pub fn open(config: Config) -> Result<Self, OpenError> {
         let Config { ipv6, mode, nameservers, dialer, log, runtime } = config;
         let counters = Arc::new(Counters::default());
-        let mut ranges = dialer.fake.clone();
+        let ranges = dialer.fake.clone();
         let hints = (!matches!(mode, Mode::Plain)).then(|| Mutex::new(Lru::new(HINTS)));
         let fake = match mode {
             Mode::Mapping | Mode::Plain => None,
             Mode::FakeIp { range, range6, filter, ttl } => {
                 let range6 = range6.filter(|_| ipv6);
-                ranges.push(IpNet::V4(range));
-                ranges.extend(range6.map(IpNet::V6));
                 let fake = FakeIp::open((range, range6), filter, ttl, log.as_deref(), runtime.clone())?;
                 Some(Arc::new(fake))
             }

@@ -164,7 +164,13 @@ pub(super) fn mapping(upstreams: &[&Nameserver]) -> Config {
 
 /// The same with fake addresses; names under `real.example` are real.
 pub(super) fn faking(upstreams: &[&Nameserver]) -> Config {
-    Config { mode: fake_mode("198.18.0.1/16", Some("fdfe:dcba:9877::/64"), &["+.real.example"]), ..mapping(upstreams) }
+    let (range, range6) = ("198.18.0.1/16", "fdfe:dcba:9877::/64");
+    let fake = [range, range6].map(|range| range.parse().unwrap()).to_vec();
+    Config {
+        mode: fake_mode(range, Some(range6), &["+.real.example"]),
+        dialer: Dialer { fake, ..Dialer::default() },
+        ..mapping(upstreams)
+    }
 }
 
 pub(super) fn fake_mode(range: &str, range6: Option<&str>, real: &[&str]) -> Mode {

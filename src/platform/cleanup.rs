@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::Netlink;
 use super::applied::HostError;
-use super::journal::{Journal, Leftovers, Origin};
+use super::journal::{Journal, Origin};
 use super::routing::Rule;
 use super::undo::{Undo, Undone};
 
@@ -115,22 +115,13 @@ impl Journal {
     }
 
     fn replay_but(&mut self, stays: impl Fn(&Undo) -> bool) -> Result<Report, HostError> {
-        if let Origin::Elsewhere(namespace) = self.leftovers.origin
-            && self.leftovers.undos.iter().any(|(_, undo)| !undo.outlives_kernel())
-        {
-            return Err(HostError::Elsewhere { journal: self.path().to_owned(), namespace });
-        }
-        let leftovers = std::mem::take(&mut self.leftovers);
-        let mut report = Report { unreadable: leftovers.unreadable, ..Report::default() };
-        let (mut failed, mut kept, mut void) = (Vec::new(), Vec::new(), Vec::new());
-        if !leftovers.undos.is_empty() {
+        let elsewhere = |namespace| HostError::Elsewhere { journal: self.path().to_owned(), namespace };
+        let due = self.leftovers.due().map_err(elsewhere)?;
+        let mut report = Report { unreadable: self.leftovers.unreadable, died: due.died.len(), ..Report::default() };
+        let (mut failed, mut kept, mut void) = (Vec::new(), Vec::new(), due.died);
+        if !due.undos.is_empty() {
             let mut netlink = Netlink::open()?;
-            for (id, undo) in leftovers.undos.into_iter().rev() {
-                if leftovers.origin != Origin::Here && !undo.outlives_kernel() {
-                    report.died += 1;
-                    void.push(id);
-                    continue;
-                }
+            for (id, undo) in due.undos {
                 if stays(&undo) {
                     report.stays_closed = true;
                     kept.push((id, undo));
@@ -150,7 +141,8 @@ impl Journal {
             }
         }
         kept.reverse();
-        self.leftovers = Leftovers { undos: kept, origin: leftovers.origin, unreadable: 0 };
+        self.leftovers.undos = kept;
+        self.leftovers.unreadable = 0;
         if failed.is_empty() {
             self.forget(&void)?;
             return Ok(report);

@@ -16,6 +16,10 @@ use super::survey::{NftState, Numbers, Survey};
 
 mod change;
 
+/// The name of our tables, or the beginning of it.
+const NAME: &str = "tunproxy";
+/// What a table without an owner says of itself, before the name of the TUN.
+const KILL_SWITCH_OF: &str = "kill switch of ";
 /// How long a peer's question is remembered so that the answer leaves by the address that was asked.
 const REMEMBERED: &str = "180s";
 /// At most so many questions per local address.
@@ -49,6 +53,17 @@ pub(super) struct TableId {
     pub(super) comment: String,
 }
 
+impl TableId {
+    /// Whether a run of ours can have made it.
+    pub(super) fn is_ours(&self) -> bool {
+        let number = self.name.strip_prefix(NAME);
+        let named = number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()));
+        // The rest is an interface's name, and stands between quotes.
+        let ours = self.comment.strip_prefix(KILL_SWITCH_OF);
+        named && ours.is_some_and(|tun| !tun.contains(['"', '\\', '\n']))
+    }
+}
+
 /// Writes the table, or says why there can be none.
 pub(super) fn nft(options: &HostOptions, numbers: &Numbers, survey: &Survey) -> Result<Nft, String> {
     let taken = match &survey.nft {
@@ -57,7 +72,7 @@ pub(super) fn nft(options: &HostOptions, numbers: &Numbers, survey: &Survey) -> 
     };
     let table = names().find(|name| !taken.contains(name)).unwrap_or_default();
     let writer = Writer { options, numbers, survey };
-    let comment = options.kill_switch.then(|| format!("kill switch of {}", options.tun));
+    let comment = options.kill_switch.then(|| format!("{KILL_SWITCH_OF}{}", options.tun));
     let mut text = opened("inet", &table, comment.as_deref());
     for chain in writer.chains() {
         text.push_str(&chain);
@@ -77,7 +92,7 @@ pub(super) fn nft(options: &HostOptions, numbers: &Numbers, survey: &Survey) -> 
 
 /// Names for the table, best first.
 fn names() -> impl Iterator<Item = String> {
-    std::iter::once("tunproxy".to_owned()).chain((1..).map(|n: u32| format!("tunproxy{n}")))
+    std::iter::once(NAME.to_owned()).chain((1..).map(|n: u32| format!("{NAME}{n}")))
 }
 
 /// Those that are better than `name`, which is one of them.

@@ -3,8 +3,9 @@
 //! A text file, one record a line, each with a checksum. The first line names the format, the boot and the network
 //! namespace; what lived in a kernel that has since been rebooted needs no undoing.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,6 +15,13 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::undo::Undo;
+pub use reading::Rehearsal;
+pub(super) use reading::{Leftovers, Origin};
+
+#[cfg(test)]
+mod bad_input_tests;
+mod file;
+mod reading;
 
 /// The version that this program writes: one that only knew the first would pass over a kill switch's table.
 const VERSION: u32 = 2;
@@ -24,6 +32,9 @@ const MAGIC: &str = "tunproxy-journal";
 const LONG: usize = 1024;
 /// How long the last child of a dead run may hold on to the state directory.
 const LAST_BREATH: Duration = Duration::from_secs(2);
+/// What to do about a journal that cannot be used.
+const REMEDY: &str = "Undo by hand what it stood for (`ip rule` and `ip -6 rule` show our rules as `proto kernel`, \
+                      from priority 9000 on), or reboot; look at /etc/resolv.conf; then delete the file";
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -47,26 +58,38 @@ pub enum JournalError {
         /// Its version.
         found: String,
     },
-    /// Somebody changed a line, or the disk did.
+    /// It does not begin as a journal does.
     #[error(
-        "line {line} of {} is not as it was written: it was edited, or the disk is damaged. Nothing was undone. Put the \
-         line back; or undo by hand what the file tells (`ip rule`, `ip route`, `nft list ruleset`, /etc/resolv.conf), or \
-         reboot, which leaves of all that only /etc/resolv.conf; then delete the file", path.display()
+        "{} is no journal of tunproxy, or its first line is damaged; nothing was undone. Is this the right state \
+         directory? {REMEDY}", path.display()
     )]
-    Edited {
+    Foreign {
         /// The journal.
         path: PathBuf,
-        /// Which line, from 1.
-        line: usize,
     },
-    /// It does not begin as a journal does.
-    #[error("{} is no journal of this program: look what it is, and move it away", path.display())]
-    Foreign {
-        /// The file.
+    /// A line was changed after it had been written. What it stood for is not known, so nothing is undone.
+    #[error(
+        "line {line} of {} {why}: somebody edited it, or the disk damaged it. Nothing was undone. {REMEDY}",
+        path.display()
+    )]
+    Damaged {
+        /// The journal.
         path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// It is nothing that a run of ours writes, or others may have written it.
+    #[error("{} {why}; nothing was undone. Put it aside, or name another --state-dir", path.display())]
+    Untrusted {
+        /// The journal.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
     },
     /// The file system refuses.
-    #[error("{act} {}: {source}", path.display())]
+    #[error("{act} {}: {source}{}", path.display(), file::advice(path, source))]
     Io {
         /// What was tried.
         act: &'static str,
@@ -102,42 +125,6 @@ enum Record {
     Void { id: u64 },
 }
 
-/// Where the changes of an earlier run were made, as seen from here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Origin {
-    /// In this kernel and this network namespace.
-    #[default]
-    Here,
-    /// In this kernel, but in another network namespace, which may still be there. Its inode, if it can be read.
-    Elsewhere(Option<u64>),
-    /// In a kernel that has been rebooted since, or in a namespace that somebody says is gone.
-    Gone,
-}
-
-impl Origin {
-    fn of(place: Option<&Place>) -> Self {
-        let here = Place::here();
-        match place {
-            Some(place) if *place == here => Self::Here,
-            Some(place) if place.boot != here.boot => Self::Gone,
-            Some(place) => Self::Elsewhere(Some(place.namespace)),
-            // Nobody knows: the careful answer.
-            None => Self::Elsewhere(None),
-        }
-    }
-}
-
-/// Changes of a run that has ended without undoing them.
-#[derive(Debug, Default)]
-pub(super) struct Leftovers {
-    /// In the order in which they were recorded.
-    pub(super) undos: Vec<(u64, Undo)>,
-    /// Where they were made.
-    pub(super) origin: Origin,
-    /// Lines that could not be read.
-    pub(super) unreadable: usize,
-}
-
 /// The journal of one run. While it lives nobody else can have the same state directory.
 #[derive(Debug)]
 pub struct Journal {
@@ -167,27 +154,18 @@ impl Journal {
         make_directory(state_dir).map_err(io("create", state_dir))?;
         let lock = lock(state_dir)?;
         let path = state_dir.join("journal");
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(io("read", &path)(error)),
-        };
-        let leftovers = read(&path, &bytes)?;
+        let bytes = file::load(&path)?;
+        let leftovers = reading::read(&path, &bytes, &Place::here())?;
         let next = leftovers.undos.iter().map(|(id, _)| id + 1).max().unwrap_or(0);
-        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at as u64 + 1);
         // What names no change is not gone on with: it may be of another boot.
-        let whole = if leftovers.undos.is_empty() { 0 } else { whole };
+        let whole = if leftovers.undos.is_empty() { 0 } else { leftovers.whole };
         Ok(Self { path, file: None, whole, next, recorded: false, lines: 0, leftovers, _lock: lock })
     }
 
     /// What is journalled in `state_dir`, read without the lock: of a run that goes on, too. Changes nothing.
     pub(super) fn peek(state_dir: &Path) -> Result<Leftovers, JournalError> {
         let path = state_dir.join("journal");
-        match fs::read(&path) {
-            Ok(bytes) => read(&path, &bytes),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Leftovers::default()),
-            Err(source) => Err(JournalError::Io { act: "read", path, source }),
-        }
+        reading::read(&path, &file::load(&path)?, &Place::here())
     }
 
     /// Where the journal is.
@@ -236,7 +214,10 @@ impl Journal {
         if !self.is_clean() || self.lines < LONG + 4 * live.clone().count() {
             return Ok(());
         }
-        let lines: Vec<String> = live.map(|(id, undo)| line(&Record::Undo { id, undo: undo.clone() })).collect();
+        // In the order in which they were recorded, which is that of their numbers.
+        let live: BTreeMap<u64, &Undo> = live.collect();
+        let lines: Vec<String> =
+            live.into_iter().map(|(id, undo)| line(&Record::Undo { id, undo: undo.clone() })).collect();
         self.file = Some(self.create(&lines.concat()).map_err(|source| self.failed("write", source))?);
         self.lines = lines.len();
         Ok(())
@@ -262,11 +243,16 @@ impl Journal {
         let file = match self.file.take() {
             Some(file) => Ok(file),
             None if self.whole == 0 => self.create(""),
-            None => OpenOptions::new().append(true).open(&self.path).and_then(|file| {
-                // A torn last line must not swallow what comes after it.
-                file.set_len(self.whole)?;
-                Ok(file)
-            }),
+            None => {
+                OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(&self.path).and_then(|mut file| {
+                    // A torn last line stands for nothing, and must not swallow what comes after it.
+                    file.set_len(self.whole)?;
+                    file.seek(SeekFrom::End(0))?;
+                    file.write_all(b"\n")?;
+                    self.whole += 1;
+                    Ok(file)
+                })
+            }
         };
         let written = file.and_then(|mut file| {
             file.write_all(lines.as_bytes())?;
@@ -282,7 +268,9 @@ impl Journal {
     /// Makes the file with its first line and `lines`, whole or not at all.
     fn create(&mut self, lines: &str) -> io::Result<File> {
         let new = self.path.with_extension("new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let mut file = options.open(&new)?;
         let place = serde_json::to_string(&Place::here()).map_err(io::Error::other)?;
         let text = format!("{MAGIC} {VERSION} {place}\n{lines}");
         file.write_all(text.as_bytes())?;
@@ -319,8 +307,9 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, JournalError> {
         let path = path.clone();
         move |source| JournalError::Io { act, path, source }
     };
-    let options = || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let mut file = options().map_err(io("open"))?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let mut file = options.open(&path).map_err(io("open"))?;
     let end = Instant::now() + LAST_BREATH;
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -344,55 +333,11 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, JournalError> {
     }
 }
 
-/// Reads a journal. What a crash tore is counted and left out; what somebody edited is refused.
-fn read(path: &Path, bytes: &[u8]) -> Result<Leftovers, JournalError> {
-    if bytes.is_empty() {
-        return Ok(Leftovers::default());
-    }
-    let path = || path.to_owned();
-    // The file appears with its first line or not at all, so a crash cannot have torn that.
-    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or_else(|| JournalError::Foreign { path: path() })?;
-    let (header, records) = bytes.split_at(end + 1);
-    let header = String::from_utf8_lossy(header);
-    let mut words = header.trim_end().splitn(3, ' ');
-    if words.next() != Some(MAGIC) {
-        return Err(JournalError::Foreign { path: path() });
-    }
-    let version = words.next().unwrap_or_default();
-    if ![OLDEST, VERSION].iter().any(|known| known.to_string() == version) {
-        return Err(JournalError::Version { path: path(), found: version.to_owned() });
-    }
-    let place: Option<Place> = words.next().and_then(|place| serde_json::from_str(place).ok());
-    let mut leftovers = Leftovers { origin: Origin::of(place.as_ref()), ..Leftovers::default() };
-    for (number, line) in records.split_inclusive(|byte| *byte == b'\n').enumerate() {
-        match std::str::from_utf8(line).ok().and_then(|line| parse(line.trim_end())) {
-            Some(Record::Undo { id, undo }) => leftovers.undos.push((id, undo)),
-            Some(Record::Void { id }) => leftovers.undos.retain(|(other, _)| *other != id),
-            None if line == b"\n" => {}
-            // The first version went on behind a torn line.
-            None if is_torn(line) || version == OLDEST.to_string() => leftovers.unreadable += 1,
-            None => return Err(JournalError::Edited { path: path(), line: number + 2 }),
-        }
-    }
-    Ok(leftovers)
-}
-
-/// Whether a crash can have made this of a line: its end is missing, or its block never came to the disk.
-fn is_torn(line: &[u8]) -> bool {
-    !line.ends_with(b"\n") || line.contains(&0)
-}
-
 /// A record with its checksum in front and a line break behind.
 fn line(record: &Record) -> String {
     // These types have nothing that JSON cannot say; a line without a record would be skipped as torn.
     let json = serde_json::to_string(record).unwrap_or_default();
     format!("{:016x} {json}\n", checksum(json.as_bytes()))
-}
-
-fn parse(line: &str) -> Option<Record> {
-    let (sum, json) = line.split_once(' ')?;
-    let sum = u64::from_str_radix(sum, 16).ok()?;
-    (sum == checksum(json.as_bytes())).then(|| serde_json::from_str(json).ok()).flatten()
 }
 
 /// FNV-1a, 64 bits: enough to tell a torn line from a whole one.

@@ -273,7 +273,7 @@ impl Stack {
         self.table.len()
     }
 
-    /// Bytes of address space that the rings of flows have taken, which is never given back, and the most of it that
+    /// Bytes of address space that the rings of flows have taken, which is given back at the end, and the most of it that
     /// may be in memory for the flows of now.
     #[must_use]
     pub fn ring_memory(&self) -> (usize, usize) {

@@ -8,7 +8,8 @@ use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
+use libc::c_void;
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// Bytes of one ring by class: the fewer flows live, the more each may have in flight.
 const SIZES: [usize; 3] = [1 << 20, 256 << 10, 64 << 10];
@@ -25,6 +26,7 @@ const WARM_BYTES: usize = 8 << 10;
 #[derive(Default)]
 pub(super) struct Pool {
     free: [Vec<NonNull<u8>>; SIZES.len()],
+    mappings: Vec<(NonNull<c_void>, NonZeroUsize)>,
     mapped: usize,
 }
 
@@ -49,7 +51,7 @@ impl Pool {
         Some(Rings { base, class, touched: 0, pool: Rc::clone(pool) })
     }
 
-    /// Bytes of address space taken so far. They are never given back.
+    /// Bytes of address space taken so far. They are given back with the pool.
     pub(super) fn mapped(&self) -> usize {
         self.mapped
     }
@@ -65,11 +67,21 @@ impl Pool {
         // SAFETY: the range is the mapping just made; the advice changes no content.
         let _ = unsafe { madvise(start, length.get(), MmapAdvise::MADV_NOHUGEPAGE) };
         self.mapped += length.get();
+        self.mappings.push((start, length));
         for index in 0..PAIRS_PER_MAPPING {
             // SAFETY: the offset stays inside the mapping.
             self.free[class].push(unsafe { start.cast::<u8>().add(index * pair) });
         }
         Some(())
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        for (start, length) in self.mappings.drain(..) {
+            // SAFETY: a mapping of ours; whoever has rings in it has the pool, too. Failure costs address space only.
+            let _ = unsafe { munmap(start, length.get()) };
+        }
     }
 }
 
@@ -81,7 +93,7 @@ impl Rings {
     pub(super) unsafe fn split(&mut self) -> (&'static mut [u8], &'static mut [u8]) {
         let size = SIZES[self.class];
         // SAFETY: the pair spans `2 * size` mapped bytes, which nobody else uses while it is out of the pool; mappings
-        // are never unmapped, so the lifetime holds as long as the caller keeps the contract.
+        // last as long as the pool, which each pair holds on to, so the lifetime holds as long as the caller keeps the contract.
         unsafe {
             let second = self.base.add(size);
             (
@@ -152,6 +164,19 @@ mod tests {
             drop(rings);
             assert_eq!(Pool::take(&pool, live).unwrap().base, base);
         }
+    }
+
+    #[test]
+    fn a_pair_of_rings_keeps_its_memory_when_the_rest_of_its_pool_is_gone() {
+        let pool = Rc::new(RefCell::new(Pool::default()));
+        let mut rings = Pool::take(&pool, 0).unwrap();
+        drop(pool);
+        // SAFETY: used only here, before the drop of `rings`.
+        let (up, down) = unsafe { rings.split() };
+        up.fill(1);
+        down.fill(2);
+        assert!(up.iter().all(|byte| *byte == 1));
+        drop(rings);
     }
 
     #[test]

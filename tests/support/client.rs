@@ -5,7 +5,8 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use std::{env, process, thread};
@@ -37,6 +38,8 @@ pub(crate) type Outcome = Result<String, String>;
 /// - `datagrams COUNT ADDR`: an exchange over UDP from each of that many sockets, all of which stay open to the end;
 /// - `relay PROXY ADDR WORD [PORT]`: a datagram and its answer through UDP ASSOCIATE of a SOCKS5 server without
 ///   credentials, from that port of ours.
+/// - `knock PATH`: what whoever listens on a socket at that path says at once;
+/// - `report`: tells a service manager what a command has got of what the manager gave (sd_notify(3)).
 ///
 /// An address may be a name with a port, which the system resolves.
 pub(crate) fn act(words: &str) -> Outcome {
@@ -92,6 +95,8 @@ fn perform(words: &[&str]) -> io::Result<String> {
         ["datagrams", count, to] => datagrams(number(count)?, to),
         ["relay", proxy, to, word] => relay(proxy, to, word, 0),
         ["relay", proxy, to, word, port] => relay(proxy, to, word, number(port)?),
+        ["knock", path] => knock(path),
+        ["report"] => report(),
         _ => Err(io::Error::other(format!("no such act: {words:?}"))),
     }
 }
@@ -110,6 +115,28 @@ fn dial(to: &str, patience: Duration) -> io::Result<TcpStream> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     Ok(stream)
+}
+
+fn knock(path: &str) -> io::Result<String> {
+    let mut said = String::new();
+    UnixStream::connect(path)?.read_to_string(&mut said)?;
+    Ok(said)
+}
+
+fn report() -> io::Result<String> {
+    let ours = |variable| env::var(variable).is_ok_and(|pid| pid == process::id().to_string());
+    // SAFETY: the first descriptor that a manager gives, which nobody else here uses.
+    let given = unsafe { Socket::from_raw_fd(3) }.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+    let input = io::stdin().read(&mut [0])?;
+    let terminal = std::fs::File::open("/dev/tty").map_or_else(|error| name_of(&error), |_| "one".to_owned());
+    let manager = env::var("NOTIFY_SOCKET").map_err(io::Error::other)?;
+    let status = format!(
+        "READY=1\nSTATUS=listen {}, watchdog {}, socket {given}, input {input}, terminal {terminal}",
+        ours("LISTEN_PID"),
+        ours("WATCHDOG_PID")
+    );
+    UnixDatagram::unbound()?.send_to(status.as_bytes(), manager)?;
+    Ok(status)
 }
 
 fn ask(to: &str, word: &str) -> io::Result<String> {

@@ -6,6 +6,7 @@
 //!               Uplinks: the same with two ways out, which come and go                  uplinks
 //!               peers: DNS, HTTP, TLS, echo, digest, SOCKS5, CONNECT in this process           peers
 //!               Program: danted, microsocks, tinyproxy, iperf3, tunproxy                       program, third_party, tunproxy
+//!               service, unit: tunproxy with the rights of the shipped systemd unit
 //!               sites: those of these servers that most tests talk to                         sites
 //!               client: what a program on the host would do, and what it saw                   client
 //!               escapes: somebody who tries every way out                                       escapes
@@ -26,11 +27,13 @@ pub(crate) mod netns;
 pub(crate) mod packet;
 pub(crate) mod peers;
 pub(crate) mod program;
+pub(crate) mod service;
 pub(crate) mod sites;
 pub(crate) mod third_party;
 pub(crate) mod topology;
 pub(crate) mod tunproxy;
 pub(crate) mod uplinks;
+pub(crate) mod unit;
 pub(crate) mod world;
 
 pub(crate) use capture::Capture;

@@ -1,7 +1,8 @@
 //! What a test needs of the machine, found before it starts, and how to get what is missing.
 
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, Permissions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::{env, io};
 
@@ -16,10 +17,44 @@ const PACKAGES: &[(&str, &str)] = &[
     ("microsocks", "microsocks"),
     ("tinyproxy", "tinyproxy"),
     ("setpriv", "util-linux"),
+    ("unshare", "util-linux"),
+    ("strace", "strace"),
     ("ping", "iputils-ping"),
     ("traceroute", "traceroute"),
     ("sysctl", "procps"),
 ];
+
+/// A need: the TUN driver may be opened by every user of the lab. Where the machine's node is closed to them, whoever may
+/// make another gives the lab one of its own ([`open_node`]).
+pub(crate) const OPEN_TUN: &str = "/dev/net/tun for every user";
+
+/// A node of the TUN driver for the lab, and the folder that goes with it.
+pub(crate) struct Node(tempfile::TempDir);
+
+impl Node {
+    pub(crate) fn path(&self) -> PathBuf {
+        self.0.path().join("tun")
+    }
+}
+
+/// Makes a node that every user may open; `None` where the machine's own is that.
+///
+/// # Errors
+/// Why it cannot be made.
+pub(crate) fn open_node() -> io::Result<Option<Node>> {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    let open = std::fs::metadata("/dev/net/tun")?.permissions().mode() & 0o006 == 0o006;
+    if open {
+        return Ok(None);
+    }
+    let node = Node(tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir()?);
+    let mode = Mode::from_bits_truncate(0o666);
+    mknod(&node.path(), SFlag::S_IFCHR, mode, makedev(10, 200))?;
+    std::fs::set_permissions(node.path(), Permissions::from_mode(0o666))?;
+    // The file system may be one without devices.
+    OpenOptions::new().read(true).write(true).open(node.path())?;
+    Ok(Some(node))
+}
 
 /// Finds `program` in `PATH` or where the distribution keeps what only root's `PATH` holds.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
@@ -34,7 +69,13 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 ///
 /// A need is the name of a program, or a path that must open for reading and writing.
 pub(crate) fn missing(needs: &[&str]) -> Option<String> {
-    needs.iter().find_map(|need| if need.starts_with('/') { closed(Path::new(need)) } else { absent(need) })
+    needs.iter().find_map(|need| match *need {
+        OPEN_TUN => open_node().err().map(|error| {
+            format!("{OPEN_TUN}: {error} (run the tests as root, or open the node to all: chmod 0666 /dev/net/tun)")
+        }),
+        path if path.starts_with('/') => closed(Path::new(path)),
+        program => absent(program),
+    })
 }
 
 fn absent(program: &str) -> Option<String> {
@@ -60,6 +101,11 @@ fn closed(device: &Path) -> Option<String> {
 /// Under `CI=true`.
 pub(crate) fn skip(test: &str, why: &str) {
     assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "{test} cannot run here: {why}");
+    pass_over(test, why);
+}
+
+/// The same for what may be missing under `CI=true`, too.
+pub(crate) fn pass_over(test: &str, why: &str) {
     // Written straight to the descriptor: the test harness would swallow what the print macros say of a passing test.
     let _ = writeln!(io::stderr(), "\n*** SKIPPED {test}: {why}\n");
 }

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 
 use super::client::{self, Outcome};
 use super::program::{self, Program};
+use super::service::Rights;
 use super::topology::{HOST_V4, HOST_V6};
 use super::{Netns, world};
 
@@ -27,6 +28,8 @@ pub(crate) struct Place {
     pub(crate) profile: PathBuf,
     /// What `--state-dir` is.
     pub(crate) state: PathBuf,
+    /// The rights of its runs; those of whoever runs the test if there are none.
+    pub(crate) rights: Option<Rights>,
 }
 
 impl Place {
@@ -36,7 +39,7 @@ impl Place {
     /// If the lab's desk is full.
     pub(crate) fn new(profile: &str) -> Self {
         let dir = world::fresh_dir("tunproxy");
-        let place = Self { profile: dir.join("profile.yaml"), state: dir.join("state") };
+        let place = Self { profile: dir.join("profile.yaml"), state: dir.join("state"), rights: None };
         place.rewrite(profile);
         place
     }
@@ -51,7 +54,7 @@ impl Place {
 
     /// The long run, in `ns`, not yet started.
     pub(crate) fn run_command(&self, ns: &Netns) -> Command {
-        let mut command = ns.command(binary());
+        let mut command = self.program(ns);
         command.arg("--profile").arg(&self.profile).arg("--state-dir").arg(&self.state);
         command
     }
@@ -143,8 +146,12 @@ impl Place {
         command
     }
 
+    fn program(&self, ns: &Netns) -> Command {
+        self.rights.as_ref().map_or_else(|| ns.command(binary()), |rights| rights.command(ns, self))
+    }
+
     fn subcommand(&self, ns: &Netns, name: &str, args: &[&Path]) -> Said {
-        let mut command = ns.command(binary());
+        let mut command = self.program(ns);
         command.arg(name).args(args);
         Said::of(&mut command)
     }

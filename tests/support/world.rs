@@ -15,6 +15,9 @@ use super::{client, needs, program};
 /// Set in the environment of the process that is inside.
 const INSIDE: &str = "TUNPROXY_LAB";
 
+/// Holds the path of a node of the TUN driver that every user may open.
+const TUN_NODE: &str = "TUNPROXY_LAB_TUN";
+
 /// A test that has not ended by then hangs: it is ended with everything it started, and fails.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -55,6 +58,11 @@ pub(crate) fn attempt<F: FnOnce()>(needs: &[&str], test: F) -> Option<Result<(),
     }
     let mut again = Command::new(env::current_exe().expect("our own path"));
     again.args([&name, "--exact", "--nocapture", "--test-threads=1"]);
+    // Inside nobody may make one. It goes when the test has ended.
+    let node = needs.contains(&needs::OPEN_TUN).then(needs::open_node).transpose().ok().flatten().flatten();
+    if let Some(node) = &node {
+        again.env(TUN_NODE, node.path());
+    }
     let child = match enter(&mut again).stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null()).spawn() {
         Ok(child) => child,
         Err(refused) => return skip(&refusal(&refused)),
@@ -289,7 +297,12 @@ pub(crate) fn poll_until<T>(limit: Duration, mut look: impl FnMut() -> Option<T>
     }
 }
 
+/// The node that the test was given for [`needs::OPEN_TUN`]; `None` where the machine's own is open to all.
+pub(crate) fn tun_node() -> Option<PathBuf> {
+    env::var_os(TUN_NODE).map(PathBuf::from)
+}
+
 /// The environment that programs of the lab must not inherit.
-pub(crate) fn private_environment() -> [OsString; 2] {
-    [INSIDE.into(), client::ACT.into()]
+pub(crate) fn private_environment() -> [OsString; 3] {
+    [INSIDE.into(), client::ACT.into(), TUN_NODE.into()]
 }

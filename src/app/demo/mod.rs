@@ -19,7 +19,7 @@ use anyhow::{Context as _, anyhow, bail};
 
 pub use client::client;
 
-use super::build::{self, Addresses};
+use super::build::{self, Addresses, Outside};
 use super::worker::{Seed, Worker};
 use super::{exec, load};
 use crate::platform::rootless::{self, Inside};
@@ -63,7 +63,7 @@ pub fn demo() -> anyhow::Result<u8> {
     let recorder = Arc::new(Recorder::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (reports, took) = runtime.block_on(async {
-        let core = build::core(&profile, Dialer::default(), None, true).await?;
+        let core = build::core(&profile, Outside::Apart, Dialer::default(), None, true).await?;
         core.counters.listen(recorder.clone());
         let mut workers = Vec::new();
         let (ended, _) = tokio::sync::mpsc::unbounded_channel();

@@ -5,7 +5,47 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-const CAP_NET_ADMIN: u32 = 12;
+/// The capabilities that make a difference to a run. What is missing costs its part (docs/host-changes.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capability {
+    /// The TUN, routes, rules, marks and the firewall.
+    NetAdmin,
+    /// ICMP; sockets bound to an interface before Linux 5.7.
+    NetRaw,
+    /// Ports below 1024.
+    NetBindService,
+}
+
+impl Capability {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::NetAdmin, Self::NetRaw, Self::NetBindService];
+
+    /// Its name, as manuals have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NetAdmin => "CAP_NET_ADMIN",
+            Self::NetRaw => "CAP_NET_RAW",
+            Self::NetBindService => "CAP_NET_BIND_SERVICE",
+        }
+    }
+
+    /// Whether this thread has it, in its own user namespace.
+    #[must_use]
+    pub fn is_held(self) -> bool {
+        sets().is_some_and(|sets| sets[0].effective & self.bit() != 0)
+    }
+
+    /// Its place in the sets (`linux/capability.h`).
+    fn bit(self) -> u32 {
+        1 << match self {
+            Self::NetBindService => 10,
+            Self::NetAdmin => 12,
+            Self::NetRaw => 13,
+        }
+    }
+}
+
 /// `_LINUX_CAPABILITY_VERSION_3`: two words of 32 bits for each set.
 const VERSION: u32 = 0x2008_0522;
 
@@ -39,7 +79,7 @@ pub(super) fn hand_down_net_admin(command: &mut Command) {
 /// Whether this thread has CAP_NET_ADMIN, in its own user namespace.
 #[must_use]
 pub fn may_administer_network() -> bool {
-    sets().is_some_and(|sets| sets[0].effective & (1 << CAP_NET_ADMIN) != 0)
+    Capability::NetAdmin.is_held()
 }
 
 /// Whether the file of this program gives CAP_NET_ADMIN to whoever starts it (`setcap`).
@@ -60,7 +100,8 @@ pub fn program_may_administer_network() -> bool {
 /// Reads a `struct vfs_cap_data`: a word whose lowest bit makes the rest effective, then the permitted set (little-endian).
 fn gives_net_admin(value: &[u8]) -> bool {
     let word = |at: usize| Some(u32::from_le_bytes(value.get(at..at + 4)?.try_into().ok()?));
-    word(0).is_some_and(|head| head & 1 != 0) && word(4).is_some_and(|permitted| permitted & (1 << CAP_NET_ADMIN) != 0)
+    word(0).is_some_and(|head| head & 1 != 0)
+        && word(4).is_some_and(|permitted| permitted & Capability::NetAdmin.bit() != 0)
 }
 
 /// The sets of this thread.
@@ -75,13 +116,14 @@ fn sets() -> Option<[Sets; 2]> {
 /// Puts CAP_NET_ADMIN into the inheritable and the ambient set (capabilities(7)). Without it, the child's own words
 /// about what it may not do are better than ours, so failures are passed over.
 fn raise_net_admin() {
-    let Some(mut sets) = sets().filter(|sets| sets[0].permitted & (1 << CAP_NET_ADMIN) != 0) else { return };
+    let bit = Capability::NetAdmin.bit();
+    let Some(mut sets) = sets().filter(|sets| sets[0].permitted & bit != 0) else { return };
     let header = Header { version: VERSION, pid: 0 };
-    sets[0].inheritable |= 1 << CAP_NET_ADMIN;
+    sets[0].inheritable |= bit;
     // SAFETY: as above; the kernel only reads.
     unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) };
     // SAFETY: plain numbers.
-    unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, CAP_NET_ADMIN, 0, 0) };
+    unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, bit.trailing_zeros(), 0, 0) };
 }
 
 #[cfg(test)]

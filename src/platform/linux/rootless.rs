@@ -25,6 +25,7 @@ use crate::platform::{Family, QUEUE_LENGTH};
 
 mod channel;
 mod cover;
+mod reception;
 
 /// The name of the device inside.
 const DEVICE: &str = "tun0";
@@ -124,7 +125,11 @@ fn prepare(
     channel::hand_over(channel, &queues)?;
     drop(queues);
     channel::wait_for_go(channel)?;
+    if has_ipv6() {
+        reception::wait_for(&inside.addresses);
+    }
     drop_capabilities()?;
+    take_the_place_of_our_parent();
     run(command)
 }
 
@@ -144,6 +149,18 @@ fn run(command: Vec<OsString>) -> Result<std::convert::Infallible, RootlessError
         error => error,
     };
     Err(RootlessError::Command { program: program.display().to_string(), source: error.into() })
+}
+
+/// What a service manager gave to the parent is meant for the command: sockets that it listens on and the watchdog name
+/// the process that they are for (sd_listen_fds(3), sd_watchdog_enabled(3)). `NOTIFY_SOCKET` names none.
+fn take_the_place_of_our_parent() {
+    let parent = nix::unistd::getppid().to_string();
+    for variable in ["LISTEN_PID", "WATCHDOG_PID"] {
+        if std::env::var(variable).is_ok_and(|pid| pid == parent) {
+            // SAFETY: this process has a single thread.
+            unsafe { std::env::set_var(variable, std::process::id().to_string()) };
+        }
+    }
 }
 
 /// Whether there is such a file, where commands are looked for.
@@ -203,7 +220,10 @@ fn advice() -> String {
 /// The TUN, or a veth with a packet socket where /dev/net/tun is closed to us.
 fn open_device(inside: &Inside) -> Result<Vec<TunQueue>, RootlessError> {
     match open_tun(DEVICE, inside.queues) {
-        Ok(queues) => Ok(queues),
+        Ok(queues) => {
+            queues.iter().take(1).for_each(TunQueue::leave_end_to_namespace);
+            Ok(queues)
+        }
         Err(_closed) => {
             let mut netlink =
                 Netlink::open().map_err(|error| step("open a netlink socket")(io::Error::other(error)))?;

@@ -30,6 +30,12 @@ pub(in crate::platform) fn is_writable(path: &str) -> bool {
     nix::sys::statvfs::statvfs(&file).is_ok_and(|it| !it.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
 }
 
+/// The first port that anybody may listen on; those below take CAP_NET_BIND_SERVICE (ip-sysctl.rst).
+#[must_use]
+pub fn first_open_port() -> u16 {
+    read("net/ipv4/ip_unprivileged_port_start").ok().and_then(|value| value.parse().ok()).unwrap_or(1024)
+}
+
 /// Puts a parameter back to `old`, if it still has the value `ours`; with `None` in any case.
 pub(in crate::platform) fn restore(path: &str, ours: Option<&str>, old: &str) -> io::Result<Undone> {
     let now = match read(path) {

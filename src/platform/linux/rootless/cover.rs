@@ -13,8 +13,19 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::{RootlessError, step};
 
-/// Path sockets and files by which name look-ups go around a network namespace.
-const SIDE_DOORS: [&str; 3] = ["/run/systemd/resolve", "/run/nscd", "/run/avahi-daemon"];
+/// Folders of the path sockets by which name look-ups go around a network namespace: of nss-resolve, nscd, nss-mdns, and
+/// the system bus, on which systemd-resolved and others answer as well. Whole folders: a socket that is made anew while
+/// the command runs would not be covered. Where /var/run is no link to /run, it has them too.
+const SIDE_DOORS: [&str; 8] = [
+    "/run/systemd/resolve",
+    "/run/nscd",
+    "/run/avahi-daemon",
+    "/run/dbus",
+    "/var/run/systemd/resolve",
+    "/var/run/nscd",
+    "/var/run/avahi-daemon",
+    "/var/run/dbus",
+];
 /// What programs read.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Longer chains of links lead nowhere (path_resolution(7) allows 40).
@@ -26,8 +37,11 @@ const NONE: Option<&str> = None;
 /// Covers the path sockets that would answer names behind our back; returns the folders that are empty, and ours, now.
 pub(super) fn hide_side_doors() -> Result<Vec<PathBuf>, RootlessError> {
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).map_err(step("make mounts private"))?;
-    let mut covered = Vec::new();
+    let mut covered: Vec<PathBuf> = Vec::new();
     for door in SIDE_DOORS.iter().filter_map(|door| fs::canonicalize(door).ok()).filter(|door| door.is_dir()) {
+        if covered.contains(&door) {
+            continue;
+        }
         mount_tmpfs(&door).map_err(step(&format!("cover {}", door.display())))?;
         covered.push(door);
     }
