@@ -11,6 +11,7 @@ mod control;
 mod datagrams;
 mod direct;
 mod exec;
+mod failures;
 mod gateway;
 mod host_run;
 mod lab;

@@ -15,6 +15,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::Netns;
 use super::peers::digest::{Sha256, of_pattern, pattern};
+use super::probe;
 
 /// The variable that holds an act for this test binary to do instead of its test.
 pub(crate) const ACT: &str = "TUNPROXY_LAB_ACT";
@@ -35,6 +36,7 @@ pub(crate) type Outcome = Result<String, String>;
 /// - `whole ADDR LENGTH`: sends that many bytes over UDP in one datagram that nobody may cut, and again in one that
 ///   fits once the path has said what does; learns the path's MTU, or `fits` where nobody complained;
 /// - `datagrams COUNT ADDR`: an exchange over UDP from each of that many sockets, all of which stay open to the end;
+/// - `scan HOST FIRST COUNT SECONDS`, `reuse COUNT PORTS ADDR`: see [`probe`];
 /// - `relay PROXY ADDR WORD [PORT]`: a datagram and its answer through UDP ASSOCIATE of a SOCKS5 server without
 ///   credentials, from that port of ours.
 ///
@@ -69,7 +71,8 @@ pub(crate) fn act_if_asked() {
     process::exit(i32::from(outcome.is_err()));
 }
 
-fn name_of(error: &io::Error) -> String {
+/// The name of an error as programs know it.
+pub(crate) fn name_of(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(code) => format!("{:?}", Errno::from_raw(code)),
         None if error.kind() == io::ErrorKind::TimedOut => "ETIMEDOUT".to_owned(),
@@ -90,6 +93,8 @@ fn perform(words: &[&str]) -> io::Result<String> {
         ["datagram", to, word, seconds] => datagram(to, word, Duration::from_secs(number(seconds)?)),
         ["whole", to, length] => whole(to, number(length)?),
         ["datagrams", count, to] => datagrams(number(count)?, to),
+        ["scan", host, first, count, seconds] => probe::scan(host, number(first)?, number(count)?, number(seconds)?),
+        ["reuse", count, ports, to] => probe::reuse(number(count)?, number(ports)?, resolve(to)?),
         ["relay", proxy, to, word] => relay(proxy, to, word, 0),
         ["relay", proxy, to, word, port] => relay(proxy, to, word, number(port)?),
         _ => Err(io::Error::other(format!("no such act: {words:?}"))),

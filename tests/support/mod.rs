@@ -20,6 +20,7 @@ pub(crate) mod needs;
 pub(crate) mod netns;
 pub(crate) mod packet;
 pub(crate) mod peers;
+pub(crate) mod probe;
 pub(crate) mod program;
 pub(crate) mod sites;
 pub(crate) mod third_party;
