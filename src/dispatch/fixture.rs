@@ -123,6 +123,7 @@ impl World<'_> {
             dns: Arc::new(dns),
             counters: Arc::new(Counters::default()),
             udp_timeout: Duration::from_secs(300),
+            memory: 1 << 30,
         }))
     }
 }

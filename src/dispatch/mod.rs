@@ -7,6 +7,7 @@ mod associations;
 mod entry;
 mod link;
 mod live;
+mod queue;
 mod relay;
 mod router;
 mod slot;
@@ -25,6 +26,7 @@ use arc_swap::ArcSwap;
 
 pub use entry::{Back, Entry};
 pub use live::{Account, Counters, Listener, Outcome, Verdict};
+pub use queue::Queue;
 pub use router::{Decision, Router, UnknownTarget};
 
 use crate::dns::{Dns, Fake, Held};
@@ -51,6 +53,8 @@ pub struct Core {
     pub counters: Arc<Counters>,
     /// How long a UDP association may be idle.
     pub udp_timeout: Duration,
+    /// Bytes that datagrams and their associations may take, on all workers together.
+    pub memory: usize,
 }
 
 /// The dispatcher of one worker.
@@ -87,7 +91,8 @@ impl Dispatcher {
     /// A dispatcher without flows.
     #[must_use]
     pub fn new(core: Arc<Core>) -> Rc<Self> {
-        let associations = Associations::new(Limits::of_this_process(), Arc::clone(&core.counters));
+        core.counters.queue.limit(core.memory / 2);
+        let associations = Associations::new(Limits::of_this_process(core.memory / 2), Arc::clone(&core.counters));
         Rc::new(Self {
             core,
             associations: RefCell::new(associations),

@@ -30,6 +30,7 @@ pub use dialer::{Dialer, Fwmark, UdpSocket, descriptors_for_flows, is_spare};
 pub use firewall::Nft;
 pub use imp::capability::may_administer_network;
 pub use imp::holder::tcp_listener;
+pub use imp::memory::memory;
 pub use imp::netlink::{Netlink, NetlinkError};
 pub use imp::rootless;
 pub use imp::tun::{Framing, HEADROOM, Layout, TunQueue, open_packet, open_tun};

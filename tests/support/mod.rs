@@ -16,6 +16,8 @@
 pub(crate) mod capture;
 pub(crate) mod client;
 pub(crate) mod dump;
+pub(crate) mod forged;
+pub(crate) mod load;
 pub(crate) mod needs;
 pub(crate) mod netns;
 pub(crate) mod packet;
@@ -26,6 +28,7 @@ pub(crate) mod sites;
 pub(crate) mod third_party;
 pub(crate) mod topology;
 pub(crate) mod tunproxy;
+pub(crate) mod weather;
 pub(crate) mod world;
 
 pub(crate) use capture::Capture;

@@ -7,6 +7,7 @@ mod back;
 mod crew;
 mod hijack;
 mod intake;
+mod shortage;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ use tokio::time::Sleep;
 use back::TunBack;
 pub use crew::Crew;
 pub use hijack::Hijack;
+use shortage::Shortage;
 use streams::Streams;
 use writer::Writer;
 
@@ -54,6 +56,7 @@ pub struct Tunnel {
     hijack: Hijack,
     streams: Rc<Streams>,
     crew: RefCell<Crew>,
+    shortage: Shortage,
 }
 
 impl Tunnel {
@@ -76,7 +79,7 @@ impl Tunnel {
         let back = Rc::new(TunBack::new(Rc::clone(&stack), Rc::clone(&writer)));
         let dns = Arc::clone(&dispatcher.core().dns);
         let crew = RefCell::new(crew);
-        Ok(Self { queue, stack, writer, back, dispatcher, dns, hijack, streams, crew })
+        Ok(Self { queue, stack, writer, back, dispatcher, dns, hijack, streams, crew, shortage: Shortage::default() })
     }
 
     /// Carries packets until the device is gone.
@@ -93,7 +96,9 @@ impl Tunnel {
             if more || left {
                 continue;
             }
-            self.dispatcher.core().counters.publish(self.crew.borrow().number(), self.stack.borrow().counters());
+            let counted = self.stack.borrow().counters();
+            self.dispatcher.core().counters.publish(self.crew.borrow().number(), counted);
+            self.shortage.tell(&counted, Instant::now());
             poll_fn(|cx| self.poll_wake(cx, sleep.as_mut())).await?;
         }
     }

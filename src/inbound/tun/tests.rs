@@ -64,6 +64,7 @@ fn core() -> Arc<Core> {
         dns,
         counters: Arc::new(Counters::default()),
         udp_timeout: Duration::from_secs(60),
+        memory: 1 << 30,
     })
 }
 
@@ -83,6 +84,7 @@ fn start(workers: usize) -> Vec<Device> {
             reserved: Vec::new(),
             ipv6: true,
             seed: 1,
+            memory: usize::MAX,
             tell_ended: workers > 1,
         };
         let hijack = Hijack::new(vec![(None, 53)], &[]);

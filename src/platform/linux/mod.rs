@@ -2,6 +2,7 @@
 
 pub(super) mod capability;
 pub(super) mod holder;
+pub(super) mod memory;
 pub(super) mod netlink;
 pub(super) mod nft;
 pub(super) mod resolv_conf;
