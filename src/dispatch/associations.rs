@@ -32,9 +32,9 @@ pub(super) const MOST_OPENING: usize = 16;
 /// A peer that was refused stays so for this long, without asking again.
 pub(super) const REFUSED_FOR: Duration = Duration::from_secs(2);
 
-/// Memory of an association, and of a peer on each of several workers, in bytes: generously.
+/// Memory of an association and of a peer, in bytes: generously.
 const LINK: usize = 4 << 10;
-const PEER: usize = 4 << 10;
+const PEER: usize = 1 << 10;
 
 /// How much there may be of everything. Beyond, what has been idle longest goes.
 pub(super) struct Limits {

@@ -35,6 +35,8 @@ pub struct Counters {
     pub datagrams_dropped: AtomicU64,
     /// Datagrams that wait.
     pub queue: Queue,
+    /// Mistakes of ours that cost a packet and not the worker.
+    pub panics: AtomicU64,
     /// UDP associations that are open now.
     pub associations: AtomicU64,
     /// What each worker's stack counted when it last went to sleep.
@@ -108,6 +110,7 @@ impl Counters {
             "hand_over_lost": self.hand_over_lost.load(Relaxed),
             "datagrams_dropped": self.datagrams_dropped.load(Relaxed),
             "datagram_bytes_queued": self.queue.bytes(),
+            "panics": self.panics.load(Relaxed),
             "associations": self.associations.load(Relaxed),
         })
     }

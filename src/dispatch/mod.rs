@@ -35,6 +35,7 @@ use crate::outbound::{Index, Outbound, Outbounds};
 use crate::session::{Fact, FactKind, Inbound, Network, Session};
 use crate::stack::{FlowStream, Refusal, Tuple};
 use associations::{Associations, Limits, Origin};
+use queue::Place;
 use relay::{Buffered, FlowIo, relay};
 use train::Gathering;
 
@@ -245,7 +246,12 @@ impl Entry for Rc<Dispatcher> {
 
     async fn relay(&self, upstream: Upstream, client: BoxStream) {
         let Upstream { mut stream, mut account, _held } = upstream;
-        let mut client = Buffered::new(client);
+        let Some((_place, size)) = Place::for_buffers(&self.core.counters) else {
+            account.closed(&"no memory is left");
+            stream.reset();
+            return;
+        };
+        let mut client = Buffered::new(client, size);
         let end = relay(&mut client, &mut stream, &mut account).await;
         account.closed(&end);
     }

@@ -92,7 +92,6 @@ pub(super) const TUN: &[&str] = &[
     "auto-redirect-iproute2-fallback-rule-index",
     "auto-redirect-output-mark",
     "disable-icmp-forwarding",
-    "endpoint-independent-nat",
     "exclude-dst-port",
     "exclude-dst-port-range",
     "exclude-interface",

@@ -82,6 +82,8 @@ impl Tun {
             rule_index: fields.or("iproute2-rule-index", defaults.rule_index),
             udp_timeout: udp_timeout(&mut fields),
         };
+        // UDP always is.
+        fields.or("endpoint-independent-nat", true);
         fields.without_effect(known::TUN);
         fields.finish();
         tun

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use super::support::client::{Session, act_in};
+use super::support::peers::digest::of_pattern;
 use super::support::program::PATIENCE;
 use super::support::sites::{V4, V6};
 use super::support::topology::HOST_LAN_V4;
@@ -15,6 +16,8 @@ const TUN: &str = "/dev/net/tun";
 const MEGABYTE: u64 = 1 << 20;
 /// Set to the number of connections and of datagrams' sockets to churn through instead of what a CI run can hold.
 const CHURN: &str = "TUNPROXY_CHURN";
+/// Set to the number of bytes of one long transfer.
+const BULK: &str = "TUNPROXY_BULK_BYTES";
 
 fn start(lab: &Topology, keys: &str) -> Tunproxy {
     let profile = format!(
@@ -86,6 +89,21 @@ fn churn_leaves_nothing_behind() {
         assert!(growth <= MEGABYTE, "resident memory after each quarter: {seen:?}");
         if many.is_some() {
             let _ = std::fs::write("/tmp/tunproxy-churn.txt", format!("{flows} flows, {sockets} sockets: {seen:?}\n"));
+        }
+    });
+}
+
+/// Sequence numbers wrap after 4 GiB at the latest: set the variable to 8589934592 for that.
+#[test]
+fn a_long_transfer_arrives_whole_both_ways() {
+    run(&[TUN], || {
+        let lab = Topology::with_lan();
+        let _sites = Sites::open(&lab);
+        let tunproxy = start(&lab, "");
+        let bytes: u64 = std::env::var(BULK).ok().and_then(|bytes| bytes.parse().ok()).unwrap_or(256 << 20);
+        for direction in ["up", "down"] {
+            let outcome = act_in(&lab.host, &format!("{direction} {V4}:9000 {bytes}"));
+            assert_eq!(outcome, Ok(of_pattern(bytes)), "{direction}\n{}", tunproxy.output());
         }
     });
 }

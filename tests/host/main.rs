@@ -17,6 +17,7 @@ mod host_run;
 mod lab;
 mod load;
 mod modes;
+mod mtu;
 mod names;
 mod nat;
 mod profiles;

@@ -4,6 +4,7 @@
 //! the device, a flow, a timer or a message. Nothing here crosses a thread or takes a lock.
 
 mod back;
+mod contained;
 mod crew;
 mod hijack;
 mod intake;
@@ -29,6 +30,7 @@ use tokio::task::yield_now;
 use tokio::time::Sleep;
 
 use back::TunBack;
+use contained::contained;
 pub use crew::Crew;
 pub use hijack::Hijack;
 use shortage::Shortage;
@@ -92,7 +94,7 @@ impl Tunnel {
         loop {
             let more = poll_fn(|cx| Poll::Ready(self.read(cx, &mut buffer))).await?;
             yield_now().await;
-            let left = self.emit();
+            let left = contained(&self.dispatcher.core().counters, || self.emit()).unwrap_or(false);
             if more || left {
                 continue;
             }
