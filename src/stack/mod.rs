@@ -18,6 +18,7 @@ pub mod ip;
 mod path;
 mod port;
 mod progress;
+mod recovery;
 mod ring;
 mod table;
 mod tcp;

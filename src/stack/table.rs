@@ -5,6 +5,7 @@
 mod clock;
 mod receive;
 mod relief;
+mod repair;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};

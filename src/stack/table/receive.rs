@@ -52,7 +52,13 @@ impl Table {
         if let Some(flow) = self.flows.get(&segment.tuple).map(Rc::clone) {
             match self.judge(&flow, segment, now) {
                 Verdict::Its if segment.payload > 0 && !self.charge(&flow, now) => counters.no_memory += 1,
-                Verdict::Its => self.take(&flow, &bytes, segment, now, transmit),
+                Verdict::Its => {
+                    let misses = flow.borrow_mut().misses(segment, now);
+                    self.take(&flow, &bytes, segment, now, transmit);
+                    if misses {
+                        self.repair(&flow, segment, now, transmit);
+                    }
+                }
                 Verdict::Beyond => counters.ignored += 1,
                 Verdict::Challenge(sequence, acknowledgement) => {
                     acknowledge(segment.tuple, sequence, acknowledgement, self.offload, transmit);
