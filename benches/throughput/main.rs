@@ -14,6 +14,7 @@
 //! bulk       iperf3: own traffic and a LAN client's, both ways            table, peer, flood: shared by the rows
 //! relay      the plain relay that bulk has beside tunproxy
 //! connect    connect-request-close, idle flows, latency of a new flow
+//! weather    links with loss, reordering and delay; runs only when asked for
 //! datagrams  echo over UDP      names  fake-IP answers      rest  the idle process and its start
 //! ```
 
@@ -34,6 +35,7 @@ mod process;
 mod relay;
 mod rest;
 mod table;
+mod weather;
 
 #[expect(dead_code, unused_imports, reason = "benchmarks use a part of the lab")]
 #[path = "../../tests/support/mod.rs"]
@@ -88,6 +90,8 @@ enum Workload {
     Udp,
     /// The process without work, and its start.
     Rest,
+    /// TCP over links with loss, reordering and delay. Takes minutes, and runs only when it is named.
+    Weather,
 }
 
 impl Options {
@@ -117,6 +121,12 @@ fn main() {
 
 fn measure(options: &Options) {
     process::raise_descriptor_limit();
+    if options.only.contains(&Workload::Weather) {
+        weather::measure();
+    }
+    if options.only == [Workload::Weather] {
+        return;
+    }
     let started = Instant::now();
     let lab = Lab::open(options.congestion.as_deref());
     let mut report = Report::default();

@@ -16,7 +16,7 @@ use crate::dns::{self, Dns, Filter, Wildcards};
 use crate::inbound::tun::{Crew, Hijack};
 use crate::net::Lookup;
 use crate::outbound::{Context, Egress, Outbounds, Roots};
-use crate::platform::{Dialer, Framing, TunQueue};
+use crate::platform::{self, Dialer, Framing, TunQueue};
 use crate::profile::{EnhancedMode, FilterMode, Profile, Report};
 use crate::stack;
 
@@ -62,6 +62,7 @@ impl Addresses {
             reserved,
             ipv6: profile.ipv6,
             seed: seed(),
+            memory: usize::MAX,
             tell_ended: several,
         }
     }
@@ -70,8 +71,11 @@ impl Addresses {
     pub(super) fn tuns(&self, profile: &Profile, queues: Vec<TunQueue>) -> Vec<Tun> {
         let several = queues.len() > 1;
         let crew = Crew::of(queues.len());
+        // Each worker keeps its own account: nothing is shared on the way of a packet.
+        let memory = Memory::of(profile).flows / queues.len().max(1);
         let tun = |(queue, crew): (TunQueue, Crew)| {
-            let stack = self.stack(profile, queue.framing() != Framing::Plain, several);
+            let offload = queue.framing() != Framing::Plain;
+            let stack = stack::Config { memory, ..self.stack(profile, offload, several) };
             Tun { queue, stack, hijack: self.hijack(profile), crew }
         };
         queues.into_iter().zip(crew).map(tun).collect()
@@ -92,6 +96,26 @@ pub(super) enum Outside {
     /// another run, which the host's own traffic goes through.
     Apart,
 }
+
+/// What `memory-limit` comes to, in bytes.
+struct Memory {
+    /// For the flows of the TUN, on all workers together.
+    flows: usize,
+    /// For datagrams and their associations.
+    datagrams: usize,
+}
+
+impl Memory {
+    /// A quarter of what this process could have, unless the profile says something else.
+    fn of(profile: &Profile) -> Self {
+        let share = || platform::memory().map_or(FALLBACK, |all| all / 4).max(FALLBACK);
+        let limit = usize::try_from(profile.memory_limit.unwrap_or_else(share)).unwrap_or(usize::MAX);
+        Self { flows: limit / 4 * 3, datagrams: limit / 4 }
+    }
+}
+
+/// The limit where nobody says how much memory there is, and the least that is taken by default, in bytes.
+const FALLBACK: u64 = 32 << 20;
 
 /// Sixty-four bits that nobody can guess.
 fn seed() -> u64 {
@@ -144,6 +168,7 @@ pub(super) async fn core(
         udp_timeout: profile.tun.udp_timeout,
         icmp_timeout: profile.tun.icmp_timeout,
         echo_ids: Arc::default(),
+        memory: Memory::of(profile).datagrams,
     }))
 }
 

@@ -11,8 +11,9 @@ use tokio::task::spawn_local;
 use tokio::time::Instant;
 
 use super::associations::{Origin, Peer, REFUSED_FOR, Ticket, Way};
-use super::link::{Flow, Link, Opened, Waiting};
+use super::link::{Flow, Link, Opened};
 use super::live::Account;
+use super::queue::Waiting;
 use super::slot::Slot;
 use super::{Back, Choice, Dispatcher, Unfaked, reach};
 use crate::dns::Held;
@@ -49,7 +50,9 @@ impl Dispatcher {
         let each = size.map_or(payload.len().max(1), |size| usize::from(size.get()));
         let empty = payload.is_empty().then_some(payload);
         for payload in payload.chunks(each).chain(empty) {
-            self.knock(session, Waiting { payload: payload.into(), dont_fragment }, quoted, back);
+            if let Some(waiting) = Waiting::new(payload, dont_fragment, &self.core.counters) {
+                self.knock(session, waiting, quoted, back);
+            }
         }
     }
 
@@ -91,8 +94,8 @@ impl Dispatcher {
                 let opened = Opened { to, quoted, account, held };
                 let flow = Flow::new(ticket.client.clone(), opened, self.core.udp_timeout);
                 let waited = self.associations.borrow_mut().enter(&ticket, &link, &flow);
-                for Waiting { payload, dont_fragment } in waited.into_iter().flatten() {
-                    link.send(&payload, None, &flow, dont_fragment);
+                for waiting in waited.into_iter().flatten() {
+                    link.send(&waiting.payload, None, &flow, waiting.dont_fragment);
                 }
             }
             Err(error) => {

@@ -18,8 +18,9 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::entry::Back;
-use super::link::{Flow, Link, Waiting};
+use super::link::{Flow, Link};
 use super::live::Counters;
+use super::queue::Waiting;
 use super::slot::Slot;
 use crate::net::{Address, Reach};
 use crate::platform::descriptors_for_flows;
@@ -30,6 +31,10 @@ const MOST_WAITING: usize = 32;
 pub(super) const MOST_OPENING: usize = 16;
 /// A peer that was refused stays so for this long, without asking again.
 pub(super) const REFUSED_FOR: Duration = Duration::from_secs(1);
+
+/// Memory of an association and of a peer, in bytes: generously.
+const LINK: usize = 4 << 10;
+const PEER: usize = 1 << 10;
 
 /// How much there may be of everything. Beyond, what has been idle longest goes.
 pub(super) struct Limits {
@@ -44,9 +49,12 @@ pub(super) struct Limits {
 impl Limits {
     /// Half of the descriptors are for TCP, whatever UDP does. An association may hold two: a socket for each family, or
     /// one and the connection that a SOCKS proxy keeps it by.
-    pub(super) fn of_this_process() -> Self {
+    /// `memory` is what all of it may take, in bytes.
+    pub(super) fn of_this_process(memory: usize) -> Self {
         let links = usize::try_from(descriptors_for_flows() / 4).unwrap_or(usize::MAX);
-        Self { links: links.clamp(1, 16_384), peers: 65_536, peers_of_one: 4096 }
+        let (links, peers) = (links.min(memory / 2 / LINK), memory / 2 / PEER);
+        let peers = peers.clamp(64, 65_536);
+        Self { links: links.clamp(1, 16_384), peers, peers_of_one: peers.min(4096) }
     }
 }
 

@@ -1,11 +1,14 @@
+use std::future::Future;
 use std::io;
-use std::task::{Context, Poll};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use tokio::io::ReadBuf;
+use tokio::time::Sleep;
 
 use super::*;
 use crate::dispatch::fixture::{Heard, World, address, flow, source};
-use crate::net::{Datagram, Received};
+use crate::net::{BoxDatagram, Datagram, Received};
 
 /// A transport on which nothing happens.
 struct Quiet;
@@ -17,6 +20,29 @@ impl Datagram for Quiet {
 
     fn poll_recv_from(&mut self, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<Received>> {
         Poll::Pending
+    }
+}
+
+/// A transport whose peer speaks once, at its time.
+struct Later {
+    from: Address,
+    at: Pin<Box<Sleep>>,
+    said: bool,
+}
+
+impl Datagram for Later {
+    fn poll_send_to(&mut self, _: &mut Context<'_>, _: &[u8], _: &Address, _: bool) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_recv_from(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<Received>> {
+        if self.said {
+            return Poll::Pending;
+        }
+        ready!(self.at.as_mut().poll(cx));
+        self.said = true;
+        buffer.put_slice(b"at last");
+        Poll::Ready(Ok(Received::Payload(self.from.clone())))
     }
 }
 
@@ -33,14 +59,18 @@ fn associations(peers: usize, peers_of_one: usize, links: usize) -> Associations
 
 impl Client {
     fn new(all: &mut Associations, port: u16) -> Self {
-        let (source, back) = (SocketAddr::new(source().ip(), port), Heard::back());
-        let link = Link::new(source, Rc::clone(&back), Box::new(Quiet), None, Arc::clone(&all.counters));
+        Self::over(Box::new(Quiet), Heard::back(), all, port)
+    }
+
+    fn over(transport: BoxDatagram, back: Rc<dyn Back>, all: &mut Associations, port: u16) -> Self {
+        let source = SocketAddr::new(source().ip(), port);
+        let link = Link::new(source, Rc::clone(&back), transport, None, Arc::clone(&all.counters));
         all.add(&link);
         Self { origin: Origin::of(source, &back), back, link }
     }
 
     fn knock(&self, all: &mut Associations, peer: u16) -> Ticket {
-        let first = Waiting { payload: vec![1], dont_fragment: false };
+        let first = Waiting::new(&[1], false, &all.counters).unwrap();
         all.begin(self.origin, &self.back, &to(peer), first)
     }
 
@@ -188,6 +218,46 @@ async fn a_flow_to_a_nameserver_ends_sooner_beside_an_older_one_too() {
     carrying.run_until(watch).await;
 }
 
+/// RFC 4787 REQ-5: no mapping ends before two minutes.
+#[tokio::test(start_paused = true)]
+async fn after_110_silent_seconds_a_client_still_hears_its_peer() {
+    let dispatcher = World { proxies: "", rules: &["MATCH,DIRECT"], names: &[] }.dispatcher();
+    let all = || dispatcher.associations.borrow_mut();
+    let (start, heard) = (Instant::now(), Rc::<Heard>::default());
+    let at = Box::pin(tokio::time::sleep(Duration::from_secs(110)));
+    let transport = Box::new(Later { from: to(9), at, said: false });
+    let client = Client::over(transport, heard.clone(), &mut all(), 1);
+    client.open(&mut all(), 9);
+    let carrying = tokio::task::LocalSet::new();
+    carrying.spawn_local(Rc::clone(&dispatcher).carry(Rc::clone(&client.link)));
+    carrying.run_until(heard.times(1)).await;
+    assert_eq!((start.elapsed().as_secs(), heard.words()), (110, vec!["198.51.100.1:9 at last".to_owned()]));
+    assert!(!client.link.has_ended());
+}
+
+/// RFC 4787 REQ-6: what the client sends keeps its mapping.
+#[tokio::test(start_paused = true)]
+async fn a_datagram_every_half_minute_keeps_the_same_association_for_hours() {
+    let dispatcher = World { proxies: "", rules: &["MATCH,DIRECT"], names: &[] }.dispatcher();
+    let all = || dispatcher.associations.borrow_mut();
+    let client = Client::new(&mut all(), 1);
+    let flow = client.open(&mut all(), 9);
+    let carrying = tokio::task::LocalSet::new();
+    carrying.spawn_local(Rc::clone(&dispatcher).carry(Rc::clone(&client.link)));
+    let watch = async {
+        for _ in 0..240 {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            assert!(!client.link.has_ended() && client.knows(&mut all(), 9));
+            client.link.send(b"x", None, &flow, false);
+        }
+        tokio::time::sleep(Duration::from_secs(295)).await;
+        assert!(!client.link.has_ended());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(client.link.has_ended() && !client.knows(&mut all(), 9));
+    };
+    carrying.run_until(watch).await;
+}
+
 #[tokio::test]
 async fn an_association_ends_with_its_last_flow() {
     let mut all = associations(1000, 100, 9);
@@ -223,12 +293,14 @@ async fn few_datagrams_wait_for_an_opening_and_those_beyond_are_counted() {
     let client = Client::new(&mut all, 1);
     let ticket = client.knock(&mut all, 1);
     for _ in 0..MOST_WAITING {
-        assert!(all.wait(client.origin, &to(1), Waiting { payload: vec![2], dont_fragment: false }));
+        let waiting = Waiting::new(&[2], false, &all.counters).unwrap();
+        assert!(all.wait(client.origin, &to(1), waiting));
     }
     assert_eq!(all.counters.datagrams_dropped.load(Relaxed), 1);
     let flow = flow(&client.link, &to(1));
     assert_eq!(all.enter(&ticket, &client.link, &flow).unwrap().len(), MOST_WAITING);
-    assert!(!all.wait(client.origin, &to(1), Waiting { payload: vec![3], dont_fragment: false }));
+    let waiting = Waiting::new(&[3], false, &all.counters).unwrap();
+    assert!(!all.wait(client.origin, &to(1), waiting));
 }
 
 #[tokio::test]

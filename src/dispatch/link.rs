@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::entry::Back;
 use super::live::{Account, Counters};
+use super::queue::Waiting;
 use super::train::{LONGEST, Train};
 use crate::dns::Held;
 use crate::net::{Address, BoxDatagram, Datagram, Host, LONGER_HEADER, Reach, Received};
@@ -36,12 +37,6 @@ const DNS_IDLE: Duration = Duration::from_secs(10);
 const DNS_PORT: u16 = 53;
 /// An association looks for flows that are over no more often than this.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// A datagram that waits.
-pub(super) struct Waiting {
-    pub(super) payload: Vec<u8>,
-    pub(super) dont_fragment: bool,
-}
 
 /// What passes between a client and one peer.
 pub(super) struct Flow {
@@ -243,7 +238,9 @@ impl Link {
                 self.counters.datagrams_dropped.fetch_add(1, Relaxed);
                 continue;
             }
-            outbox.push_back((Waiting { payload: payload.into(), dont_fragment }, Rc::clone(flow)));
+            if let Some(waiting) = Waiting::new(payload, dont_fragment, &self.counters) {
+                outbox.push_back((waiting, Rc::clone(flow)));
+            }
         }
         if let Some(waker) = self.waker.take() {
             waker.wake();

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::queue::Queue;
 use crate::session::{Network, Session};
 use crate::stack;
 
@@ -32,6 +33,10 @@ pub struct Counters {
     pub hand_over_lost: AtomicU64,
     /// Datagrams dropped: a queue or a socket was full.
     pub datagrams_dropped: AtomicU64,
+    /// Datagrams that wait.
+    pub queue: Queue,
+    /// Mistakes of ours that cost a packet and not the worker.
+    pub panics: AtomicU64,
     /// UDP associations that are open now.
     pub associations: AtomicU64,
     /// What each worker's stack counted when it last went to sleep.
@@ -104,6 +109,8 @@ impl Counters {
             "down": self.down.load(Relaxed),
             "hand_over_lost": self.hand_over_lost.load(Relaxed),
             "datagrams_dropped": self.datagrams_dropped.load(Relaxed),
+            "datagram_bytes_queued": self.queue.bytes(),
+            "panics": self.panics.load(Relaxed),
             "associations": self.associations.load(Relaxed),
         })
     }

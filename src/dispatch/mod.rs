@@ -11,6 +11,7 @@ mod echoes;
 mod entry;
 mod link;
 mod live;
+mod queue;
 mod relay;
 mod router;
 mod slot;
@@ -30,6 +31,7 @@ use arc_swap::ArcSwap;
 pub use echo_ids::EchoIds;
 pub use entry::{Back, EchoBack, Entry, Ping, Quote};
 pub use live::{Account, Counters, Listener, Outcome, Verdict};
+pub use queue::Queue;
 pub use router::{Decision, Router, UnknownTarget};
 
 use crate::dns::{Dns, Fake, Held};
@@ -39,6 +41,7 @@ use crate::session::{Fact, FactKind, Inbound, Network, Session};
 use crate::stack::{FlowStream, Refusal, Tuple};
 use associations::{Associations, Limits, Origin};
 use echoes::Echoes;
+use queue::Place;
 use relay::{Buffered, FlowIo, relay};
 use train::Gathering;
 
@@ -61,6 +64,8 @@ pub struct Core {
     pub icmp_timeout: Duration,
     /// The ids of our own echo requests.
     pub echo_ids: Arc<EchoIds>,
+    /// Bytes that datagrams and their associations may take, on all workers together.
+    pub memory: usize,
 }
 
 /// The dispatcher of one worker.
@@ -98,7 +103,8 @@ impl Dispatcher {
     /// A dispatcher without flows.
     #[must_use]
     pub fn new(core: Arc<Core>) -> Rc<Self> {
-        let associations = Associations::new(Limits::of_this_process(), Arc::clone(&core.counters));
+        core.counters.queue.limit(core.memory / 2);
+        let associations = Associations::new(Limits::of_this_process(core.memory / 2), Arc::clone(&core.counters));
         Rc::new(Self {
             core,
             associations: RefCell::new(associations),
@@ -254,7 +260,12 @@ impl Entry for Rc<Dispatcher> {
 
     async fn relay(&self, upstream: Upstream, client: BoxStream) {
         let Upstream { mut stream, mut account, _held } = upstream;
-        let mut client = Buffered::new(client);
+        let Some((_place, size)) = Place::for_buffers(&self.core.counters) else {
+            account.closed(&"no memory is left");
+            stream.reset();
+            return;
+        };
+        let mut client = Buffered::new(client, size);
         let end = relay(&mut client, &mut stream, &mut account).await;
         account.closed(&end);
     }

@@ -39,6 +39,9 @@ pub(super) enum End {
     /// The program ends.
     #[error("we stopped")]
     Stopped,
+    /// It made room for others.
+    #[error("evicted: no memory is left")]
+    Evicted,
     /// The upstream failed or reset it.
     #[error("reset by the upstream: {0}")]
     Upstream(io::Error),
@@ -47,7 +50,11 @@ pub(super) enum End {
 impl End {
     /// What a failure on the client's side means.
     fn without_client(error: &io::Error) -> Self {
-        if error.kind() == io::ErrorKind::ConnectionAborted { Self::Stopped } else { Self::ClientReset }
+        match error.kind() {
+            io::ErrorKind::ConnectionAborted => Self::Stopped,
+            io::ErrorKind::OutOfMemory => Self::Evicted,
+            _ => Self::ClientReset,
+        }
     }
 }
 
@@ -86,7 +93,7 @@ pub(crate) async fn relay<C: Client>(client: &mut C, upstream: &mut BoxStream, a
     let end = poll_fn(|cx| relay.poll(cx)).await;
     match end {
         End::Finished => relay.in_order = true,
-        End::ClientReset | End::Stopped => {}
+        End::ClientReset | End::Stopped | End::Evicted => {}
         End::Upstream(_) => {
             // What is left after that time the client does not want.
             let _ = timeout(LAST_WORDS, relay.last_words()).await;

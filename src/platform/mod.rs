@@ -38,6 +38,7 @@ pub use firewall::Nft;
 pub use imp::capability::{Capability, may_administer_network, program_may_administer_network};
 pub use imp::echo::EchoSocket;
 pub use imp::holder::tcp_listener;
+pub use imp::memory::memory;
 pub use imp::netlink::{Netlink, NetlinkError};
 pub use imp::nft::{program as nft_program, ruleset as firewall_rules};
 pub use imp::rootless;

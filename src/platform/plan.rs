@@ -244,7 +244,9 @@ pub(super) fn of_interface(family: &str, name: &str, key: &str) -> String {
 fn tun_sysctls(options: &HostOptions, survey: &Survey) -> Vec<Sysctl> {
     let tun = &options.tun;
     // The reverse-path check of what we write looks routes up with the mark that nft sets on it.
-    let mut sysctls = vec![sysctl(of_interface("ipv4", tun, "src_valid_mark"), "1", true)];
+    // And a datagram that one client sends another by our own address (RFC 4787 REQ-9) comes to that one from this host.
+    let mut sysctls =
+        ["src_valid_mark", "accept_local"].map(|key| sysctl(of_interface("ipv4", tun, key), "1", true)).to_vec();
     if survey.ipv6 {
         // Where the administrator switched IPv6 off by default, the TUN must have it all the same, or what is left of
         // it on some interface would leave past us.

@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 
 use ipnet::IpNet;
 
-use super::decode::{Decode, mismatch};
+use super::decode::{Decode, mismatch, scalar};
 use super::dns::Dns;
 use super::fields::Fields;
 use super::known;
@@ -108,6 +108,8 @@ pub struct Profile {
     pub interface_name: Option<String>,
     /// `routing-mark`: our own firewall mark, if the profile wishes one.
     pub routing_mark: Option<u32>,
+    /// `memory-limit` in bytes; `None` leaves it to the machine's memory.
+    pub memory_limit: Option<u64>,
     /// `tun`.
     pub tun: Tun,
     /// `dns`.
@@ -134,6 +136,7 @@ impl Profile {
         let listen = listen(&mut fields);
         let interface_name = fields.optional::<String>("interface-name").filter(|name| !name.is_empty());
         let routing_mark = fields.optional("routing-mark").filter(|&mark| mark != 0);
+        let memory_limit = memory_limit(&mut fields);
         let tun = Tun::decode(&mut fields, ipv6);
         let dns = Dns::decode(&mut fields, ipv6, &tun.inet6_address);
         for &(old, new) in OLD_KEYS {
@@ -153,6 +156,7 @@ impl Profile {
             listen,
             interface_name,
             routing_mark,
+            memory_limit,
             tun,
             dns,
             proxies,
@@ -207,6 +211,41 @@ fn listen(fields: &mut Fields<'_>) -> Listen {
 /// A listening port; 0 turns it off.
 fn port(fields: &mut Fields<'_>, key: &'static str) -> Option<NonZeroU16> {
     fields.optional::<u16>(key).and_then(NonZeroU16::new)
+}
+
+/// `memory-limit`: ours, not mihomo's. 0 is the default.
+fn memory_limit(fields: &mut Fields<'_>) -> Option<u64> {
+    let ByteSize(bytes) = fields.optional("memory-limit")?;
+    if bytes > 0 && bytes < LEAST_MEMORY {
+        fields
+            .error("memory-limit", format!("{bytes} bytes are too few for flows; 16MB is the least"))
+            .hint("leave it out: the default is a quarter of the memory there is");
+        return None;
+    }
+    Some(bytes).filter(|bytes| *bytes > 0)
+}
+
+/// With less, hardly a flow at a time would move.
+const LEAST_MEMORY: u64 = 16 << 20;
+
+/// A number of bytes, as people write it: `64MB`, `64 MiB`, `67108864`. Units are powers of 1024.
+struct ByteSize(u64);
+
+impl Decode for ByteSize {
+    fn decode(node: &Node, path: &str, report: &mut Report) -> Option<Self> {
+        scalar(node, path, report, "a size such as 64MB or 1GB", |text| {
+            let text = text.trim().to_ascii_lowercase();
+            let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+            let scale = match text[digits.len()..].trim() {
+                "" | "b" => 1,
+                "k" | "kb" | "kib" => 1 << 10,
+                "m" | "mb" | "mib" => 1 << 20,
+                "g" | "gb" | "gib" => 1 << 30,
+                _ => return None,
+            };
+            digits.parse::<u64>().ok()?.checked_mul(scale).map(Self)
+        })
+    }
 }
 
 fn bind_address(fields: &mut Fields<'_>) -> Option<IpAddr> {

@@ -91,7 +91,6 @@ pub(super) const TUN: &[&str] = &[
     "auto-redirect-input-mark",
     "auto-redirect-iproute2-fallback-rule-index",
     "auto-redirect-output-mark",
-    "endpoint-independent-nat",
     "exclude-dst-port",
     "exclude-dst-port-range",
     "exclude-src-port",

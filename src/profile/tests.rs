@@ -72,6 +72,19 @@ fn a_profile_of_rules_alone_has_mihomos_defaults_and_ours() {
 }
 
 #[test]
+fn a_size_is_written_as_people_write_it_and_no_smaller_than_can_work() {
+    let limit = |text: &str| good(&format!("memory-limit: {text}\nmode: direct\n")).memory_limit;
+    for text in ["64MB", "64 MiB", "65536k", "67108864", "'64m'"] {
+        assert_eq!(limit(text), Some(64 << 20), "{text}");
+    }
+    assert_eq!((limit("2GB"), limit("0"), good("mode: direct\n").memory_limit), (Some(2 << 30), None, None));
+    for (text, words) in [("8MB", "16MB is the least"), ("64 bananas", "a size such as"), ("-1", "a size such as")] {
+        let report = said(&format!("memory-limit: {text}\nmode: direct\n"));
+        assert!(report.contains(words), "{text}: {report}");
+    }
+}
+
+#[test]
 fn aaaa_has_answers_unless_one_of_the_two_switches_is_off() {
     let range6 = |text: &str| good(&format!("{text}\nrules: ['MATCH,DIRECT']")).dns.fake_ip_range6;
     assert!(range6("dns: {enable: false}").is_some());

@@ -97,6 +97,8 @@ impl Tun {
             disable_icmp_forwarding: fields.or("disable-icmp-forwarding", false),
             selection: Selection::decode(&mut fields),
         };
+        // UDP always is.
+        fields.or("endpoint-independent-nat", true);
         fields.without_effect(known::TUN);
         for (keys, why) in known::TUN_WITH_REASON {
             fields.without_effect_because(keys, why);

@@ -225,6 +225,7 @@ mod tests {
             reserved: Vec::new(),
             ipv6: true,
             seed: 1,
+            memory: usize::MAX,
             tell_ended: false,
         };
         let to: SocketAddr = to.parse().unwrap();

@@ -10,6 +10,7 @@ use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{self, RecvError, State};
 
 use super::Tuple;
+use super::budget::Share;
 use super::port::Cut;
 use super::progress::Progress;
 use super::ring::Rings;
@@ -36,6 +37,8 @@ pub(super) struct Flow {
     pub(super) sockets: SocketSet<'static>,
     pub(super) handle: SocketHandle,
     pub(super) rings: Rings,
+    /// What is paid for the flow itself.
+    pub(super) _place: Share,
     /// How super-packets to this client are cut, where that is not smoltcp's affair.
     pub(super) cut: Option<Cut>,
     /// The first bytes of the SYN, for an ICMP error to quote; present while the SYN-ACK is held.
@@ -50,6 +53,8 @@ pub(super) struct Flow {
     pub(super) orphan: bool,
     /// Ended by [`Stack::abort_all`](super::Stack::abort_all), not by its client.
     pub(super) aborted: bool,
+    /// Ended to make room for others.
+    pub(super) evicted: bool,
     pub(super) refusal: Option<Refusal>,
     /// FIN is to follow as soon as the handshake is over: smoltcp would send it in place of the SYN-ACK.
     pub(super) finishing: bool,
@@ -69,9 +74,19 @@ const SENDING: usize = 1;
 pub(super) struct Shared {
     pub(super) dirty: RefCell<Vec<Rc<RefCell<Flow>>>>,
     pub(super) waker: Cell<Option<Waker>>,
+    /// Who found no memory for what it has to send.
+    pub(super) starving: RefCell<Vec<Waker>>,
 }
 
 impl Shared {
+    /// Wakes `waker` when there may be memory again.
+    fn starve(&self, waker: &Waker) {
+        self.starving.borrow_mut().push(waker.clone());
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
     pub(super) fn mark(&self, flow: &Rc<RefCell<Flow>>, inner: &mut Flow) {
         if !inner.dirty {
             inner.dirty = true;
@@ -90,7 +105,12 @@ impl Flow {
 
     /// Why nothing can be moved any more.
     fn loss(&self) -> io::Error {
-        if self.aborted { io::ErrorKind::ConnectionAborted.into() } else { io::ErrorKind::ConnectionReset.into() }
+        let kind = match (self.aborted, self.evicted) {
+            (true, _) => io::ErrorKind::ConnectionAborted,
+            (false, true) => io::ErrorKind::OutOfMemory,
+            (false, false) => io::ErrorKind::ConnectionReset,
+        };
+        kind.into()
     }
 
     /// Whether the receive ring holds neither data to read nor data beyond a gap.
@@ -226,7 +246,7 @@ impl FlowStream {
     ///
     /// # Errors
     /// `ConnectionReset` when the client sent RST, `ConnectionAborted` after [`Stack::abort_all`](super::Stack::abort_all),
-    /// and what `read` reports.
+    /// `OutOfMemory` if the flow was ended to make room for others, and what `read` reports.
     pub fn poll_recv_with(
         &mut self,
         cx: &mut Context<'_>,
@@ -271,7 +291,7 @@ impl FlowStream {
     ///
     /// # Errors
     /// `ConnectionReset` when the client sent RST, `ConnectionAborted` after [`Stack::abort_all`](super::Stack::abort_all),
-    /// and what `write` reports.
+    /// `OutOfMemory` if the flow was ended to make room for others, and what `write` reports.
     pub fn poll_send_with(
         &mut self,
         cx: &mut Context<'_>,
@@ -287,10 +307,19 @@ impl FlowStream {
             socket.register_send_waker(cx.waker());
             return Poll::Pending;
         }
+        let fresh = flow.rings.charged() == 0;
+        if fresh && !flow.rings.charge() {
+            self.shared.starve(cx.waker());
+            return Poll::Pending;
+        }
         let outcome = socket.send(|space| match write(cx, space) {
             Poll::Ready(Ok(put)) => (put, Poll::Ready(Ok(put))),
             other => (0, other),
         });
+        if fresh && !matches!(outcome, Ok(Poll::Ready(Ok(1..)))) {
+            // Nothing lies there, so nothing is to be paid.
+            flow.rings.release();
+        }
         match outcome {
             Ok(Poll::Ready(Ok(put))) => {
                 flow.rings.touch(put);

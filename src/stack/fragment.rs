@@ -54,7 +54,7 @@ impl Reassembly {
         // All but the last piece are multiples of eight bytes, and none reaches beyond what a length field can say.
         if payload.is_empty()
             || (fragment.more && !payload.len().is_multiple_of(8))
-            || fragment.offset + payload.len() > 65_535 - fragment.unfragmentable
+            || fragment.offset + payload.len() > longest(packet, fragment)
         {
             return Err(Malformed::Length);
         }
@@ -96,6 +96,12 @@ impl Reassembly {
             self.order.pop_front();
         }
     }
+}
+
+/// What all pieces together may come to: the length field of IPv4 counts the header, that of IPv6 does not, but the
+/// fragment header that stays (see [`Partial::assemble`]).
+fn longest(packet: &Packet<'_>, fragment: Fragment) -> usize {
+    65_535 - if packet.source.is_ipv6() { 8 } else { fragment.unfragmentable }
 }
 
 impl Partial {

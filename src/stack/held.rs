@@ -10,17 +10,22 @@ const MOST: usize = 4096;
 const MOST_OF_SOURCE: u32 = 256;
 
 /// The count of flows whose handshake is not over: the SYN-ACK is held, or the client has not answered it.
-#[derive(Default)]
 pub(super) struct Held {
+    most: usize,
     sources: HashMap<IpAddr, u32, foldhash::fast::RandomState>,
     total: usize,
 }
 
 impl Held {
+    /// Nobody waits yet; no more than `most` may, whatever the limits here say.
+    pub(super) fn new(most: usize) -> Self {
+        Self { most: most.min(MOST), sources: HashMap::default(), total: 0 }
+    }
+
     /// Whether one more of `source` may wait; `own` says that it is this host.
     pub(super) fn has_room(&self, source: IpAddr, own: bool) -> bool {
         let of_source = || self.sources.get(&source).copied().unwrap_or_default();
-        self.total < MOST && (own || of_source() < MOST_OF_SOURCE)
+        self.total < self.most && (own || of_source() < MOST_OF_SOURCE)
     }
 
     pub(super) fn enter(&mut self, source: IpAddr) {

@@ -6,6 +6,7 @@
 //! A turn of the worker is: [`Stack::ingest`] for each packet read, then the woken flow tasks move bytes in and out of
 //! the rings, then [`Stack::poll`] emits once per touched flow, so that one acknowledgement answers a batch.
 
+mod budget;
 mod checksum;
 mod datagram;
 mod echo;
@@ -18,6 +19,7 @@ pub mod ip;
 mod path;
 mod port;
 mod progress;
+mod recovery;
 mod ring;
 mod table;
 mod tcp;
@@ -69,6 +71,8 @@ pub struct Config {
     pub ipv6: bool,
     /// Unguessable; seeds initial sequence numbers.
     pub seed: u64,
+    /// Bytes that flows may take, rings included. Beyond, those that are stale make room, and newcomers wait.
+    pub memory: usize,
     /// Whether [`Stack::ended`] is asked.
     pub tell_ended: bool,
 }
@@ -124,6 +128,10 @@ pub struct Counters {
     pub ignored: u64,
     /// SYNs dropped because too many flows are being opened.
     pub flooded: u64,
+    /// Dropped: SYNs and data for which there was no memory.
+    pub no_memory: u64,
+    /// TCP flows that were ended to make room for others.
+    pub evicted: u64,
     /// TCP flows begun.
     pub flows: u64,
 }
@@ -280,6 +288,12 @@ impl Stack {
         self.table.ring_memory()
     }
 
+    /// Bytes of [`Config::memory`] that are in use.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.table.memory().0
+    }
+
     /// Whether a flow of these two ends is here.
     #[must_use]
     pub fn knows(&self, tuple: &Tuple) -> bool {
@@ -294,7 +308,7 @@ impl Stack {
     /// What was counted so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.counters
+        Counters { evicted: self.table.memory().1, ..self.counters }
     }
 
     /// Aborts every flow: their clients see a reset at the next [`poll`](Self::poll).
@@ -418,6 +432,8 @@ impl Counters {
             fragments: self.fragments + other.fragments,
             ignored: self.ignored + other.ignored,
             flooded: self.flooded + other.flooded,
+            no_memory: self.no_memory + other.no_memory,
+            evicted: self.evicted + other.evicted,
             flows: self.flows + other.flows,
         }
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use smoltcp::socket::tcp::State;
 
 use super::port::Sent;
+use super::recovery::Recovery;
 
 /// A client that has not acknowledged anything for so long is gone (Linux gives up after 13 to 30 minutes).
 const DEAF: Duration = Duration::from_secs(600);
@@ -35,6 +36,8 @@ pub(super) struct Progress {
     pub(super) probing: bool,
     /// When the client's last segment came.
     pub(super) heard: Instant,
+    /// What was lost on its way to the client.
+    pub(super) recovery: Recovery,
     /// When data last moved.
     pub(super) moved: Instant,
     /// When this flow's entry in the queue of warm flows is due; None if it has none.
@@ -56,6 +59,7 @@ impl Progress {
             finished: false,
             probing: false,
             heard: now,
+            recovery: Recovery::new(now),
             moved: now,
             warm: None,
             owes: None,

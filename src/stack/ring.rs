@@ -11,20 +11,24 @@ use std::rc::Rc;
 use libc::c_void;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 
-/// Bytes of one ring by class: the fewer flows live, the more each may have in flight.
-const SIZES: [usize; 3] = [1 << 20, 256 << 10, 64 << 10];
+use super::budget::{Budget, Share};
+
+/// Bytes of one ring by class: the fewer flows live, the more each may have in flight. The last two are for when memory
+/// is scarce.
+const SIZES: [usize; 5] = [1 << 20, 256 << 10, 64 << 10, 16 << 10, 4 << 10];
 /// From so many live flows on the next class is used.
 const STEPS: [usize; 2] = [32, 512];
 /// One mapping serves so many pairs of rings.
 const PAIRS_PER_MAPPING: usize = 8;
-/// So many free pairs of a class keep their first pages, so that short connections find them warm.
+/// So many free pairs of a class keep their first pages, so that short connections find them warm; fewer where they
+/// would be more than a sixteenth of the budget.
 const WARM_PAIRS: usize = 256;
 /// What a warm ring may keep, in bytes.
 const WARM_BYTES: usize = 8 << 10;
 
 /// Free rings by class.
-#[derive(Default)]
 pub(super) struct Pool {
+    budget: Rc<Budget>,
     free: [Vec<NonNull<u8>>; SIZES.len()],
     mappings: Vec<(NonNull<c_void>, NonZeroUsize)>,
     mapped: usize,
@@ -36,19 +40,28 @@ pub(super) struct Rings {
     class: usize,
     /// The most bytes that one of the two may hold in touched pages.
     touched: usize,
+    /// What is paid for both while data may lie in them.
+    share: Option<Share>,
     pool: Rc<RefCell<Pool>>,
 }
 
 impl Pool {
+    /// No rings yet; those that are in use are paid for from `budget`.
+    pub(super) fn new(budget: Rc<Budget>) -> Rc<RefCell<Self>> {
+        Rc::new(RefCell::new(Self { budget, free: Default::default(), mappings: Vec::new(), mapped: 0 }))
+    }
+
     /// A pair of rings for one more flow beside `live` others. None when the system has no address space left.
     pub(super) fn take(pool: &Rc<RefCell<Self>>, live: usize) -> Option<Rings> {
-        let class = STEPS.iter().take_while(|step| live >= **step).count();
         let mut inner = pool.borrow_mut();
+        let (usual, fair) = (STEPS.iter().take_while(|step| live >= **step).count(), inner.budget.fair(live));
+        let fits = SIZES.iter().position(|size| 2 * size <= fair).unwrap_or(SIZES.len() - 1);
+        let class = usual.max(fits);
         if inner.free[class].is_empty() {
             inner.grow(class)?;
         }
         let base = inner.free[class].pop()?;
-        Some(Rings { base, class, touched: 0, pool: Rc::clone(pool) })
+        Some(Rings { base, class, touched: 0, share: None, pool: Rc::clone(pool) })
     }
 
     /// Bytes of address space taken so far. They are given back with the pool.
@@ -103,6 +116,19 @@ impl Rings {
         }
     }
 
+    /// Pays for the rings, before data is put there. False: there is no room.
+    pub(super) fn charge(&mut self) -> bool {
+        if self.share.is_none() {
+            self.share = self.pool.borrow().budget.take(2 * SIZES[self.class]);
+        }
+        self.share.is_some()
+    }
+
+    /// What is paid for them now, in bytes.
+    pub(super) fn charged(&self) -> usize {
+        self.share.as_ref().map_or(0, Share::bytes)
+    }
+
     /// Notes that `bytes` more went through one of the rings.
     pub(super) fn touch(&mut self, bytes: usize) {
         self.touched = self.touched.saturating_add(bytes);
@@ -119,6 +145,7 @@ impl Rings {
             self.discard(0);
             self.touched = 0;
         }
+        self.share = None;
     }
 
     /// Gives back what lies behind the first `keep` bytes of each ring.
@@ -136,10 +163,11 @@ impl Rings {
 
 impl Drop for Rings {
     fn drop(&mut self) {
-        let warm = self.pool.borrow().free[self.class].len() < WARM_PAIRS;
+        let most = WARM_PAIRS.min(self.pool.borrow().budget.limit() / 16 / (2 * WARM_BYTES));
+        let warm = self.pool.borrow().free[self.class].len() < most;
         if !warm {
             self.release();
-        } else if self.touched > WARM_BYTES {
+        } else if self.touched > WARM_BYTES && SIZES[self.class] > WARM_BYTES {
             self.discard(WARM_BYTES);
         }
         self.pool.borrow_mut().free[self.class].push(self.base);
@@ -152,7 +180,7 @@ mod tests {
 
     #[test]
     fn rings_shrink_as_flows_grow_in_number_and_come_back_to_their_pool() {
-        let pool = Rc::new(RefCell::new(Pool::default()));
+        let pool = Pool::new(Budget::new(1 << 40));
         for (live, size) in [(0, 1 << 20), (31, 1 << 20), (32, 256 << 10), (511, 256 << 10), (512, 64 << 10)] {
             let mut rings = Pool::take(&pool, live).unwrap();
             let base = rings.base;
@@ -168,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_pair_of_rings_keeps_its_memory_when_the_rest_of_its_pool_is_gone() {
-        let pool = Rc::new(RefCell::new(Pool::default()));
+        let pool = Pool::new(Budget::new(1 << 30));
         let mut rings = Pool::take(&pool, 0).unwrap();
         drop(pool);
         // SAFETY: used only here, before the drop of `rings`.
@@ -180,8 +208,23 @@ mod tests {
     }
 
     #[test]
+    fn where_memory_is_scarce_rings_are_small_and_paid_for_only_while_in_use() {
+        let pool = Pool::new(Budget::new(1 << 20));
+        let mut rings: Vec<_> = (0..200).map(|live| Pool::take(&pool, live).unwrap()).collect();
+        assert_eq!((rings[0].class, rings[199].class), (3, 4));
+        assert_eq!(pool.borrow().budget.used(), 0);
+        let charged = rings.iter_mut().map(Rings::charge).filter(|charged| *charged).count();
+        assert!((64..128).contains(&charged), "{charged}");
+        assert!(pool.borrow().budget.is_short());
+        rings[0].release();
+        assert!(rings.iter_mut().skip(charged).take(1).all(Rings::charge), "what one gave back another has");
+        drop(rings);
+        assert_eq!(pool.borrow().budget.used(), 0);
+    }
+
+    #[test]
     fn a_released_ring_reads_as_zeroes() {
-        let pool = Rc::new(RefCell::new(Pool::default()));
+        let pool = Pool::new(Budget::new(1 << 40));
         let mut rings = Pool::take(&pool, 0).unwrap();
         // SAFETY: used only here, before the drop of `rings`.
         let (up, _) = unsafe { rings.split() };

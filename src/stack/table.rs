@@ -4,6 +4,8 @@
 
 mod clock;
 mod receive;
+mod relief;
+mod repair;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -18,6 +20,7 @@ use smoltcp::phy::DeviceCapabilities;
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::HardwareAddress;
 
+use super::budget::Budget;
 use super::flow::{Flow, Refusal, Shared};
 use super::frame::Transmit;
 use super::held::Held;
@@ -39,6 +42,7 @@ pub(super) struct Table {
     offload: bool,
     own: Vec<IpAddr>,
     epoch: Instant,
+    budget: Rc<Budget>,
     pool: Rc<RefCell<Pool>>,
     flows: HashMap<Tuple, Handle, foldhash::fast::RandomState>,
     held: Held,
@@ -52,6 +56,10 @@ pub(super) struct Table {
     timers: Timers,
     /// By tuple, not by handle: an entry must not keep a flow's rings from their pool.
     warm: VecDeque<(Instant, Tuple)>,
+    /// No relief before this: see [`relief`].
+    relief: Instant,
+    /// Flows that were ended to make room for others.
+    evicted: u64,
     /// When to look for flows whose clients have been silent for long.
     look: Instant,
 }
@@ -103,15 +111,19 @@ fn contained<T>(act: impl FnOnce() -> T) -> Option<T> {
 
 impl Table {
     pub(super) fn new(config: &Config, now: Instant) -> Self {
+        let budget = Budget::new(config.memory);
         Self {
             sides: [false, true].map(|v6| Side::new(config, v6, now)),
             mtu: config.mtu,
             offload: config.offload,
             own: config.own.clone(),
             epoch: now,
-            pool: Rc::default(),
+            pool: Pool::new(Rc::clone(&budget)),
             flows: HashMap::default(),
-            held: Held::default(),
+            held: Held::new(budget.openings()),
+            budget,
+            relief: now,
+            evicted: 0,
             paths: Paths::default(),
             graveyard: Graveyard::default(),
             shared: Rc::default(),
@@ -137,6 +149,11 @@ impl Table {
         (self.pool.borrow().mapped(), touched)
     }
 
+    /// Bytes of the budget that are in use, and flows that were ended to make room.
+    pub(super) fn memory(&self) -> (usize, u64) {
+        (self.budget.used(), self.evicted)
+    }
+
     /// A router says that a segment of ours was too large for its next link. Smaller ones follow when that segment is
     /// sent again. False: there is no such flow here.
     pub(super) fn too_big(&mut self, message: &TooBig, now: Instant) -> bool {
@@ -159,6 +176,7 @@ impl Table {
         self.fire_timers(now);
         self.cool_down(now);
         self.look_for_silent(now);
+        self.relieve(now);
         let mut turn = std::mem::take(&mut self.turn);
         std::mem::swap(&mut turn, &mut *self.shared.dirty.borrow_mut());
         // Whom the full device kept waiting comes before those who filled it.

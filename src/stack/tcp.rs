@@ -21,6 +21,10 @@ pub(super) struct Segment {
     pub(super) acknowledgement: Option<u32>,
     /// Bytes of payload.
     pub(super) payload: usize,
+    /// The window as it stands there, not scaled.
+    pub(super) window: u16,
+    /// It says which data has come beyond a gap (RFC 2018).
+    pub(super) selective: bool,
     /// The maximum segment size that it announces.
     pub(super) segment_size: Option<u16>,
     flags: u8,
@@ -49,7 +53,8 @@ impl Segment {
         if word(0) == 0 || word(2) == 0 || nonsense {
             return Err(Malformed::Options);
         }
-        let segment_size = read_options(&bytes[20..length])?.map(|at| word(20 + at + 2));
+        let options = read_options(&bytes[20..length])?;
+        let segment_size = options.segment_size.map(|at| word(20 + at + 2));
         Ok(Self {
             tuple: Tuple {
                 client: SocketAddr::new(packet.source, word(0)),
@@ -59,6 +64,8 @@ impl Segment {
             acknowledgement: (flags & ACK != 0)
                 .then(|| u32::from_be_bytes([header[8], header[9], header[10], header[11]])),
             payload: bytes.len() - length,
+            window: word(14),
+            selective: options.selective,
             segment_size,
             flags,
         })
@@ -88,12 +95,21 @@ impl Segment {
     }
 }
 
-/// Walks TCP options (RFC 9293 section 3.1) and says where the maximum segment size stands among them.
+/// What a segment's options say.
+#[derive(Default)]
+struct Options {
+    /// Where the maximum segment size stands among them.
+    segment_size: Option<usize>,
+    /// There are SACK blocks.
+    selective: bool,
+}
+
+/// Walks TCP options (RFC 9293 section 3.1).
 ///
 /// # Errors
 /// One that smoltcp could not read. It drops a segment for that, so such a one must neither open a flow nor go uncounted.
-fn read_options(options: &[u8]) -> Result<Option<usize>, Malformed> {
-    let (mut at, mut found) = (0, None);
+fn read_options(options: &[u8]) -> Result<Options, Malformed> {
+    let (mut at, mut found) = (0, Options::default());
     while let Some(kind) = options.get(at) {
         let left = options.len() - at;
         let length = match kind {
@@ -112,8 +128,10 @@ fn read_options(options: &[u8]) -> Result<Option<usize>, Malformed> {
         if !fits || length > left {
             return Err(Malformed::Options);
         }
-        if *kind == 2 {
-            found = Some(at);
+        match kind {
+            2 => found.segment_size = Some(at),
+            5 => found.selective = true,
+            _ => {}
         }
         at += length;
     }
@@ -129,7 +147,8 @@ pub(super) fn clamp_segment_size(packet: &mut [u8], most: u16) {
         return;
     }
     let end = start + usize::from(header[12] >> 4) * 4;
-    let Some(Ok(Some(at))) = packet.get(start + 20..end).map(read_options) else { return };
+    let Some(Ok(options)) = packet.get(start + 20..end).map(read_options) else { return };
+    let Some(at) = options.segment_size else { return };
     let field = &mut packet[start + 20 + at + 2..start + 20 + at + 4];
     let announced = u16::from_be_bytes([field[0], field[1]]);
     field.copy_from_slice(&announced.min(most).to_be_bytes());
@@ -176,6 +195,21 @@ pub(super) fn pieces(packet: &[u8], most: usize) -> impl Iterator<Item = Vec<u8>
         piece[start + 16..start + 18].copy_from_slice(&sum.to_be_bytes());
         piece
     })
+}
+
+/// A bare acknowledgement from the client's end of `tuple`, as smoltcp reads it: without checksums.
+pub(super) fn acknowledgement(tuple: Tuple, sequence: u32, acknowledgement: u32, window: u16) -> Vec<u8> {
+    let header = if tuple.client.is_ipv6() { 40 } else { 20 };
+    let mut packet = vec![0; header + 20];
+    ip::write_header(&mut packet, tuple.client.ip(), tuple.server.ip(), ip::TCP, 0);
+    let tcp = &mut packet[header..];
+    tcp[..2].copy_from_slice(&tuple.client.port().to_be_bytes());
+    tcp[2..4].copy_from_slice(&tuple.server.port().to_be_bytes());
+    tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
+    tcp[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
+    (tcp[12], tcp[13]) = (5 << 4, ACK);
+    tcp[14..16].copy_from_slice(&window.to_be_bytes());
+    packet
 }
 
 /// Sends a bare acknowledgement from the server's end of `tuple`.

@@ -16,6 +16,7 @@ mod weather;
 mod paths;
 #[cfg(test)]
 mod limits;
+mod memory;
 #[cfg(test)]
 mod idleness;
 #[cfg(test)]

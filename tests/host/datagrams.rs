@@ -1,10 +1,12 @@
 //! Datagrams that do not fit: what may not be cut is refused with the path's MTU, what may be cut arrives whole.
 
 use super::support::client::{Session, act_in};
+use super::support::program::PATIENCE;
 use super::support::sites::{NAME, V4, V6};
-use super::support::topology::{HOST_LAN_V4, HOST_V4};
+use super::support::topology::{CLIENT_V4, HOST_LAN_V4, HOST_V4};
 use super::support::tunproxy::Place;
-use super::support::{Capture, Sites, Topology, run};
+use super::support::world::poll_until;
+use super::support::{Capture, Sites, Topology, forged, packet, run};
 
 const TUN: &str = "/dev/net/tun";
 
@@ -99,5 +101,49 @@ fn datagrams_give_way_where_descriptors_are_few_and_names_are_answered_still() {
         let said = tunproxy.output();
         assert!(said.contains("evicted: no descriptors are left"), "or there were enough of them");
         assert!(!said.contains("reason=connection refused"), "{said}");
+    });
+}
+
+#[test]
+fn every_length_that_a_datagram_can_have_goes_there_and_back() {
+    run(&[TUN], || {
+        let lab = Topology::with_lan();
+        let _sites = Sites::open(&lab);
+        let tunproxy = profile().start(&lab.host);
+        for ns in [&lab.host, lab.client()] {
+            for site in [V4, V6] {
+                for length in [0, 1, 511, 512, 513, 1231, 1232, 1233, 1471, 1472, 1473, 9000, 32_768, 65_507] {
+                    let outcome = act_in(ns, &format!("echo {site}:7 {length}"));
+                    let said = || format!("{length} bytes, {} {site}\n{}", ns.name(), tunproxy.output());
+                    assert_eq!(outcome, Ok(length.to_string()), "{}", said());
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn pieces_in_any_order_make_one_datagram_and_those_that_overlap_make_none() {
+    run(&[TUN], || {
+        let lab = Topology::with_lan();
+        let sites = Sites::open(&lab);
+        let tunproxy = profile().start(&lab.host);
+        tunproxy.assert_carries(lab.client());
+        let (from, to) = (CLIENT_V4.parse().expect("an address"), V4.parse().expect("an address"));
+        let pieces = |id: u16, cuts: &[(usize, usize)]| -> Vec<Vec<u8>> {
+            let payload = forged::udp(from, to, 4000 + id, 7, &vec![b'p'; 2992]);
+            cuts.iter().map(|(start, end)| forged::fragment(from, to, id, &payload, *start, *end)).collect()
+        };
+        let sent = |packets: Vec<Vec<u8>>| packet::inject(lab.client(), "eth0", &forged::frames(&lab, packets));
+        sent(pieces(1, &[(0, 1000), (1000, 2000), (2000, 3000)]));
+        sent(pieces(2, &[(2000, 3000), (0, 1000), (1000, 2000)]));
+        sent(pieces(3, &[(1000, 2000), (1000, 2000), (2000, 3000), (0, 1000)]));
+        let heard = |many: usize| poll_until(PATIENCE, || (sites.datagrams.all().len() >= many).then_some(()));
+        assert!(heard(3).is_some(), "{:?}\n{}", sites.datagrams.all(), tunproxy.output());
+        // RFC 5722: a packet whose pieces overlap is dropped whole.
+        sent(pieces(4, &[(0, 1000), (992, 2000), (2000, 3000)]));
+        sent(pieces(5, &[(0, 1000), (1000, 2000), (2000, 3000)]));
+        assert!(heard(4).is_some(), "{:?}\n{}", sites.datagrams.all(), tunproxy.output());
+        assert_eq!(sites.datagrams.all().len(), 4, "the one with overlapping pieces did not arrive");
     });
 }

@@ -16,6 +16,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::Netns;
 use super::peers::digest::{Sha256, of_pattern, pattern};
+use super::{load, probe};
 
 /// The variable that holds an act for this test binary to do instead of its test.
 pub(crate) const ACT: &str = "TUNPROXY_LAB_ACT";
@@ -33,9 +34,13 @@ pub(crate) type Outcome = Result<String, String>;
 /// - `up ADDR N`, `down ADDR N`, `both ADDR N`: with [`tcp_exchange`](super::Peers::tcp_exchange); the digests must agree;
 /// - `churn COUNT IN_FLIGHT ADDR…`: short connections to an echo server, each one byte there and back;
 /// - `datagram ADDR WORD [SECONDS]`: sends WORD over connected UDP and reads one answer;
+/// - `echo ADDR LENGTH`: that many bytes over UDP, there and back;
 /// - `whole ADDR LENGTH`: sends that many bytes over UDP in one datagram that nobody may cut, and again in one that
 ///   fits once the path has said what does; learns the path's MTU, or `fits` where nobody complained;
 /// - `datagrams COUNT ADDR`: an exchange over UDP from each of that many sockets, all of which stay open to the end;
+/// - `scan HOST FIRST COUNT SECONDS`, `reuse COUNT PORTS ADDR`: see [`probe`];
+/// - `sprinkle COUNT IN_FLIGHT ADDR`, `crowd COUNT ADDR`, `greedy COUNT ADDR`: see [`load`];
+/// - `lookup NAME`: the first IPv4 address that the system finds;
 /// - `relay PROXY ADDR WORD [PORT]`: a datagram and its answer through UDP ASSOCIATE of a SOCKS5 server without
 ///   credentials, from that port of ours.
 /// - `knock PATH`: what whoever listens on a socket at that path says at once;
@@ -72,7 +77,8 @@ pub(crate) fn act_if_asked() {
     process::exit(i32::from(outcome.is_err()));
 }
 
-fn name_of(error: &io::Error) -> String {
+/// The name of an error as programs know it.
+pub(crate) fn name_of(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(code) => format!("{:?}", Errno::from_raw(code)),
         None if error.kind() == io::ErrorKind::TimedOut => "ETIMEDOUT".to_owned(),
@@ -91,8 +97,18 @@ fn perform(words: &[&str]) -> io::Result<String> {
         ["churn", count, in_flight, ref to @ ..] => churn(number(count)?, number(in_flight)?, to),
         ["datagram", to, word] => datagram(to, word, PATIENCE),
         ["datagram", to, word, seconds] => datagram(to, word, Duration::from_secs(number(seconds)?)),
+        ["echo", to, length] => echo(resolve(to)?, number(length)?),
         ["whole", to, length] => whole(to, number(length)?),
         ["datagrams", count, to] => datagrams(number(count)?, to),
+        ["scan", host, first, count, seconds] => probe::scan(host, number(first)?, number(count)?, number(seconds)?),
+        ["reuse", count, ports, to] => probe::reuse(number(count)?, number(ports)?, resolve(to)?),
+        ["sprinkle", count, in_flight, to] => load::sprinkle(number(count)?, number(in_flight)?, resolve(to)?),
+        ["crowd", count, to] => load::crowd(number(count)?, resolve(to)?),
+        ["greedy", count, to] => load::greedy(number(count)?, resolve(to)?),
+        ["lookup", name] => {
+            let found = (name, 0).to_socket_addrs()?.find(SocketAddr::is_ipv4);
+            found.map(|at| at.ip().to_string()).ok_or_else(|| io::ErrorKind::NotFound.into())
+        }
         ["relay", proxy, to, word] => relay(proxy, to, word, 0),
         ["relay", proxy, to, word, port] => relay(proxy, to, word, number(port)?),
         ["knock", path] => knock(path),
@@ -231,6 +247,7 @@ fn churn(count: usize, in_flight: usize, to: &[&str]) -> io::Result<String> {
 
 fn datagrams(count: usize, to: &str) -> io::Result<String> {
     let to = resolve(to)?;
+    load::raise_descriptor_limit();
     let mut open = Vec::new();
     for number in 0..count {
         let socket = exchange(to, "x", PATIENCE)
@@ -254,6 +271,18 @@ fn exchange(to: SocketAddr, word: &str, patience: Duration) -> io::Result<(UdpSo
     let length = socket.recv(&mut answer)?;
     let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
     Ok((socket, answer))
+}
+
+fn echo(to: SocketAddr, length: usize) -> io::Result<String> {
+    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let payload: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+    socket.send(&payload)?;
+    let mut answer = vec![0; 65_536];
+    let received = socket.recv(&mut answer)?;
+    let same = answer[..received] == payload[..];
+    if same { Ok(length.to_string()) } else { Err(io::Error::other(format!("{received} other bytes came back"))) }
 }
 
 /// Path MTU discovery as a program does it: RFC 1191, RFC 8201.

@@ -7,6 +7,7 @@
 //! ```
 
 use super::netns::veth;
+use super::weather::{Radio, Weather};
 use super::world::set_resolv_conf;
 use super::{Netns, Peers};
 
@@ -45,19 +46,35 @@ pub(crate) struct Topology {
     pub(crate) host: Netns,
     /// A client behind the host under test, with its `eth0`.
     pub(crate) lan: Option<Netns>,
+    /// Links with weather; they go with the topology.
+    radios: Vec<Radio>,
 }
 
 impl Topology {
     /// Internet, gateway and the host under test, which uses the gateway's resolver.
     pub(crate) fn desktop() -> Self {
         let (internet, gateway, host) = (Netns::new("internet"), Netns::new("gateway"), Netns::new("host"));
+        veth(&gateway, "eth1", &host, "eth0");
+        Self::upon(internet, gateway, host, Vec::new())
+    }
+
+    /// The same with weather between the gateway and the host.
+    pub(crate) fn desktop_in(weather: Weather) -> Self {
+        let (internet, gateway, host) = (Netns::new("internet"), Netns::new("gateway"), Netns::new("host"));
+        let radio = Radio::between([(&gateway, "eth1"), (&host, "eth0")], weather);
+        Self::upon(internet, gateway, host, vec![radio])
+    }
+
+    /// Gives the three hosts, the last two of which are linked, all the rest.
+    fn upon(internet: Netns, gateway: Netns, host: Netns, radios: Vec<Radio>) -> Self {
         for ns in [&internet, &gateway, &host] {
             ns.sysctl("net.ipv4.ip_local_port_range", "1024 65535");
         }
         link_internet(&internet, &gateway);
-        link_host(&gateway, &host);
+        address_host(&gateway, &host);
         set_resolv_conf(&format!("nameserver {GATEWAY_V4}\n"));
-        Self { sites: Peers::new(&internet), at_gateway: Peers::new(&gateway), internet, gateway, host, lan: None }
+        let (sites, at_gateway) = (Peers::new(&internet), Peers::new(&gateway));
+        Self { sites, at_gateway, internet, gateway, host, lan: None, radios }
     }
 
     /// The host under test with the internet on its link, which is the gateway too. What a router between them costs
@@ -68,10 +85,12 @@ impl Topology {
             ns.sysctl("net.ipv4.ip_local_port_range", "1024 65535");
         }
         serve_internet(&internet);
-        link_host(&internet, &host);
+        veth(&internet, "eth1", &host, "eth0");
+        address_host(&internet, &host);
         set_resolv_conf(&format!("nameserver {GATEWAY_V4}\n"));
         let gateway = internet.clone();
-        Self { sites: Peers::new(&internet), at_gateway: Peers::new(&gateway), internet, gateway, host, lan: None }
+        let (sites, at_gateway) = (Peers::new(&internet), Peers::new(&gateway));
+        Self { sites, at_gateway, internet, gateway, host, lan: None, radios: Vec::new() }
     }
 
     /// The topology of [`Topology::desktop`], and a LAN client behind the host, which forwards and answers for the
@@ -83,9 +102,21 @@ impl Topology {
     /// The same, and a LAN client behind the host.
     #[must_use]
     pub(crate) fn and_lan(self) -> Self {
+        let lan = lan();
+        veth(&self.host, "lan0", &lan, "eth0");
+        self.with_client(lan)
+    }
+
+    /// The same with weather between the client and the host.
+    #[must_use]
+    pub(crate) fn and_lan_in(mut self, weather: Weather) -> Self {
+        let lan = lan();
+        self.radios.push(Radio::between([(&self.host, "lan0"), (&lan, "eth0")], weather));
+        self.with_client(lan)
+    }
+
+    fn with_client(self, lan: Netns) -> Self {
         let mut topology = self;
-        let lan = Netns::with_resolv_conf("lan", &format!("nameserver {HOST_LAN_V4}\n"));
-        veth(&topology.host, "lan0", &lan, "eth0");
         topology.host.address("lan0", &[&format!("{HOST_LAN_V4}/24"), &format!("{HOST_LAN_V6}/64")]);
         lan.address("eth0", &[&format!("{CLIENT_V4}/24"), &format!("{CLIENT_V6}/64")]);
         lan.routes(&[&format!("default via {HOST_LAN_V4}"), &format!("default via {HOST_LAN_V6}")]);
@@ -117,6 +148,10 @@ impl Topology {
     }
 }
 
+fn lan() -> Netns {
+    Netns::with_resolv_conf("lan", &format!("nameserver {HOST_LAN_V4}\n"))
+}
+
 fn link_internet(internet: &Netns, gateway: &Netns) {
     veth(internet, "eth0", gateway, "eth0");
     internet.address("eth0", &["198.51.100.2/24", "2001:db8:f::2/64"]);
@@ -140,8 +175,7 @@ fn serve_internet(internet: &Netns) {
     internet.sysctl("net.ipv6.ip_nonlocal_bind", "1");
 }
 
-fn link_host(gateway: &Netns, host: &Netns) {
-    veth(gateway, "eth1", host, "eth0");
+fn address_host(gateway: &Netns, host: &Netns) {
     gateway.address("eth1", &[&format!("{GATEWAY_V4}/24"), &format!("{GATEWAY_V6}/64")]);
     host.address("eth0", &[&format!("{HOST_V4}/24"), &format!("{HOST_V6}/64")]);
     host.routes(&[&format!("default via {GATEWAY_V4}"), &format!("default via {GATEWAY_V6}")]);

@@ -205,6 +205,38 @@ impl Tunproxy {
         self.program.pid()
     }
 
+    /// Its resident memory in bytes.
+    pub(crate) fn resident(&self) -> u64 {
+        self.status_field("status", "VmRSS:") * 1024
+    }
+
+    /// How often its threads have gone to sleep, and so will have woken: voluntary context switches.
+    pub(crate) fn wakeups(&self) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.program.pid())).expect("its threads");
+        let names = tasks.flatten().map(|task| task.file_name().to_string_lossy().into_owned());
+        names.map(|task| self.status_field(&format!("task/{task}/status"), "voluntary_ctxt_switches:")).sum()
+    }
+
+    /// The descriptors that it has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.program.pid())).expect("its descriptors").count()
+    }
+
+    fn status_field(&self, file: &str, name: &str) -> u64 {
+        let path = format!("/proc/{}/{file}", self.program.pid());
+        let status = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}"));
+        line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+    }
+
+    /// A number of `tunproxy status` by its path, like `["packets", "spoofed"]`.
+    pub(crate) fn counted(&self, ns: &Netns, path: &[&str]) -> u64 {
+        let said = self.place.ask(ns, "status");
+        let status: serde_json::Value = serde_json::from_str(&said.stdout).unwrap_or_else(|_| panic!("{said:?}"));
+        let found = path.iter().fold(&status, |value, key| &value[key]);
+        found.as_u64().unwrap_or_else(|| panic!("{path:?}: {status}"))
+    }
+
     /// Sends it a signal that it survives.
     pub(crate) fn signal(&self, signal: Signal) {
         self.program.signal(signal);

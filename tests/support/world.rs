@@ -20,6 +20,8 @@ const TUN_NODE: &str = "TUNPROXY_LAB_TUN";
 
 /// A test that has not ended by then hangs: it is ended with everything it started, and fails.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Set to the seconds that it may take instead, for runs by hand.
+const LONGER: &str = "TUNPROXY_LAB_SECONDS";
 
 /// Where a test keeps its files: on a tmpfs that goes with it.
 pub(crate) const DESK: &str = "/run/lab";
@@ -67,7 +69,8 @@ pub(crate) fn attempt<F: FnOnce()>(needs: &[&str], test: F) -> Option<Result<(),
         Ok(child) => child,
         Err(refused) => return skip(&refusal(&refused)),
     };
-    let (status, output) = program::finish(child, PATIENCE);
+    let longer = env::var(LONGER).ok().and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
+    let (status, output) = program::finish(child, longer.unwrap_or(PATIENCE));
     // The harness exits 0 for a filter that finds nothing: only "1 passed" says that the test was there and ran.
     let passed = status.is_some_and(|status| status.success()) && output.contains("1 passed");
     output.lines().filter(|line| line.starts_with("measured: ")).for_each(|line| println!("{line}"));

@@ -12,8 +12,6 @@ use tokio::time::{Sleep, sleep};
 use super::{Client, Read, Write};
 use crate::net::{BoxFuture, BoxStream, Stream};
 
-/// Bytes of one buffer.
-const ROOM: usize = 64 << 10;
 /// How long to wait between looks at what the client has not acknowledged yet: at first, and at most.
 const LOOK: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(500)];
 
@@ -36,8 +34,8 @@ struct Buffer {
 }
 
 impl Buffer {
-    fn new() -> Self {
-        Self { bytes: vec![0; ROOM].into_boxed_slice(), start: 0, end: 0 }
+    fn new(size: usize) -> Self {
+        Self { bytes: vec![0; size].into_boxed_slice(), start: 0, end: 0 }
     }
 
     fn is_empty(&self) -> bool {
@@ -57,8 +55,9 @@ impl Buffer {
 }
 
 impl Buffered {
-    pub(crate) fn new(stream: BoxStream) -> Self {
-        Self { stream, up: Buffer::new(), down: Buffer::new(), ended: false, broken: None, pause: None }
+    /// With two buffers of `size` bytes.
+    pub(crate) fn new(stream: BoxStream, size: usize) -> Self {
+        Self { stream, up: Buffer::new(size), down: Buffer::new(size), ended: false, broken: None, pause: None }
     }
 
     /// Reads once into the room that is left for the upload. Ready with false: there is none, or nothing more comes.

@@ -233,7 +233,7 @@ async fn pair() -> (Buffered, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let there = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (here, _) = listener.accept().await.unwrap();
-    (Buffered::new(Box::new(here)), there)
+    (Buffered::new(Box::new(here), 64 << 10), there)
 }
 
 #[tokio::test(start_paused = true)]

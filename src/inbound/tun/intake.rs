@@ -12,6 +12,7 @@ use std::time::Instant;
 use tokio::task::spawn_local;
 
 use super::back::TunBack;
+use super::contained::contained;
 use super::crew::{Crew, Parcel};
 use super::streams::stream;
 use super::{QUOTED, Tunnel};
@@ -53,7 +54,7 @@ impl Tunnel {
                         .and_then(|at| buffer.get(at..at + VirtioHeader::LEN)?.try_into().ok())
                         .map_or(VirtioHeader::PLAIN, VirtioHeader::parse);
                     let frame = Frame { header, packet: &buffer[layout.packet..length] };
-                    self.ingest(frame, replies);
+                    contained(&self.dispatcher.core().counters, || self.ingest(frame, replies));
                     more |= turn + 1 == BATCH;
                 }
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -69,7 +70,8 @@ impl Tunnel {
         for _ in 0..BATCH {
             let parcel = self.crew.borrow_mut().inbox.poll_recv(cx);
             let Poll::Ready(Some(Parcel { header, packet })) = parcel else { return false };
-            self.digest(Frame { header, packet: &packet }, true, replies);
+            let frame = Frame { header, packet: &packet };
+            contained(&self.dispatcher.core().counters, || self.digest(frame, true, replies));
         }
         true
     }

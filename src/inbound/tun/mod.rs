@@ -4,9 +4,11 @@
 //! the device, a flow, a timer or a message. Nothing here crosses a thread or takes a lock.
 
 mod back;
+mod contained;
 mod crew;
 mod hijack;
 mod intake;
+mod shortage;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -28,8 +30,10 @@ use tokio::task::yield_now;
 use tokio::time::Sleep;
 
 use back::TunBack;
+use contained::contained;
 pub use crew::Crew;
 pub use hijack::Hijack;
+use shortage::Shortage;
 use streams::Streams;
 use writer::Writer;
 
@@ -54,6 +58,7 @@ pub struct Tunnel {
     hijack: Hijack,
     streams: Rc<Streams>,
     crew: RefCell<Crew>,
+    shortage: Shortage,
 }
 
 impl Tunnel {
@@ -76,7 +81,7 @@ impl Tunnel {
         let back = Rc::new(TunBack::new(Rc::clone(&stack), Rc::clone(&writer)));
         let dns = Arc::clone(&dispatcher.core().dns);
         let crew = RefCell::new(crew);
-        Ok(Self { queue, stack, writer, back, dispatcher, dns, hijack, streams, crew })
+        Ok(Self { queue, stack, writer, back, dispatcher, dns, hijack, streams, crew, shortage: Shortage::default() })
     }
 
     /// Carries packets until the device is gone.
@@ -89,11 +94,13 @@ impl Tunnel {
         loop {
             let more = poll_fn(|cx| Poll::Ready(self.read(cx, &mut buffer))).await?;
             yield_now().await;
-            let left = self.emit();
+            let left = contained(&self.dispatcher.core().counters, || self.emit()).unwrap_or(false);
             if more || left {
                 continue;
             }
-            self.dispatcher.core().counters.publish(self.crew.borrow().number(), self.stack.borrow().counters());
+            let counted = self.stack.borrow().counters();
+            self.dispatcher.core().counters.publish(self.crew.borrow().number(), counted);
+            self.shortage.tell(&counted, Instant::now());
             poll_fn(|cx| self.poll_wake(cx, sleep.as_mut())).await?;
         }
     }

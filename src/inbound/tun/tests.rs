@@ -66,6 +66,7 @@ fn core() -> Arc<Core> {
         udp_timeout: Duration::from_secs(60),
         icmp_timeout: Duration::from_secs(60),
         echo_ids: Arc::default(),
+        memory: 1 << 30,
     })
 }
 
@@ -86,6 +87,7 @@ fn start(workers: usize) -> Vec<Device> {
             reserved: Vec::new(),
             ipv6: true,
             seed: 1,
+            memory: usize::MAX,
             tell_ended: workers > 1,
         };
         let hijack = Hijack::new(vec![(None, 53)], &[]);

@@ -4,6 +4,7 @@ pub(super) mod capability;
 pub(super) mod echo;
 pub(super) mod holder;
 mod listeners;
+pub(super) mod memory;
 pub(super) mod netlink;
 pub(super) mod nft;
 pub(super) mod resolv_conf;

@@ -123,6 +123,6 @@ impl Table {
         let timer = self.timers.first();
         let warm = self.warm.front().map(|(due, _)| *due + SLACK);
         let look = (!self.flows.is_empty()).then_some(self.look);
-        [timer, warm, look].into_iter().flatten().min()
+        [timer, warm, look, self.relief_due()].into_iter().flatten().min()
     }
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use smoltcp::iface::SocketSet;
 use smoltcp::socket::tcp::{self, CongestionControl, State};
 
+use super::super::budget::FLOW;
 use super::super::flow::{Flow, FlowStream, low_bits};
 use super::super::frame::Transmit;
 use super::super::ip::Packet;
@@ -50,7 +51,14 @@ impl Table {
         };
         if let Some(flow) = self.flows.get(&segment.tuple).map(Rc::clone) {
             match self.judge(&flow, segment, now) {
-                Verdict::Its => self.take(&flow, &bytes, segment, now, transmit),
+                Verdict::Its if segment.payload > 0 && !self.charge(&flow, now) => counters.no_memory += 1,
+                Verdict::Its => {
+                    let misses = flow.borrow_mut().misses(segment, now);
+                    self.take(&flow, &bytes, segment, now, transmit);
+                    if misses {
+                        self.repair(&flow, segment, now, transmit);
+                    }
+                }
                 Verdict::Beyond => counters.ignored += 1,
                 Verdict::Challenge(sequence, acknowledgement) => {
                     acknowledge(segment.tuple, sequence, acknowledgement, self.offload, transmit);
@@ -84,7 +92,11 @@ impl Table {
         transmit: &mut dyn Transmit,
     ) -> Option<Event<'a>> {
         let Some(flow) = self.open(packet, segment, now) else {
-            counters.flooded += 1;
+            if self.budget.is_short() {
+                counters.no_memory += 1;
+            } else {
+                counters.flooded += 1;
+            }
             return None;
         };
         self.graveyard.remove(&segment.tuple);
@@ -168,6 +180,7 @@ impl Table {
         if !self.held.has_room(source, own) {
             return None;
         }
+        let place = self.budget.take(FLOW)?;
         let mut rings = Pool::take(&self.pool, self.flows.len())?;
         // SAFETY: the slices live in the socket, which `Flow` drops before the rings.
         let (receive, send) = unsafe { rings.split() };
@@ -185,6 +198,7 @@ impl Table {
             sockets,
             handle,
             rings,
+            _place: place,
             cut: self.cut(segment, now),
             held: Some(packet.bytes[..packet.bytes.len().min(128)].into()),
             counted: true,
@@ -192,6 +206,7 @@ impl Table {
             dirty: false,
             orphan: false,
             aborted: false,
+            evicted: false,
             refusal: None,
             finishing: false,
             armed: None,
@@ -231,6 +246,19 @@ impl Table {
             Some(mtu) => Cut::for_path(own, v6, mtu),
             None => own,
         }
+    }
+
+    /// Pays for the rings of a flow that gets data. False: there is no room, and the data is lost; its sender repeats it.
+    fn charge(&mut self, handle: &Handle, now: Instant) -> bool {
+        let mut flow = handle.borrow_mut();
+        if flow.rings.charged() > 0 {
+            return true;
+        }
+        let charged = flow.rings.charge();
+        if charged {
+            self.keep_warm(&mut flow, now);
+        }
+        charged
     }
 
     fn feed(&mut self, handle: &Handle, bytes: &[u8], segment: &Segment, now: Instant, transmit: &mut dyn Transmit) {

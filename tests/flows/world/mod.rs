@@ -54,6 +54,8 @@ pub(crate) struct Net {
     pub(crate) buffer: usize,
     /// Packets that the device takes in one turn.
     pub(crate) room: usize,
+    /// Bytes that the stack's flows may take.
+    pub(crate) memory: usize,
     /// A router between client and device whose link to the client carries no more than this.
     pub(crate) hop: Option<u16>,
 }
@@ -61,8 +63,19 @@ pub(crate) struct Net {
 impl Net {
     pub(crate) fn new(offload: bool, v6: bool) -> Self {
         let weather = Weather::CALM;
-        let (own, ipv6, carry_echo, room) = (true, true, true, usize::MAX);
-        Self { offload, v6, own, ipv6, carry_echo, weather, seed: 1, buffer: 256 << 10, room, hop: None }
+        Self {
+            offload,
+            v6,
+            own: true,
+            ipv6: true,
+            carry_echo: true,
+            weather,
+            seed: 1,
+            buffer: 256 << 10,
+            room: usize::MAX,
+            memory: usize::MAX,
+            hop: None,
+        }
     }
 
     /// With and without offloads, IPv4 and IPv6.
@@ -94,6 +107,7 @@ impl Net {
             reserved: vec!["198.18.0.0/15".parse().unwrap(), "fdfe:dcba:9876::/48".parse().unwrap()],
             ipv6: self.ipv6,
             seed: self.seed,
+            memory: self.memory,
             tell_ended: false,
         }
     }

@@ -4,6 +4,7 @@ pub(crate) mod digest;
 pub(crate) mod dns;
 pub(crate) mod http;
 pub(crate) mod proxy;
+pub(crate) mod refusing;
 pub(crate) mod socks;
 pub(crate) mod tcp;
 pub(crate) mod tls;
@@ -14,8 +15,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle as Thread;
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
@@ -136,6 +138,17 @@ impl Record {
     pub(crate) fn count(&self, wanted: impl Fn(&str) -> bool) -> usize {
         self.all().iter().filter(|line| wanted(line)).count()
     }
+}
+
+/// What a carrier does at its end: a failure of one side resets both.
+pub(crate) fn hand_on(carried: io::Result<(u64, u64)>, ends: [&TcpStream; 2]) -> io::Result<()> {
+    if carried.is_err() {
+        for end in ends {
+            // Closing with a linger time of zero sends RST (RFC 9293, 3.9.1.5 ABORT).
+            SockRef::from(end).set_linger(Some(Duration::ZERO))?;
+        }
+    }
+    carried.map(drop)
 }
 
 fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {

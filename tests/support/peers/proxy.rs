@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
 use tokio::net::TcpStream;
 
-use super::{Peer, Peers, Record};
+use super::{Peer, Peers, Record, hand_on};
 
 /// The names a proxy resolves: it has no resolver beside this.
 pub(crate) type Names = Arc<HashMap<String, IpAddr>>;
@@ -84,7 +84,8 @@ async fn connect(stream: TcpStream, door: Door) -> io::Result<()> {
         return stream.write_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n").await;
     };
     stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
-    copy_bidirectional(&mut stream, &mut upstream).await.map(drop)
+    let carried = copy_bidirectional(&mut stream, &mut upstream).await;
+    hand_on(carried, [stream.get_ref(), &upstream])
 }
 
 fn admitted(door: &Door, given: Option<&[u8]>) -> bool {

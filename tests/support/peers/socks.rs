@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpStream, UdpSocket};
 
 use super::proxy::Door;
-use super::{Peer, Peers};
+use super::{Peer, Peers, hand_on};
 
 const VERSION: u8 = 5;
 const SUCCEEDED: u8 = 0;
@@ -63,7 +63,8 @@ async fn connect(mut stream: TcpStream, door: &Door, host: &str, port: u16) -> i
     match dialled {
         Ok(mut upstream) => {
             reply(&mut stream, SUCCEEDED, upstream.local_addr()?).await?;
-            copy_bidirectional(&mut stream, &mut upstream).await.map(drop)
+            let carried = copy_bidirectional(&mut stream, &mut upstream).await;
+            hand_on(carried, [&stream, &upstream])
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => reply(&mut stream, REFUSED, here).await,
         Err(_) => reply(&mut stream, HOST_UNREACHABLE, here).await,

@@ -12,7 +12,7 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::digest::Sha256;
-use super::{Peer, Peers, http};
+use super::{Peer, Peers, hand_on, http};
 use crate::support::world;
 
 /// A key and a certificate that signs itself.
@@ -65,7 +65,8 @@ impl Peers {
             async move {
                 let mut outer = acceptor.accept(stream).await?;
                 let mut inner = TcpStream::connect(plain).await?;
-                copy_bidirectional(&mut outer, &mut inner).await.map(drop)
+                let carried = copy_bidirectional(&mut outer, &mut inner).await;
+                hand_on(carried, [outer.get_ref().0, &inner])
             }
         })
     }
