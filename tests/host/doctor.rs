@@ -9,10 +9,11 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::support::client::act_in;
+use super::support::program::PATIENCE;
 use super::support::sites::{NAME, V4};
 use super::support::topology::{BLACK_HOLE_V4, HOST_LAN_V4};
 use super::support::tunproxy::{Place, Said, Tunproxy, binary};
-use super::support::world::{own_etc, set_resolv_conf};
+use super::support::world::{own_etc, poll_until, set_resolv_conf};
 use super::support::{Dump, Netns, Sites, Topology, run};
 
 const TUN: &str = "/dev/net/tun";
@@ -287,6 +288,14 @@ fn without_a_default_route_that_is_the_problem() {
         assert_one("problem", &place, &lab.host, &["there is no default route", "DHCP"]);
         lab.host.ip("route add default via 192.168.1.1");
         lab.gateway.ip("link set eth1 down");
+        // The kernel passes the news on when it has time.
+        let told_everywhere = || {
+            let routes = ["-4 route show dev eth0", "-6 route show dev eth0"].map(|words| lab.host.ip(words));
+            let link = lab.host.ip("link show dev eth0");
+            let knows = routes.iter().all(|routes| routes.lines().all(|route| route.contains("linkdown")));
+            (knows && !link.contains("state UP")).then_some(())
+        };
+        assert!(poll_until(PATIENCE, told_everywhere).is_some(), "{}", lab.host.ip("-6 route show dev eth0"));
         let found = told(&examine(&place, &lab.host), "problem");
         assert!(found[0].contains("eth0") && found.iter().any(|it| it.contains("no carrier")), "{found:#?}");
     });

@@ -29,14 +29,25 @@ const SYSCTLS: &[&str] = &["ipv4/conf", "ipv6/conf", "ipv4/ip_forward", "ipv4/pi
 /// How long the kernel may take to make up its mind about a fresh IPv6 address.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Waits until no IPv6 address is tentative: the kernel says so a moment later even where it detects no duplicates,
-/// and adds a route then.
+/// Waits until no IPv6 address is tentative, and each has its route: the kernel says so a moment later even where it
+/// detects no duplicates, and adds the route then.
 fn await_addresses(ns: &Netns) {
     let start = Instant::now();
-    while !ns.ip("-6 addr show tentative").trim().is_empty() {
-        assert!(start.elapsed() < PATIENCE, "addresses stay tentative:\n{}", ns.ip("-6 addr show tentative"));
+    while let Some(waiting) = unsettled(ns) {
+        assert!(start.elapsed() < PATIENCE, "the kernel is not done with {waiting}");
         std::thread::yield_now();
     }
+}
+
+/// An IPv6 address that the kernel is still at work on.
+fn unsettled(ns: &Netns) -> Option<String> {
+    let addresses = ns.ip("-6 -o addr show up");
+    let routes = ns.ip("-6 route show table local");
+    let is_settled = |line: &&str| {
+        let address = line.split_whitespace().nth(3).and_then(|net| net.split('/').next()).unwrap_or_default();
+        !line.contains(" tentative") && routes.lines().any(|route| route.starts_with(&format!("local {address} ")))
+    };
+    addresses.lines().find(|line| !is_settled(line)).map(str::to_owned)
 }
 
 impl Dump {
