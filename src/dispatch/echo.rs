@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -60,8 +60,7 @@ impl Dispatcher {
         let mut account = Account::new(std::sync::Arc::clone(&self.core.counters), session.clone(), None);
         let found = timeout(HOLD, self.find_echo(session, &mut account)).await.unwrap_or(Err(DialError::TimedOut));
         match found {
-            Ok((way, wire, session, held)) => {
-                let Host::Ip(to) = session.destination.host else { return };
+            Ok((way, wire, to, held)) => {
                 let flow = Flow::new(ticket.key, Opened { to, wire, back, account, held });
                 let waited = self.echoes.borrow_mut().enter(&ticket, &way, &flow);
                 for waiting in waited.into_iter().flatten() {
@@ -87,12 +86,12 @@ impl Dispatcher {
         }
     }
 
-    /// Decides, and finds or opens the socket that carries the session, whose destination is an address then.
+    /// Decides, and finds or opens the socket that carries the session; with it comes the host's real address.
     async fn find_echo(
         self: &Rc<Self>,
         session: Session,
         account: &mut Account,
-    ) -> Result<(Rc<Way>, Wire, Session, Option<Held>), DialError> {
+    ) -> Result<(Rc<Way>, Wire, IpAddr, Option<Held>), DialError> {
         let Unfaked { mut session, fake, held } = self.unfake(session)?;
         account.found(&session, fake);
         let Choice { outbound, verdict } = self.choose(&mut session).await?;
@@ -100,17 +99,16 @@ impl Dispatcher {
         if !outbound.networks().carries(Network::Icmp) {
             return Err(DialError::Unsupported(format!("{} carries no echo requests", outbound.name())));
         }
-        session.destination = outbound.peer(&session).await?;
-        let ipv6 = match session.destination.host {
-            Host::Ip(ip) => ip.is_ipv6(),
+        let to = match outbound.peer(&session).await?.host {
+            Host::Ip(ip) => ip,
             // Whoever wants a name carries nothing: it says why not.
             Host::Name(_) => {
                 outbound.echo(false)?;
                 return Err(DialError::Unsupported(format!("{} looks no names up", outbound.name())));
             }
         };
-        let (way, wire) = self.echo_way(&*outbound, ipv6)?;
-        Ok((way, wire, session, held))
+        let (way, wire) = self.echo_way(&*outbound, to.is_ipv6())?;
+        Ok((way, wire, to, held))
     }
 
     /// The socket of an outbound for one family, and an id on it. A raw socket serves everybody, one with an id of its own
@@ -133,9 +131,12 @@ impl Dispatcher {
             None => Wire::Taken(self.core.echo_ids.take().ok_or(DialError::Exhausted)?),
         };
         if fresh {
-            if way.own_id().is_none() {
-                self.echoes.borrow_mut().share(name, &way);
+            let mut echoes = self.echoes.borrow_mut();
+            match way.own_id() {
+                None => echoes.share(name, &way),
+                Some(_) => echoes.mind_descriptors(),
             }
+            drop(echoes);
             spawn_local(Rc::clone(self).hear(Rc::clone(&way)));
         }
         Ok((way, wire))

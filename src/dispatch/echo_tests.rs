@@ -336,12 +336,21 @@ async fn a_flow_that_is_idle_ends_and_the_socket_with_the_last() {
 }
 
 #[tokio::test]
-async fn a_socket_with_an_id_of_its_own_serves_one_flow() {
+async fn a_socket_with_an_id_of_its_own_serves_one_flow_and_there_are_not_many() {
     local(async {
         let bench = Bench::new(&DIRECT, Net { own_id: Some(99), ..Net::default() });
         for last in 1..4 {
             bench.open(&ask(&format!("192.0.2.{last}"), "198.51.100.9", 1), "198.51.100.9");
             assert_eq!((bench.net.opened.load(Relaxed), bench.last_id()), (last, 99));
+        }
+        for id in 0..1000 {
+            let mut ping = ask("192.0.2.9", "198.51.100.9", 1);
+            ping.echo.id = id;
+            bench.open(&ping, "198.51.100.9");
+        }
+        assert!(bench.flows() <= 260, "{}", bench.flows());
+        while bench.net.opened.load(Relaxed) - bench.net.closed.load(Relaxed) > 260 {
+            yield_now().await;
         }
     })
     .await;

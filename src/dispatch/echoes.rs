@@ -17,6 +17,8 @@ use crate::net::{Echo, Reach};
 pub(super) const MOST: usize = 4096;
 /// Flows of one client.
 pub(super) const MOST_OF_ONE: usize = 1024;
+/// The same where each flow takes a descriptor.
+const FEW: (usize, usize) = (512, 256);
 /// Requests of one flow that wait while it is being opened.
 const MOST_WAITING: usize = 8;
 /// Bytes of all requests that wait.
@@ -101,6 +103,8 @@ pub(super) struct Echoes {
     ways: HashMap<(String, bool), Rc<Way>, RandomState>,
     waiting_bytes: usize,
     tickets: u64,
+    /// Each flow has a socket of its own.
+    each_its_own: bool,
 }
 
 impl Echoes {
@@ -186,6 +190,11 @@ impl Echoes {
         self.ways.insert((name, way.ipv6), Rc::clone(way));
     }
 
+    /// From now on there are fewer flows: each has a socket of its own.
+    pub(super) fn mind_descriptors(&mut self) {
+        self.each_its_own = true;
+    }
+
     /// A socket is over, and the flows on it.
     pub(super) fn end(&mut self, way: &Rc<Way>, reason: &dyn fmt::Display) {
         self.ways.retain(|_, known| !Rc::ptr_eq(known, way));
@@ -216,11 +225,12 @@ impl Echoes {
     /// Makes room for another flow of `source`: among its own if it has too many, else among those of the client that has
     /// the most.
     fn make_room(&mut self, source: IpAddr) {
+        let (most, most_of_one) = if self.each_its_own { FEW } else { (MOST, MOST_OF_ONE) };
         let own = self.of.get(&source).copied().unwrap_or_default();
-        if own >= MOST_OF_ONE {
+        if own >= most_of_one {
             return self.shed(source, own / 16);
         }
-        if self.entries.len() >= MOST
+        if self.entries.len() >= most
             && let Some((biggest, many)) = self.of.iter().max_by_key(|(_, many)| **many)
         {
             let (biggest, many) = (*biggest, *many);
