@@ -17,6 +17,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("tinyproxy", "tinyproxy"),
     ("setpriv", "util-linux"),
     ("ping", "iputils-ping"),
+    ("busybox", "busybox"),
 ];
 
 /// Finds `program` in `PATH` or where the distribution keeps what only root's `PATH` holds.
