@@ -20,7 +20,7 @@ use super::{TUN, both_rp_filters, profile};
 
 /// Echo servers on every address of a host, TCP and UDP.
 fn echo_everywhere(peers: &Peers, port: u16) -> Vec<Peer> {
-    let any = ["0.0.0.0", "[::]"].map(|any| format!("{any}:{port}").parse().unwrap());
+    let any = ["0.0.0.0", "[::]"].map(|any| format!("{any}:{port}").parse().expect("an address"));
     any.into_iter().flat_map(|at| [peers.tcp_echo(at), peers.udp_echo(at, &Record::default())]).collect()
 }
 
@@ -63,7 +63,7 @@ fn neighbours_and_services_are_reached_over_every_kind_of_address() {
             let of_office = ["10.9.0.7".to_owned(), v6("fd00:9::7"), GATEWAY_V4.to_owned()];
             let mut from_host = [&of_host[..], &of_office].concat();
             from_host.extend([CLIENT_V4.to_owned(), v6(CLIENT_V6), "127.0.0.1".to_owned(), v6("::1")]);
-            from_host.extend(["127.7.7.7".to_owned(), "169.254.7.2".to_owned()]);
+            from_host.push("169.254.7.2".to_owned());
             from_host.push(link_local(lab.client(), "eth0", (&lab.host, "lan0")));
             from_host.push(link_local(&lab.gateway, "eth1", (&lab.host, "eth0")));
             let mut from_client = [&of_host[..], &of_office, &["169.254.7.1".to_owned()]].concat();
