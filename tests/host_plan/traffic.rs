@@ -327,6 +327,7 @@ fn real_packets() {
         assert_eq!(ask_on(&socket, to).expect("an answer").0, "NET", "own mark -> {to}");
     }
     bound_to_a_device_names_stay_inside();
+    an_interface_that_is_only_wished_for_takes_no_name_out();
     wildcard_servers_answer_from_the_address_that_was_asked();
     echo(&mut outgoing);
     running.applied.revert().expect("revert");
@@ -338,6 +339,26 @@ fn bound_to_a_device_names_stay_inside() {
     let socket = bound("", "203.0.113.9:53");
     SockRef::from(&socket).bind_device(Some(b"eth0")).expect("bind to eth0");
     let refused = ask_on(&socket, "203.0.113.9:53").expect_err("nobody may answer");
+    assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
+}
+
+/// systemd-resolved's way to choose a link: the socket is bound to nothing, and the look-up has an interface.
+fn an_interface_that_is_only_wished_for_takes_no_name_out() {
+    let index = nix::net::if_::if_nametoindex("eth0").expect("eth0");
+    for (to, level, option) in [
+        ("203.0.113.9:53", libc::IPPROTO_IP, libc::IP_UNICAST_IF),
+        ("[2001:db8:9::9]:53", libc::IPPROTO_IPV6, libc::IPV6_UNICAST_IF),
+    ] {
+        let socket = bound("", to);
+        let (wish, length) = (index.to_be(), size_of::<u32>() as libc::socklen_t);
+        // SAFETY: the kernel reads one number from a place of that size.
+        let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const wish).cast(), length) };
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+        assert_eq!(ask_on(&socket, to).expect("an answer").0, "TUN", "{to}");
+    }
+    // A link-local server is on its link and nowhere else.
+    let to = format!("[fe80::1%{index}]:53");
+    let refused = ask_on(&bound("", &to), &to).expect_err("nobody may answer");
     assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
 }
 

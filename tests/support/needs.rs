@@ -22,6 +22,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ping", "iputils-ping"),
     ("traceroute", "traceroute"),
     ("sysctl", "procps"),
+    ("busybox", "busybox"),
 ];
 
 /// A need: the TUN driver may be opened by every user of the lab. Where the machine's node is closed to them, whoever may

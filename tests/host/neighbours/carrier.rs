@@ -16,12 +16,12 @@ use super::super::support::Netns;
 /// What fits into a datagram on a link of 1500 bytes, as WireGuard's devices have it.
 const MTU: u32 = 1420;
 /// The address of the host's end inside of the tunnel.
-pub(super) const NEAR_V4: &str = "10.66.0.2";
+pub(crate) const NEAR_V4: &str = "10.66.0.2";
 /// The same for IPv6.
-pub(super) const NEAR_V6: &str = "fd66::2";
+pub(crate) const NEAR_V6: &str = "fd66::2";
 
 /// Both ends of a tunnel, until it is dropped.
-pub(super) struct Carrier {
+pub(crate) struct Carrier {
     ends: Vec<(PipeWriter, JoinHandle<()>)>,
 }
 
@@ -31,7 +31,7 @@ impl Carrier {
     ///
     /// # Panics
     /// If the kernel refuses any of that.
-    pub(super) fn start(host: &Netns, device: &str, mark: Option<u32>, far: &Netns, outer: &str) -> Self {
+    pub(crate) fn start(host: &Netns, device: &str, mark: Option<u32>, far: &Netns, outer: &str) -> Self {
         let outer: SocketAddr = outer.parse().expect("an address");
         let near_device = tun(host, device);
         let far_device = tun(far, device);

@@ -54,7 +54,7 @@ impl Container {
         assert!(world::poll_until(PATIENCE, up).is_some(), "{}", lab.host.ip("link show br0"));
         lab.host.nft(ENGINE);
         let (thread, asked_by) = (Peers::new(&ns), Record::default());
-        let at = |any: &str| format!("{any}:80").parse().unwrap();
+        let at = |any: &str| format!("{any}:80").parse().expect("an address");
         let servers = ["0.0.0.0", "[::]"]
             .into_iter()
             .flat_map(|any| [thread.tcp_echo(at(any)), thread.udp_echo(at(any), &asked_by)])

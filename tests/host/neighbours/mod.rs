@@ -1,10 +1,12 @@
 //! What else lives on a host and around it goes on working: what a profile leaves out, containers, other tunnels, the
 //! LAN. Each scenario ends with the host as it was, foreign rules, routes and tables included.
 
-mod carrier;
+pub(crate) mod carrier;
 mod containers;
+mod dhcp;
+mod lan;
 mod selection;
-mod tunnels;
+pub(crate) mod tunnels;
 
 use super::support::client::{self, Outcome};
 use super::support::packet::Packet;
@@ -13,10 +15,10 @@ use super::support::topology::{HOST_V4, HOST_V6};
 use super::support::tunproxy::{Place, Said};
 use super::support::{Capture, Netns, Topology, world};
 
-const TUN: &str = "/dev/net/tun";
+pub(crate) const TUN: &str = "/dev/net/tun";
 
 /// All traffic as `rules` say, with more keys of `tun`.
-fn profile(tun: &str, rules: &str) -> Place {
+pub(crate) fn profile(tun: &str, rules: &str) -> Place {
     Place::new(&format!(
         "
 mode: rule
@@ -39,7 +41,7 @@ fn act_as(ns: &Netns, uid: u32, words: &str) -> Outcome {
 }
 
 /// With and without the check that many distributions switch on.
-fn both_rp_filters(lab: impl Fn() -> Topology, test: impl Fn(Topology)) {
+pub(crate) fn both_rp_filters(lab: impl Fn() -> Topology, test: impl Fn(Topology)) {
     for value in ["0", "1"] {
         test(lab().rp_filter(value));
     }

@@ -189,7 +189,7 @@ const FAR: [&str; 2] = ["203.0.113.150", "[2001:db8:1:1::150]"];
 fn prefixes(tun: &str, past: [&str; 2], taken: [&str; 2]) {
     both_rp_filters(Topology::with_lan, |lab| {
         let sites = Sites::open(&lab);
-        let at = |peers: &Peers, host: &str| peers.tcp_echo(format!("{host}:7").parse().unwrap());
+        let at = |peers: &Peers, host: &str| peers.tcp_echo(format!("{host}:7").parse().expect("an address"));
         let _more: Vec<_> = NEAR.iter().chain(&FAR).map(|host| at(&lab.sites, host)).collect();
         let before = Dump::take(&lab.host);
         let mut capture = proven_capture(&lab);

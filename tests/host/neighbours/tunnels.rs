@@ -13,7 +13,7 @@ use super::{TUN, both_rp_filters, profile};
 const BULK: u64 = 10 << 20;
 
 /// What wg-quick does for a peer with all addresses: routes and rules, and a firewall that remembers the mark.
-fn wg_quick(host: &Netns) {
+pub(crate) fn wg_quick(host: &Netns) {
     for words in [
         "-4 route add default dev wg0 table 51820",
         "-4 rule add not fwmark 0xca6c table 51820",
@@ -52,7 +52,7 @@ fn tailscale(host: &Netns) {
 }
 
 /// Counts what leaves for `port` with exactly that mark and with any other.
-fn count_marks(host: &Netns, port: u16, mark: u32) {
+pub(crate) fn count_marks(host: &Netns, port: u16, mark: u32) {
     host.nft(&format!(
         "table inet counting {{
            counter right {{ }}
@@ -66,14 +66,14 @@ fn count_marks(host: &Netns, port: u16, mark: u32) {
     ));
 }
 
-fn counted(host: &Netns, name: &str) -> u64 {
+pub(crate) fn counted(host: &Netns, name: &str) -> u64 {
     let said = host.nft(&format!("list counter inet counting {name}"));
     let packets = said.split("packets ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
     packets.unwrap_or_else(|| panic!("{said}"))
 }
 
 /// Sites answer `who`, over both protocols, in bulk and by name; they see `near` as the client.
-fn carries(who: &Netns, near: [&str; 2]) {
+pub(crate) fn carries(who: &Netns, near: [&str; 2]) {
     for (site, near) in [V4, V6].into_iter().zip(near) {
         let said = who.run("curl", &["-sSg", "--connect-timeout", "20", &format!("http://{site}/")]);
         assert!(said.contains(&format!("client={near}\n")), "{site}: {said}");
@@ -182,6 +182,39 @@ fn what_goes_direct_takes_the_more_specific_routes_of_another_tunnel() {
             assert!(tunproxy.stop().success());
             before.assert_same(&Dump::take(&lab.host));
             carries(&lab.host, near);
+        });
+    });
+}
+
+#[test]
+fn tailscale_that_comes_later_takes_its_networks_and_nothing_else() {
+    run(&["curl", TUN], || {
+        both_rp_filters(Topology::desktop, |lab| {
+            let _sites = Sites::open(&lab);
+            let _behind = lab.sites.http("203.0.113.150:80".parse().unwrap());
+            let tunproxy = profile("", "'DST-PORT,81,REJECT', 'MATCH,DIRECT'").start(&lab.host);
+            carries(&lab.host, [HOST_V4, HOST_V6]);
+            let client = || lab.host.run("curl", &["-sS", "--connect-timeout", "20", "http://203.0.113.150/"]);
+            assert!(client().contains(&format!("client={HOST_V4}\n")));
+            let _ts = Carrier::start(&lab.host, "ts0", Some(0x80000), &lab.internet, "203.0.113.52:41641");
+            tailscale(&lab.host);
+            count_marks(&lab.host, 41641, 0x80000);
+            assert!(client().contains(&format!("client={NEAR_V4}\n")));
+            carries(&lab.host, [HOST_V4, HOST_V6]);
+            for site in [V4, V6] {
+                assert_eq!(act_in(&lab.host, &format!("connect {site}:81")), Err("ECONNREFUSED".to_owned()), "{site}");
+            }
+            assert!(counted(&lab.host, "right") > 0);
+            assert_eq!(counted(&lab.host, "wrong"), 0);
+            let foreign = |words: &str| {
+                let rules = lab.host.ip(words);
+                rules.lines().filter(|line| !line.starts_with("90")).map(|line| format!("{line}\n")).collect::<String>()
+            };
+            let before = [foreign("-4 rule"), foreign("-6 rule")];
+            assert!(before[0].contains("lookup 52"), "{before:?}");
+            assert!(tunproxy.stop().success());
+            assert_eq!([foreign("-4 rule"), foreign("-6 rule")], before, "nothing of the other went with us");
+            assert!(client().contains(&format!("client={NEAR_V4}\n")));
         });
     });
 }
