@@ -147,7 +147,7 @@ impl HostPlan {
             dns: DnsPlan::Untouched,
             sysctls: tun_sysctls(options, survey),
             numbers,
-            warnings: wishes_passed_over(&options.wishes, &numbers),
+            warnings: wishes_passed_over(&options.wishes, &numbers, survey),
             notes: Vec::new(),
         };
         if options.mtu < SMALLEST_MTU.into() {
@@ -261,12 +261,12 @@ fn strict_uplinks(options: &HostOptions, survey: &Survey) -> Vec<Sysctl> {
     names.map(|name| sysctl(of_interface("ipv4", name, "src_valid_mark"), "1", false)).collect()
 }
 
-fn wishes_passed_over(wishes: &Wishes, numbers: &Numbers) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if let Some(wish) = wishes.table.filter(|wish| *wish != numbers.captured.0) {
+fn wishes_passed_over(wishes: &Wishes, numbers: &Numbers, survey: &Survey) -> Vec<String> {
+    let (mut warnings, alone) = (Vec::new(), survey.aside.is_empty()); // a crashed run of ours is in nobody's way
+    if let Some(wish) = wishes.table.filter(|wish| alone && *wish != numbers.captured.0) {
         warnings.push(format!("routing table {wish} is in use; taking {} instead", numbers.captured));
     }
-    if let Some(wish) = wishes.first_priority.filter(|wish| *wish != numbers.first_priority) {
+    if let Some(wish) = wishes.first_priority.filter(|wish| alone && *wish != numbers.first_priority) {
         let first = numbers.first_priority;
         warnings.push(format!("rule priorities from {wish} on are in use; taking those from {first} on instead"));
     }
