@@ -192,6 +192,7 @@ impl Writer<'_> {
             vec![OTHER_THAN_UDP.to_owned(), FROM_LOOPBACK.to_owned(), format!("{} return", self.iif_tun())];
         // A spoofed answer from port 53 must not open a hole for our own questions.
         remember.push("udp sport 53 return".to_owned());
+        remember.extend(self.never_asked());
         let mut resource = vec![OTHER_THAN_UDP.to_owned(), format!("{} return", self.oif_tun("!= "))];
         for address in self.local_addresses() {
             let (family, kind) = (family(address), if address.is_ipv4() { "ipv4_addr" } else { "ipv6_addr" });

@@ -131,6 +131,8 @@ pub struct HostPlan {
     pub numbers: Numbers,
     /// Ports that were listened on when the firewall began to follow connections: see the kill switch.
     pub(super) listening: BTreeSet<u16>,
+    /// The same for UDP: ports of sockets without a peer.
+    pub(super) unconnected: BTreeSet<u16>,
     /// What will not work as wished, and what to do about it.
     pub warnings: Vec<String>,
     /// What is worth knowing on a gateway.
@@ -166,7 +168,8 @@ impl HostPlan {
             sysctls: tun_sysctls(options, survey),
             numbers,
             listening: survey.listening.clone(),
-            warnings: wishes_passed_over(&options.wishes, &numbers),
+            unconnected: survey.unconnected.clone(),
+            warnings: wishes_passed_over(&options.wishes, &numbers, survey),
             notes: Vec::new(),
         };
         if options.mtu < SMALLEST_MTU.into() {
@@ -282,12 +285,12 @@ fn strict_uplinks(options: &HostOptions, survey: &Survey) -> Vec<Sysctl> {
     names.map(|name| sysctl(of_interface("ipv4", name, "src_valid_mark"), "1", false)).collect()
 }
 
-fn wishes_passed_over(wishes: &Wishes, numbers: &Numbers) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if let Some(wish) = wishes.table.filter(|wish| *wish != numbers.captured.0) {
+fn wishes_passed_over(wishes: &Wishes, numbers: &Numbers, survey: &Survey) -> Vec<String> {
+    let (mut warnings, alone) = (Vec::new(), survey.aside.is_empty()); // a crashed run of ours is in nobody's way
+    if let Some(wish) = wishes.table.filter(|wish| alone && *wish != numbers.captured.0) {
         warnings.push(format!("routing table {wish} is in use; taking {} instead", numbers.captured));
     }
-    if let Some(wish) = wishes.first_priority.filter(|wish| *wish != numbers.first_priority) {
+    if let Some(wish) = wishes.first_priority.filter(|wish| alone && *wish != numbers.first_priority) {
         let first = numbers.first_priority;
         warnings.push(format!("rule priorities from {wish} on are in use; taking those from {first} on instead"));
     }

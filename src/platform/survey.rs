@@ -58,6 +58,8 @@ pub struct Parameters {
     pub forward_v6: bool,
     /// Interfaces whose reverse-path filter is strict (1), by name.
     pub strict_reverse_path: BTreeSet<String>,
+    /// Ports that clients get when they ask for none, first and last (`ip_local_port_range`).
+    pub ephemeral_ports: (u16, u16),
     /// Interfaces that accept router advertisements only as long as they do not forward (`accept_ra` 1).
     pub host_only_advertisements: BTreeSet<String>,
 }
@@ -88,6 +90,8 @@ pub struct Survey {
     pub kernel_ipv6: bool,
     /// TCP ports that somebody listens on.
     pub listening: BTreeSet<u16>,
+    /// UDP ports of sockets without a peer: servers', and some clients'.
+    pub unconnected: BTreeSet<u16>,
     /// The text of /etc/resolv.conf; `None` when there is none to read.
     pub resolv_conf: Option<String>,
     /// systemd-resolved runs.
@@ -321,6 +325,7 @@ pub(super) mod tests {
             ipv6: true,
             kernel_ipv6: true,
             listening: BTreeSet::new(),
+            unconnected: BTreeSet::new(),
             resolv_conf: Some("nameserver 192.0.2.53\n".to_owned()),
             resolved: false,
             users: vec![(0, u32::MAX - 1)],

@@ -1,6 +1,6 @@
 //! A neighbour who looks for what is inside: the device's address, the fake range, a flow.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use super::leaks::{at, profile, seen, send_all};
@@ -8,6 +8,7 @@ use super::support::client::Session;
 use super::support::escapes::{self, Kind, Tie};
 use super::support::frames::{self, arp_question, segment};
 use super::support::packet::{Ip, Packet, inject};
+use super::support::peers::{Peers, Record};
 use super::support::sites::V4;
 use super::support::topology::{CLIENT_V4, GATEWAY_V4, HOST_LAN_V4, HOST_LAN_V6, HOST_V4, HOST_V6};
 use super::support::{Capture, Netns, Sites, Topology, run, world};
@@ -119,5 +120,44 @@ fn segments_that_a_neighbour_forges_for_a_flow_inside_get_no_answer() {
             assert_eq!(session.alive().map(drop), Ok(()), "and the flow lives on");
             assert!(tunproxy.stop().success());
         }
+    });
+}
+
+#[test]
+fn a_datagram_that_a_neighbour_forges_pulls_no_flow_out_of_a_closed_host() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        // A server without an address of its own is there before; its answers leave as they were asked for.
+        let at_host = Peers::new(&lab.host);
+        let _server = at_host.udp_echo(at("0.0.0.0:5000"), &Record::default());
+        let _tunproxy = profile(", kill-switch: true", "", "'MATCH,DIRECT'").start(&lab.host);
+        let asked = lab.internet.enter(|| {
+            let socket = UdpSocket::bind("203.0.113.50:0").expect("an address of the internet");
+            socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a time-out");
+            socket.connect(format!("{HOST_V4}:5000")).expect("a peer, from which alone answers are taken");
+            socket.send(b"ask").expect("a question");
+            socket.recv(&mut [0; 16])
+        });
+        assert_eq!(asked.ok(), Some(3), "a server of the host is still one");
+        let socket = lab.host.enter(|| UdpSocket::bind("0.0.0.0:0").expect("a socket"));
+        socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a time-out");
+        let port = socket.local_addr().expect("an address").port();
+        let echo = |word: &str| {
+            socket.send_to(word.as_bytes(), format!("{V4}:7")).expect("it is sent");
+            let length = socket.recv(&mut [0; 64]).expect("an echo");
+            assert_eq!(length, word.len());
+        };
+        echo("before");
+        let mut capture = Capture::start(&lab.gateway, "eth1");
+        let link = (frames::mac(&lab.host, "eth0"), frames::mac(&lab.gateway, "eth1"));
+        let (site, host) = (V4.parse().expect("an address"), HOST_V4.parse().expect("an address"));
+        inject(&lab.gateway, "eth1", &[frames::datagram(link, (site, 7), (host, port), b"forged")]);
+        let mut forged = [0; 64];
+        assert_eq!(socket.recv(&mut forged).ok(), Some(6), "it comes, since the socket takes from anybody");
+        capture.prove(|mark| echo(mark));
+        let of_the_flow =
+            |packet: &Packet| packet.ip.is_some_and(|ip| ip.source.to_string() == format!("{HOST_V4}:{port}"));
+        assert_eq!(seen(&mut capture, of_the_flow), Vec::<String>::new(), "DIRECT leaves from a port of ours");
     });
 }

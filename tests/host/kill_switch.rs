@@ -90,6 +90,12 @@ fn nothing_leaves_while_it_runs_is_killed_is_gone_and_starts_again() {
                 let place = tunproxy.kill();
                 attempts.wait(tries);
                 assert_closed(&mut capture, already, "after a kill");
+                for site in [V4, V6] {
+                    let begun = Instant::now();
+                    let refused = act_in(&lab.host, &format!("connect {site}:80 20"));
+                    let told = refused.is_err() && begun.elapsed() < Duration::from_secs(10);
+                    assert!(told, "a program must not wait: {refused:?} after {:?}", begun.elapsed());
+                }
                 tunproxy = place.start(&lab.host);
                 tunproxy.line("left its kill switch closed");
                 assert_closed(&mut capture, already, &format!("while it started again ({round})"));

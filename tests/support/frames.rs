@@ -49,6 +49,26 @@ pub(crate) fn segment(
     ethernet(to, from, 0x0800, &ip)
 }
 
+/// A datagram that claims to come from somebody else.
+pub(crate) fn datagram(
+    (to, from): (Mac, Mac),
+    (source, source_port): (Ipv4Addr, u16),
+    (destination, port): (Ipv4Addr, u16),
+    payload: &[u8],
+) -> Vec<u8> {
+    let length = (8 + payload.len()) as u16;
+    // Without a checksum of its own, as IPv4 allows (RFC 768).
+    let mut udp = [source_port, port, length, 0].map(u16::to_be_bytes).concat();
+    udp.extend(payload);
+    let (source, destination) = (source.octets(), destination.octets());
+    let total = (20 + udp.len()) as u16;
+    let mut ip = [&[0x45, 0][..], &total.to_be_bytes(), &[0, 1, 0x40, 0, 64, 17, 0, 0], &source, &destination].concat();
+    let sum = checksum(&ip);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    ip.extend(udp);
+    ethernet(to, from, 0x0800, &ip)
+}
+
 /// A router advertisement with a prefix of 64 bits from which hosts make addresses (RFC 4861 sections 4.2 and 4.6.2).
 pub(crate) fn router_advertisement(from: Mac, router: Ipv6Addr, prefix: Ipv6Addr) -> Vec<u8> {
     const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);

@@ -131,6 +131,7 @@ fn survey() -> Survey {
         ipv6: true,
         kernel_ipv6: true,
         listening: BTreeSet::new(),
+        unconnected: BTreeSet::new(),
         users: vec![(0, u32::MAX - 1)],
         resolv_conf: Some("nameserver 192.168.1.1\n".to_owned()),
         resolved: false,

@@ -28,6 +28,7 @@ impl Applied {
             tables.extend(firewall::names_before(&nft.table));
         }
         survey.listening.clone_from(&self.plan.listening);
+        survey.unconnected.clone_from(&self.plan.unconnected);
         survey.ipv6 &= carries_ipv6(&self.plan);
         undos.iter().for_each(|undo| forget_parameter(&mut survey.parameters, undo));
         survey

@@ -17,6 +17,9 @@ const NEIGHBOURS: &str =
 /// What refuses at once. Errors of ICMP get lost on a program that is still in connect(2) (`sock_owned_by_user`), hence the
 /// reset; datagrams hear of few: "no route" is not one of them (`icmpv6_err_convert`), "prohibited" is.
 const REFUSALS: [&str; 2] = ["meta l4proto tcp reject with tcp reset", "reject with icmpx type admin-prohibited"];
+/// When the TUN is gone, what is marked ends in the refusing routes. IPv4 tells so in connect(2) already; IPv6 tries again
+/// with an address of the host, and then its segments are dropped one by one.
+const GONE_V6: &str = "meta nfproto ipv6 meta l4proto tcp fib daddr . mark type unreachable reject with tcp reset";
 const QUESTION: &str = "meta l4proto { udp, tcp } th dport 53";
 
 impl Writer<'_> {
@@ -31,6 +34,7 @@ impl Writer<'_> {
         lines.extend(self.destinations_past_us());
         lines.extend(self.not_wanted());
         lines.push(capture);
+        lines.push(GONE_V6.to_owned());
         chain("reroute", "route hook output priority mangle", &lines)
     }
 
@@ -105,6 +109,17 @@ impl Writer<'_> {
             .then(|| format!("tcp sport {{ {} }} tcp flags & (syn | ack) != syn return", ports.join(", ")))
     }
 
+    /// A forged datagram that seems to come from somebody whom a client of this host talks to must not make that an answer,
+    /// which would leave past the TUN. So ports that clients get are not asked, but for those that a server may have had
+    /// at the start.
+    pub(super) fn never_asked(&self) -> Option<String> {
+        let (first, last) = self.survey.parameters.ephemeral_ports;
+        let servers: Vec<String> = self.survey.unconnected.range(first..=last.max(first)).map(u16::to_string).collect();
+        let but =
+            if servers.is_empty() { String::new() } else { format!("udp dport != {{ {} }} ", servers.join(", ")) };
+        (self.options.kill_switch && last > 0).then(|| format!("udp dport {first}-{last} {but}return"))
+    }
+
     /// Private ranges, networks of our own, and what the profile excludes.
     fn destinations_past_us(&self) -> Vec<String> {
         let private = PRIVATE.into_iter().filter_map(|net| net.parse().ok());
@@ -158,7 +173,8 @@ mod tests {
     #[test]
     fn the_last_word_of_both_chains_is_no() {
         let text = written(options(), &plain());
-        assert_eq!(lines(&text, "reroute").last(), Some(&"meta mark set meta mark | 0x2000000;"));
+        let [.., mark, gone] = lines(&text, "reroute")[..] else { panic!("{text}") };
+        assert_eq!((mark, gone), ("meta mark set meta mark | 0x2000000;", &*format!("{GONE_V6};")));
         assert_eq!(lines(&text, "forward").last(), Some(&"reject with icmpx type admin-prohibited;"));
     }
 
@@ -190,6 +206,17 @@ mod tests {
     }
 
     #[test]
+    fn ports_that_clients_get_are_asked_only_where_a_server_was_at_the_start() {
+        let mut survey = Survey { unconnected: [53, 5000, 51820].into(), ..plain() };
+        assert!(!written(options(), &survey).contains("udp dport 3"));
+        survey.parameters.ephemeral_ports = (32768, 60999);
+        let text = written(options(), &survey);
+        assert!(text.contains("udp dport 32768-60999 udp dport != { 51820 } return;"), "{text}");
+        survey.unconnected.clear();
+        assert!(written(options(), &survey).contains("udp dport 32768-60999 return;"));
+    }
+
+    #[test]
     fn what_the_profile_excludes_or_does_not_name_goes_its_own_way() {
         let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();
         let options = HostOptions {
@@ -202,6 +229,8 @@ mod tests {
         assert!(lines.iter().any(|line| line.contains("203.0.113.0/24") && line.contains("10.0.0.0/8")), "{lines:#?}");
         assert!(lines.contains(&"ip daddr != { 203.0.112.0/23 } return;"), "{lines:#?}");
         assert!(lines.contains(&"ip6 daddr != { 2001:db8::/32 } return;"), "{lines:#?}");
+        let whole_family = |line: &&str| line.starts_with("meta nfproto") && line.ends_with("return;");
+        assert!(!lines.iter().any(whole_family), "{lines:#?}");
         let only_v4 = HostOptions { route_address: nets(&["203.0.112.0/23"]), ..super::tests::options() };
         let text = written(only_v4, &plain());
         assert!(!text.contains("ip6 daddr != "), "a family without a prefix is taken whole: {text}");
@@ -219,6 +248,6 @@ mod tests {
         assert!(lines(&without_lan, "forward").contains(&"iifname { \"lan0\" } return;"), "{without_lan}");
         let lan_alone = written(HostOptions { include_interface: named(&["lan0"]), ..options() }, &plain());
         assert!(lines(&lan_alone, "forward").contains(&"iifname != { \"lan0\" } return;"), "{lan_alone}");
-        assert_ne!(lines(&lan_alone, "reroute").last(), Some(&"meta mark set meta mark | 0x2000000;"));
+        assert!(!lines(&lan_alone, "reroute").contains(&"meta mark set meta mark | 0x2000000;"), "{lan_alone}");
     }
 }

@@ -1,4 +1,4 @@
-//! The ports that somebody listens on, by sock_diag(7): it costs what there is of listeners, while /proc/net/tcp costs what
+//! The ports that servers have, by sock_diag(7): it costs what there is of listeners, while /proc/net/tcp costs what
 //! there is of connections, of which a router may have a million.
 
 use std::collections::BTreeSet;
@@ -11,6 +11,8 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 const BY_FAMILY: u16 = 20;
 /// `TCP_LISTEN`, as a bit of the states that are asked for.
 const LISTENING: u32 = 1 << 10;
+/// `TCP_CLOSE`: for UDP, bound and not connected to a peer.
+const UNCONNECTED: u32 = 1 << 7;
 /// The length of `struct nlmsghdr` and of `struct inet_diag_req_v2` behind it, in bytes.
 const REQUEST: (usize, usize) = (16, 56);
 /// The kernel builds replies of at most 32 KB.
@@ -19,18 +21,27 @@ const RECEIVE_SIZE: usize = 64 * 1024;
 /// The TCP ports that somebody listens on, in the network namespace of the calling thread; none where the kernel does not
 /// say.
 pub(super) fn listening_ports() -> BTreeSet<u16> {
-    let families = [libc::AF_INET, libc::AF_INET6].map(|family| ports(family as u8));
+    of_both_families(libc::IPPROTO_TCP as u8, LISTENING)
+}
+
+/// The UDP ports of sockets that have no peer: those of servers are among them.
+pub(super) fn unconnected_ports() -> BTreeSet<u16> {
+    of_both_families(libc::IPPROTO_UDP as u8, UNCONNECTED)
+}
+
+fn of_both_families(protocol: u8, states: u32) -> BTreeSet<u16> {
+    let families = [libc::AF_INET, libc::AF_INET6].map(|family| ports(&request(family as u8, protocol, states)));
     for error in families.iter().filter_map(|found| found.as_ref().err()) {
         tracing::debug!("the kernel does not say who listens: {error}");
     }
     families.into_iter().flatten().flatten().collect()
 }
 
-fn ports(family: u8) -> io::Result<Vec<u16>> {
+fn ports(request: &[u8]) -> io::Result<Vec<u16>> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&request(family), 0)?;
+    socket.send(request, 0)?;
     let mut ports = Vec::new();
     loop {
         let mut bytes = Vec::with_capacity(RECEIVE_SIZE);
@@ -41,7 +52,7 @@ fn ports(family: u8) -> io::Result<Vec<u16>> {
     }
 }
 
-fn request(family: u8) -> Vec<u8> {
+fn request(family: u8, protocol: u8, states: u32) -> Vec<u8> {
     let (header, body) = REQUEST;
     let mut request = Vec::with_capacity(header + body);
     request.extend(((header + body) as u32).to_ne_bytes());
@@ -50,8 +61,8 @@ fn request(family: u8) -> Vec<u8> {
     // Sequence 1, from whoever the socket is.
     request.extend(1_u32.to_ne_bytes());
     request.extend(0_u32.to_ne_bytes());
-    request.extend([family, libc::IPPROTO_TCP as u8, 0, 0]);
-    request.extend(LISTENING.to_ne_bytes());
+    request.extend([family, protocol, 0, 0]);
+    request.extend(states.to_ne_bytes());
     // Any socket.
     request.resize(header + body, 0);
     request
@@ -90,6 +101,15 @@ mod tests {
             let connection = std::net::TcpStream::connect(at).unwrap();
             assert!(!listening_ports().contains(&connection.local_addr().unwrap().port()));
         }
+    }
+
+    #[test]
+    fn a_datagram_socket_counts_until_it_is_connected() {
+        let sockets = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+        let ports = sockets.each_ref().map(|socket| socket.local_addr().unwrap().port());
+        assert!(ports.iter().all(|port| unconnected_ports().contains(port)));
+        sockets[0].connect(("127.0.0.1", ports[1])).unwrap();
+        assert!(!unconnected_ports().contains(&ports[0]));
     }
 
     #[test]

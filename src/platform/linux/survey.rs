@@ -28,6 +28,7 @@ pub(in crate::platform) fn take(nft: Option<NftState>, tables: &[RouteTable]) ->
         ipv6,
         kernel_ipv6: ipv6,
         listening: listeners::listening_ports(),
+        unconnected: listeners::unconnected_ports(),
         resolv_conf: resolv_conf::read(Path::new(resolv_conf::PATH)),
         resolved: resolv_conf::resolved_runs(),
         users: users(&std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default()),
@@ -62,6 +63,12 @@ pub(super) fn matters(route: &SeenRoute) -> bool {
     is_default_like(&route.to) || (route.table == RouteTable::MAIN && route.on_link)
 }
 
+fn ephemeral_ports() -> Option<(u16, u16)> {
+    let range = sysctl::read("net/ipv4/ip_local_port_range").ok()?;
+    let mut ports = range.split_ascii_whitespace().map_while(|port| port.parse().ok());
+    Some((ports.next()?, ports.next()?))
+}
+
 fn parameters() -> Parameters {
     let number = |path: String| sysctl::read(&path).ok().and_then(|value| value.parse::<u32>().ok()).unwrap_or(0);
     let of = |family: &str, name: &str, key: &str| number(format!("net/{family}/conf/{name}/{key}"));
@@ -74,6 +81,7 @@ fn parameters() -> Parameters {
         forward_v6: number("net/ipv6/conf/all/forwarding".to_owned()) != 0,
         // The larger of "all" and the interface's own counts (ip-sysctl.rst).
         strict_reverse_path: named("ipv4", &|name| for_all.max(of("ipv4", name, "rp_filter")) == 1),
+        ephemeral_ports: ephemeral_ports().unwrap_or_default(),
         host_only_advertisements: named("ipv6", &|name| of("ipv6", name, "accept_ra") == 1),
     }
 }
