@@ -445,3 +445,113 @@ fn networks_of_our_own_and_addresses_that_come_and_go_are_kept_in_mind() {
         before.assert_same(&Dump::take(&lab.host));
     });
 }
+
+#[test]
+fn a_strict_uplink_is_told_of_marks_for_as_long_as_it_is_one() {
+    run(&[TUN], || {
+        let net = Uplinks::new();
+        let host = &net.lab.host;
+        let _internet = Internet::open(&net.lab);
+        host.sysctl("net.ipv4.ip_forward", "1");
+        for device in ["all", "eth0", "eth1"] {
+            host.sysctl(&format!("net.ipv4.conf.{device}.rp_filter"), "1");
+        }
+        let before = Dump::take(host);
+        let read = |device: &str| {
+            let path = format!("/proc/sys/net/ipv4/conf/{device}/src_valid_mark");
+            host.enter(move || std::fs::read_to_string(path).unwrap_or_default().trim().to_owned())
+        };
+        let marked = || (read("eth0"), read("eth1"));
+        let tunproxy = profile(NAMESERVERS).start(host);
+        assert_eq!(marked(), ("1".to_owned(), "0".to_owned()));
+        for (uplink, wanted) in [(SECOND, ("0", "1")), (FIRST, ("1", "0"))] {
+            net.default(uplink, BOTH);
+            let right = || {
+                let (first, second) = marked();
+                ((first.as_str(), second.as_str()) == wanted).then_some(())
+            };
+            assert!(world::poll_until(PATIENCE, right).is_some(), "{:?}\n{}", marked(), tunproxy.output());
+        }
+        tunproxy.assert_carries(host);
+        assert!(tunproxy.stop().success());
+        before.assert_same(&Dump::take(host));
+    });
+}
+
+/// Something that makes the run add, remove or restore what is on record; returns what takes it back.
+fn stir(host: &Netns, what: u64) -> Vec<String> {
+    let quietly = |words: &str| drop(super::support::tunproxy::Said::of(host.command("ip").args(words.split(' '))));
+    match what {
+        0 => {
+            host.ip("rule add priority 5210 fwmark 0x80000/0xff0000 lookup main");
+            vec!["rule del priority 5210".to_owned()]
+        }
+        1 => {
+            host.ip("link add lan9 type veth peer name lan9p");
+            host.ip("addr add 203.0.113.161/28 dev lan9");
+            host.ip("link set lan9 up");
+            vec!["link del lan9".to_owned()]
+        }
+        2 => {
+            host.ip("route add default dev eth0 table 51820");
+            host.ip("rule add not fwmark 0xca6c table 51820");
+            vec!["rule del not fwmark 0xca6c table 51820".to_owned(), "route flush table 51820".to_owned()]
+        }
+        3 => {
+            // Whether there are any yet, and where they stand, is chance.
+            for words in ["-4 rule del protocol kernel iif tunproxy0", "-6 rule del protocol kernel iif tunproxy0"] {
+                quietly(words);
+            }
+            quietly("-4 route flush table 2022");
+            Vec::new()
+        }
+        4 => {
+            std::fs::write("/etc/resolv.conf.new", "search other\nnameserver fe80::2%eth0\n").expect("a file");
+            std::fs::rename("/etc/resolv.conf.new", "/etc/resolv.conf").expect("a file in its place");
+            Vec::new()
+        }
+        _ => {
+            host.ip("route replace default via 192.168.1.1 dev eth0 metric 7");
+            vec!["route del default metric 7".to_owned()]
+        }
+    }
+}
+
+#[test]
+fn after_a_kill_at_any_moment_of_a_change_a_cleanup_puts_the_host_back() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let host = &lab.host;
+        world::own_etc("search lan\nnameserver fe80::1%eth0\n");
+        host.sysctl("net.ipv6.conf.default.addr_gen_mode", "1");
+        let before = Dump::take(host);
+        let place = profile(NAMESERVERS);
+        let mut chance = Chance(11);
+        for round in 0..times("TUNPROXY_KILLS", 6) {
+            let tunproxy = place.start(host);
+            let (mut done, mut back) = (Vec::new(), Vec::new());
+            for _ in 0..=chance.below(3) {
+                let what = chance.below(6);
+                if !done.contains(&what) {
+                    done.push(what);
+                    back.extend(stir(host, what));
+                }
+                // Chance picks the moment: this is no wait for anything.
+                std::thread::sleep(Duration::from_millis(chance.below(180)));
+            }
+            let said = tunproxy.output();
+            let place = tunproxy.kill();
+            back.iter().for_each(|words| drop(host.ip(words)));
+            let cleaned = place.clean_up(host);
+            let gone = || (!host.nft("list tables").contains("tunproxy")).then_some(());
+            assert!(world::poll_until(PATIENCE, gone).is_some(), "the table outlives its owner");
+            if done.contains(&4) {
+                let left = std::fs::read_to_string("/etc/resolv.conf").unwrap();
+                assert_eq!(left, "search other\nnameserver fe80::2%eth0\n", "{cleaned}");
+                std::fs::write("/etc/resolv.conf", "search lan\nnameserver fe80::1%eth0\n").unwrap();
+            }
+            let now = Dump::take(host);
+            assert!(before == now, "{round}, {done:?}: {}\n{cleaned}\n{said}", before.diff(&now));
+        }
+    });
+}

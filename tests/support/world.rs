@@ -15,7 +15,8 @@ use super::{client, needs, program};
 /// Set in the environment of the process that is inside.
 const INSIDE: &str = "TUNPROXY_LAB";
 
-/// A test that has not ended by then hangs: it is ended with everything it started, and fails.
+/// A test that has not ended by then hangs: it is ended with everything it started, and fails. `TUNPROXY_PATIENCE`, in
+/// seconds, is for those that are told to do more than usual.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Where a test keeps its files: on a tmpfs that goes with it.
@@ -59,7 +60,7 @@ pub(crate) fn attempt<F: FnOnce()>(needs: &[&str], test: F) -> Option<Result<(),
         Ok(child) => child,
         Err(refused) => return skip(&refusal(&refused)),
     };
-    let (status, output) = program::finish(child, PATIENCE);
+    let (status, output) = program::finish(child, patience());
     // The harness exits 0 for a filter that finds nothing: only "1 passed" says that the test was there and ran.
     let passed = status.is_some_and(|status| status.success()) && output.contains("1 passed");
     output.lines().filter(|line| line.starts_with("measured: ")).for_each(|line| println!("{line}"));
@@ -78,6 +79,11 @@ pub(crate) fn within<F: FnOnce()>(main: F) {
     let ended = enter(again.args(env::args_os().skip(1))).status();
     let status = ended.unwrap_or_else(|refused| panic!("{}", refusal(&refused)));
     std::process::exit(status.code().unwrap_or(1));
+}
+
+fn patience() -> Duration {
+    let seconds = env::var("TUNPROXY_PATIENCE").ok().and_then(|text| text.parse().ok());
+    seconds.map_or(PATIENCE, Duration::from_secs)
 }
 
 /// The command line and environment that make this binary act as a client program: see [`client`].
