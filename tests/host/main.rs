@@ -12,6 +12,7 @@ mod control;
 mod datagrams;
 mod direct;
 mod exec;
+mod following;
 mod gateway;
 mod host_run;
 mod lab;

@@ -1,6 +1,7 @@
 //! The way into the lab: a test runs itself again as root of namespaces of its own.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -63,7 +64,7 @@ pub(crate) fn attempt<F: FnOnce()>(needs: &[&str], test: F) -> Option<Result<(),
     let (status, output) = program::finish(child, patience());
     // The harness exits 0 for a filter that finds nothing: only "1 passed" says that the test was there and ran.
     let passed = status.is_some_and(|status| status.success()) && output.contains("1 passed");
-    output.lines().filter(|line| line.starts_with("measured: ")).for_each(|line| println!("{line}"));
+    output.lines().filter_map(|line| line.strip_prefix(MEASURED)).for_each(measured);
     Some(if passed { Ok(()) } else { Err(format!("{status:?}\n{output}")) })
 }
 
@@ -79,6 +80,14 @@ pub(crate) fn within<F: FnOnce()>(main: F) {
     let ended = enter(again.args(env::args_os().skip(1))).status();
     let status = ended.unwrap_or_else(|refused| panic!("{}", refusal(&refused)));
     std::process::exit(status.code().unwrap_or(1));
+}
+
+/// What [`measured`] puts before its words.
+const MEASURED: &str = "measured: ";
+
+/// Tells a number that somebody may want to see, of a test that passes too (with `--nocapture`).
+pub(crate) fn measured(words: &str) {
+    let _ = writeln!(io::stdout(), "{MEASURED}{words}");
 }
 
 fn patience() -> Duration {
