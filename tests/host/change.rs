@@ -221,6 +221,29 @@ fn every_change_of_the_ways_out_is_followed() {
     });
 }
 
+#[test]
+fn an_interface_that_is_named_may_be_pulled_out_and_plugged_in_again() {
+    run(&[TUN], || {
+        let net = Uplinks::new();
+        let host = &net.lab.host;
+        let _internet = Internet::open(&net.lab);
+        net.default(SECOND, BOTH);
+        let place = profile(NAMESERVERS);
+        let written = std::fs::read_to_string(&place.profile).unwrap();
+        place.rewrite(&format!("interface-name: eth1\n{written}"));
+        let tunproxy = place.start(host);
+        let mut day = Day::new(host);
+        day.goes_on("at the start", Instant::now(), &tunproxy, host, BOTH);
+        for _ in 0..2 {
+            net.replug_second();
+            // Its neighbours are asked for anew.
+            net.default(SECOND, BOTH);
+            day.goes_on("plugged in again", Instant::now(), &tunproxy, host, BOTH);
+        }
+        assert!(tunproxy.stop().success());
+    });
+}
+
 /// Numbers that are the same every time (Knuth's MMIX).
 pub(super) struct Chance(pub(super) u64);
 
