@@ -56,7 +56,7 @@ impl Internet {
             _sites: Sites::open(lab),
             _names: ["203.0.113.53:53", "[2001:db8:1::53]:53"].map(|server| sites.dns(at(server), zone())),
             _peers: vec![
-                sites.socks5(at("203.0.113.3:1080"), Door::default()),
+                sites.socks5(at("203.0.113.3:1080"), Door { datagrams_from_asker: true, ..Door::default() }),
                 sites.tcp_echo(at(&format!("{PROXIED}:80"))),
                 sites.udp_echo(at(&format!("{PROXIED}:7")), &Record::default()),
             ],

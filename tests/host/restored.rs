@@ -151,7 +151,9 @@ fn nft_of(tunproxy: &Tunproxy) -> nix::unistd::Pid {
     let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
     let found = processes.filter_map(|entry| {
         let status = std::fs::read_to_string(entry.path().join("status")).ok()?;
-        let ours = status.starts_with("Name:\tnft\n") && status.contains(&parent);
+        // Those that are only asked something come and go.
+        let holds = std::fs::read_to_string(entry.path().join("cmdline")).ok()?.contains("--interactive");
+        let ours = status.starts_with("Name:\tnft\n") && status.contains(&parent) && holds;
         ours.then(|| entry.file_name().to_string_lossy().parse().ok()).flatten()
     });
     let pids: Vec<i32> = found.collect();
