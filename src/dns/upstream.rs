@@ -109,7 +109,9 @@ impl fmt::Debug for Source {
 }
 
 /// When a datagram that got no answer is sent again, counted from the first one.
-const RESEND_AT: [Duration; 3] = [Duration::from_millis(800), Duration::from_millis(2400), Duration::from_millis(4000)];
+const RESEND_AT: [Duration; 2] = [Duration::from_millis(800), Duration::from_millis(2400)];
+/// And once more then, but only if this host has come to send from another address.
+const LAST_LOOK: Duration = Duration::from_millis(4000);
 /// A datagram of a server that ignores our EDNS size is read up to here.
 const DATAGRAM: usize = 4096;
 
@@ -189,7 +191,7 @@ impl Exchange<'_> {
             let query = self.query(id, edns);
             let begun = Instant::now();
             socket.send(&query).await?;
-            let mut resends = RESEND_AT.iter();
+            let mut resends = RESEND_AT.iter().chain([&LAST_LOOK]);
             let mut resend = resends.next();
             loop {
                 let length = match resend {
@@ -197,10 +199,13 @@ impl Exchange<'_> {
                     Some(after) => match timeout_at(begun + *after, socket.recv(&mut buffer)).await {
                         Ok(received) => received?,
                         Err(_) => {
-                            if self.is_stale(&socket, to) {
+                            let stale = self.is_stale(&socket, to);
+                            if stale {
                                 socket = self.socket(to).await?;
                             }
-                            socket.send(&query).await?;
+                            if stale || *after != LAST_LOOK {
+                                socket.send(&query).await?;
+                            }
                             resend = resends.next();
                             continue;
                         }

@@ -141,6 +141,12 @@ impl Egress {
         Ok(DatagramSocket::new(self.dialer.udp(to)?.into_std()?)?)
     }
 
+    /// Whether sockets are bound to a device, by the number that it has when they are made.
+    #[must_use]
+    pub fn is_bound(&self) -> bool {
+        self.dialer.interface.is_some()
+    }
+
     /// The address that we would send from to `to` now; None: there is no way.
     #[must_use]
     pub fn source_for(&self, to: SocketAddr) -> Option<IpAddr> {

@@ -7,17 +7,16 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::support::client::act_in;
-use super::support::netns::veth;
 use super::support::peers::proxy::Door;
 use super::support::peers::{Peer, Record};
 use super::support::program::{PATIENCE, Program};
 use super::support::sites::{NAME, V4, V6, zone};
 use super::support::tunproxy::{Place, Tunproxy};
 use super::support::uplinks::{FIRST, SECOND, Uplink, Uplinks};
-use super::support::{Dump, Netns, Sites, Topology, run, world};
+use super::support::{Netns, Sites, Topology, run, world};
 
 const TUN: &str = "/dev/net/tun";
-const BOTH: &[&str] = &["-4", "-6"];
+pub(super) const BOTH: &[&str] = &["-4", "-6"];
 /// A site that is reached through the proxy.
 const PROXIED: &str = "203.0.113.20";
 /// Two seconds, on a machine that has nothing else to do.
@@ -27,7 +26,7 @@ fn at(address: &str) -> SocketAddr {
     address.parse().expect("an address")
 }
 
-fn profile(more: &str) -> Place {
+pub(super) fn profile(more: &str) -> Place {
     Place::new(&format!(
         "
 mode: rule
@@ -41,23 +40,23 @@ rules: ['IP-CIDR,{PROXIED}/32,up', 'MATCH,DIRECT']
     ))
 }
 
-const NAMESERVERS: &str = ", nameserver: [203.0.113.53, '[2001:db8:1::53]']";
+pub(super) const NAMESERVERS: &str = ", nameserver: [203.0.113.53, '[2001:db8:1::53]']";
 
 /// The internet of these tests: the usual sites, one behind a proxy, and nameservers.
-struct Internet {
+pub(super) struct Internet {
     _sites: Sites,
     _names: [super::support::peers::dns::NameServer; 2],
     _peers: Vec<Peer>,
 }
 
 impl Internet {
-    fn open(lab: &Topology) -> Self {
+    pub(super) fn open(lab: &Topology) -> Self {
         let sites = &lab.sites;
         Self {
             _sites: Sites::open(lab),
             _names: ["203.0.113.53:53", "[2001:db8:1::53]:53"].map(|server| sites.dns(at(server), zone())),
             _peers: vec![
-                sites.socks5(at("203.0.113.3:1080"), Door::default()),
+                sites.socks5(at("203.0.113.3:1080"), Door { datagrams_from_asker: true, ..Door::default() }),
                 sites.tcp_echo(at(&format!("{PROXIED}:80"))),
                 sites.udp_echo(at(&format!("{PROXIED}:7")), &Record::default()),
             ],
@@ -140,7 +139,7 @@ impl Day {
             }
         }
         let slowest = took.into_iter().max().unwrap_or_default();
-        println!("measured: {event}: all of it works after {} ms", slowest.as_millis());
+        world::measured(&format!("{event}: all of it works after {} ms", slowest.as_millis()));
         self.slowest = self.slowest.max(slowest);
     }
 }
@@ -222,18 +221,41 @@ fn every_change_of_the_ways_out_is_followed() {
     });
 }
 
+#[test]
+fn an_interface_that_is_named_may_be_pulled_out_and_plugged_in_again() {
+    run(&[TUN], || {
+        let net = Uplinks::new();
+        let host = &net.lab.host;
+        let _internet = Internet::open(&net.lab);
+        net.default(SECOND, BOTH);
+        let place = profile(NAMESERVERS);
+        let written = std::fs::read_to_string(&place.profile).unwrap();
+        place.rewrite(&format!("interface-name: eth1\n{written}"));
+        let tunproxy = place.start(host);
+        let mut day = Day::new(host);
+        day.goes_on("at the start", Instant::now(), &tunproxy, host, BOTH);
+        for _ in 0..2 {
+            net.replug_second();
+            // Its neighbours are asked for anew.
+            net.default(SECOND, BOTH);
+            day.goes_on("plugged in again", Instant::now(), &tunproxy, host, BOTH);
+        }
+        assert!(tunproxy.stop().success());
+    });
+}
+
 /// Numbers that are the same every time (Knuth's MMIX).
-struct Chance(u64);
+pub(super) struct Chance(pub(super) u64);
 
 impl Chance {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % limit
     }
 }
 
 /// How often: a few times, or as often as the variable says.
-fn times(variable: &str, few: u64) -> u64 {
+pub(super) fn times(variable: &str, few: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(few)
 }
 
@@ -308,7 +330,7 @@ fn whatever_happens_to_the_network_new_flows_find_their_way() {
             let (event, families) = happen(&net, &mut chance, &tunproxy);
             day.goes_on(&format!("{number}, {event}"), Instant::now(), &tunproxy, host, families);
         }
-        println!("measured: the slowest of all {} ms", day.slowest.as_millis());
+        world::measured(&format!("the slowest of all {} ms", day.slowest.as_millis()));
         tunproxy.assert_carries(host);
         assert!(tunproxy.stop().success());
         assert_eq!(of_others(host), before);
@@ -317,7 +339,7 @@ fn whatever_happens_to_the_network_new_flows_find_their_way() {
 
 #[test]
 fn a_start_before_there_is_any_network_works_once_there_is() {
-    run(&[TUN], || {
+    run(&["dig", TUN], || {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
         world::own_etc("");
@@ -349,7 +371,7 @@ fn a_start_before_there_is_any_network_works_once_there_is() {
             assert!(world::poll_until(PATIENCE, works).is_some(), "{site}: {}", program.output());
         }
         let took = since.elapsed();
-        println!("measured: from the network to all sites {} ms", took.as_millis());
+        world::measured(&format!("from the network to all sites {} ms", took.as_millis()));
         assert!(took < LIMIT, "{took:?}");
         // What listens at an address that has only come now.
         lab.host.ip("addr add 10.7.0.1/24 dev eth0");
@@ -359,89 +381,5 @@ fn a_start_before_there_is_any_network_works_once_there_is() {
         assert!(program.wait().success());
         assert_eq!(std::fs::read_to_string("/etc/resolv.conf").unwrap(), "nameserver 192.168.1.1\n");
         assert_eq!(of_others(&lab.host), before + "nameserver 192.168.1.1\n");
-    });
-}
-
-/// The device by which the kernel would send to a site.
-fn way(host: &Netns, more: &str) -> String {
-    let said = host.ip(&format!("route get 203.0.113.10 {more}"));
-    let device = said.split_once(" dev ").and_then(|(_, rest)| rest.split(' ').next()).map(str::to_owned);
-    device.unwrap_or(said)
-}
-
-#[test]
-fn a_vpn_that_comes_up_after_us_carries_us_and_not_our_traffic() {
-    run(&[TUN], || {
-        let lab = Topology::desktop();
-        let _sites = Sites::open(&lab);
-        let vpn = Netns::new("vpn");
-        veth(&lab.host, "wg0", &vpn, "eth0");
-        lab.host.address("wg0", &["10.66.0.2/32"]);
-        let before = Dump::take(&lab.host);
-        let tunproxy = profile(NAMESERVERS).start(&lab.host);
-        assert_eq!(way(&lab.host, "mark 0xca6c"), "tunproxy0");
-        // What wg-quick up does, in its order: the kernel puts each rule before all others.
-        let ((), _) = tunproxy.line_after(
-            || {
-                lab.host.ip("route add default dev wg0 table 51820");
-                lab.host.ip("rule add not fwmark 0xca6c table 51820");
-                lab.host.ip("rule add table main suppress_prefixlength 0");
-            },
-            &["ours move from priority 9000"],
-        );
-        let settled = || {
-            let rules = lab.host.ip("-4 rule");
-            let first = rules.lines().nth(1).is_some_and(|line| line.contains("fwmark 0x1000000/0x1000000"));
-            (first && !rules.contains("9043:")).then_some(())
-        };
-        assert!(world::poll_until(PATIENCE, settled).is_some(), "{}\n{}", lab.host.ip("rule"), tunproxy.output());
-        assert_eq!(way(&lab.host, ""), "tunproxy0", "the host's traffic comes to us");
-        assert_eq!(way(&lab.host, "mark 0x1000000"), "wg0", "ours goes by the VPN");
-        assert_eq!(way(&lab.host, "mark 0xca6c"), "eth0", "the VPN's carrier goes by the uplink");
-        tunproxy.assert_carries(&lab.host);
-        // wg-quick down.
-        lab.host.ip("rule del not fwmark 0xca6c table 51820");
-        lab.host.ip("rule del table main suppress_prefixlength 0");
-        lab.host.ip("route flush table 51820");
-        let gone = || (!lab.host.ip("-4 rule").contains("0xca6c")).then_some(());
-        assert!(world::poll_until(PATIENCE, gone).is_some(), "{}\n{}", lab.host.ip("rule"), tunproxy.output());
-        assert_eq!(way(&lab.host, "mark 0x1000000"), "eth0");
-        assert!(tunproxy.stop().success());
-        before.assert_same(&Dump::take(&lab.host));
-    });
-}
-
-#[test]
-fn networks_of_our_own_and_addresses_that_come_and_go_are_kept_in_mind() {
-    run(&[TUN], || {
-        let lab = Topology::desktop();
-        let _sites = Sites::open(&lab);
-        let before = Dump::take(&lab.host);
-        let tunproxy = profile(NAMESERVERS).start(&lab.host);
-        let table = || lab.host.nft("list table inet tunproxy");
-        for round in 0..3 {
-            let lan = Netns::new(&format!("lan{round}"));
-            veth(&lab.host, "lan9", &lan, "eth0");
-            lab.host.address("lan9", &["203.0.113.161/28", "2001:db8:77::1/64"]);
-            let known = || {
-                let rules = lab.host.ip("-4 rule") + &lab.host.ip("-6 rule");
-                let rules = rules.contains("to 203.0.113.160/28 lookup main") && rules.contains("to 2001:db8:77::/64");
-                (rules && table().contains("saddr set 203.0.113.161")).then_some(())
-            };
-            assert!(world::poll_until(PATIENCE, known).is_some(), "{}\n{}", table(), tunproxy.output());
-            assert_eq!(way(&lab.host, "").as_str(), "tunproxy0");
-            // Sets of other addresses have kept what they remember: they were not made anew.
-            assert!(table().contains("set asked_192_168_1_10"), "{}", table());
-            lab.host.ip("link del lan9");
-            let forgotten = || {
-                let rules = lab.host.ip("-4 rule") + &lab.host.ip("-6 rule");
-                let gone = !rules.contains("203.0.113.160/28") && !rules.contains("2001:db8:77::");
-                (gone && !table().contains("203.0.113.161") && !table().contains("203_0_113_161")).then_some(())
-            };
-            assert!(world::poll_until(PATIENCE, forgotten).is_some(), "{}\n{}", table(), tunproxy.output());
-        }
-        assert!(!tunproxy.output().contains("ERROR"), "{}", tunproxy.output());
-        assert!(tunproxy.stop().success());
-        before.assert_same(&Dump::take(&lab.host));
     });
 }

@@ -14,6 +14,7 @@ mod direct;
 mod doctor;
 mod exec;
 mod failures;
+mod following;
 mod gateway;
 mod host_run;
 mod icmp;

@@ -57,7 +57,7 @@ fn comes_back<T>(host: &Netns, tunproxy: &Tunproxy, act: impl FnOnce() -> T, nam
     let now = ours(host);
     let (gone, new) = (before.difference(&now).collect::<Vec<_>>(), now.difference(&before).collect::<Vec<_>>());
     assert!(same.is_some(), "{named}: gone {gone:#?}, new {new:#?}\n{}", tunproxy.output());
-    println!("measured: {named}: back after {} ms", told.as_millis());
+    world::measured(&format!("{named}: back after {} ms", told.as_millis()));
     // A second on a machine that does nothing else; the tests share theirs.
     assert!(told < Duration::from_secs(5), "{named}: {told:?}");
 }
@@ -151,7 +151,9 @@ fn nft_of(tunproxy: &Tunproxy) -> nix::unistd::Pid {
     let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
     let found = processes.filter_map(|entry| {
         let status = std::fs::read_to_string(entry.path().join("status")).ok()?;
-        let ours = status.starts_with("Name:\tnft\n") && status.contains(&parent);
+        // Those that are only asked something come and go.
+        let holds = std::fs::read_to_string(entry.path().join("cmdline")).ok()?.contains("--interactive");
+        let ours = status.starts_with("Name:\tnft\n") && status.contains(&parent) && holds;
         ours.then(|| entry.file_name().to_string_lossy().parse().ok()).flatten()
     });
     let pids: Vec<i32> = found.collect();
@@ -214,8 +216,8 @@ fn until_resolv_conf(tunproxy: &Tunproxy, words: &str) {
 
 /// As programs that are careful do it.
 fn replace_resolv_conf(text: &str) {
-    std::fs::write("/etc/resolv.conf.new", text).unwrap();
-    std::fs::rename("/etc/resolv.conf.new", "/etc/resolv.conf").unwrap();
+    std::fs::write("/etc/resolv.conf.new", text).expect("a file of ours");
+    std::fs::rename("/etc/resolv.conf.new", "/etc/resolv.conf").expect("a file in its place");
 }
 
 #[test]
@@ -237,7 +239,7 @@ fn a_resolver_file_that_is_replaced_is_judged_anew_and_the_last_will_of_others_s
         );
         until_resolv_conf(&tunproxy, "search office");
         until_resolv_conf(&tunproxy, "nameserver 198.18.0.2");
-        println!("measured: resolv.conf: rewritten after {} ms", begun.elapsed().as_millis());
+        world::measured(&format!("resolv.conf: rewritten after {} ms", begun.elapsed().as_millis()));
         // Written in place, and in two steps, as dhclient does.
         std::fs::write("/etc/resolv.conf", "").unwrap();
         std::fs::write("/etc/resolv.conf", "search dhcp\nnameserver fe80::3%eth0\n").unwrap();
@@ -288,11 +290,7 @@ fn a_resolver_file_that_is_deleted_or_becomes_a_link_is_dealt_with_and_comes_bac
         let tunproxy = place.start(&lab.host);
         until_resolv_conf(&tunproxy, "nameserver 198.18.0.2");
         let ((), _) = tunproxy.line_after(
-            || {
-                std::fs::write("/run/stub", "nameserver 192.168.1.1\n").unwrap();
-                // What it led to while it was a link is not known to the ears any more; this is.
-                lab.host.ip("rule add priority 77 nop");
-            },
+            || std::fs::write("/run/stub", "nameserver 192.168.1.1\n").unwrap(),
             &["put /etc/resolv.conf back: it is needed no more"],
         );
         assert_eq!(std::fs::read_link("/etc/resolv.conf").unwrap(), Path::new("/run/stub"));
@@ -387,5 +385,69 @@ fn an_idle_host_is_left_in_peace() {
             (switches(&tunproxy) == before).then_some(())
         });
         assert!(quiet.is_some(), "it never sleeps for two seconds");
+    });
+}
+
+#[test]
+fn what_happened_while_nobody_could_listen_is_found_all_the_same() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let tunproxy = profile("").start(&lab.host);
+        // More than the kernel keeps for a listener.
+        let noise = "rule add priority 77 nop\nrule del priority 77\n".repeat(3000);
+        std::fs::write("/run/noise", noise).unwrap();
+        let asleep = || {
+            tunproxy.signal(nix::sys::signal::Signal::SIGSTOP);
+            lab.host.run("ip", &["-batch", "/run/noise"]);
+            lab.host.ip("-4 rule del priority 9043");
+            tunproxy.signal(nix::sys::signal::Signal::SIGCONT);
+        };
+        comes_back(&lab.host, &tunproxy, asleep, "priority 9043 ");
+        assert!(tunproxy.stop().success());
+    });
+}
+
+/// Puts a stand-in for resolvectl in the path: it notes what it is told, and answers by what it knows.
+fn stand_in_for_resolved(host: &Netns) {
+    let script = r#"#!/bin/sh
+echo "$@" >> /run/told
+case "$#$1" in
+2dns) echo "Link 7 ($2): $(cat /run/known 2>/dev/null)" ;;
+*dns) shift 2; echo "$@" > /run/known ;;
+esac
+"#;
+    std::fs::write("/run/resolvectl", script).expect("a file of ours");
+    let prepare = "mount -t tmpfs none /usr/local/bin; install -m 755 /run/resolvectl /usr/local/bin/resolvectl
+                   mkdir -p /run/systemd/resolve; echo nameserver 127.0.0.53 > /run/systemd/resolve/stub-resolv.conf";
+    host.run("sh", &["-c", prepare]);
+}
+
+#[test]
+fn a_resolved_that_has_forgotten_us_is_told_again() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        world::own_etc("nameserver 127.0.0.53\n");
+        stand_in_for_resolved(&lab.host);
+        let tunproxy = profile("").start(&lab.host);
+        let told = || std::fs::read_to_string("/run/told").unwrap_or_default().matches("default-route").count();
+        assert_eq!(told(), 1);
+        // A restart of it: nothing is known any more, and its files are written anew.
+        let ((), _) = tunproxy.line_after(
+            || {
+                std::fs::remove_file("/run/known").unwrap();
+                std::fs::write("/run/systemd/resolve/stub-resolv.conf", "nameserver 127.0.0.53\n").unwrap();
+            },
+            &["WARN", "the host's resolver settings", "it is back"],
+        );
+        assert_eq!(told(), 2);
+        // It remembers: there is nothing to be done.
+        std::fs::write("/run/systemd/resolve/stub-resolv.conf", "nameserver 127.0.0.53\n").unwrap();
+        comes_back(&lab.host, &tunproxy, || lab.host.ip("-4 rule del priority 9043"), "priority 9043 ");
+        assert_eq!(told(), 2);
+        assert!(tunproxy.stop().success());
+        let told = std::fs::read_to_string("/run/told").unwrap();
+        assert!(told.ends_with("revert tunproxy0\n"), "{told}");
     });
 }

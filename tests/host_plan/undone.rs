@@ -249,6 +249,11 @@ fn resolver_settings_that_somebody_replaced_meanwhile_stay() {
     });
 }
 
+/// How many moments are tried: `TUNPROXY_KILLS`, by hand, for more than a run of all tests can hold.
+fn kills() -> u32 {
+    std::env::var("TUNPROXY_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(25)
+}
+
 #[test]
 fn after_kill_9_at_any_moment_a_cleanup_puts_the_host_back() {
     run(&[NODE], || {
@@ -259,7 +264,7 @@ fn after_kill_9_at_any_moment_a_cleanup_puts_the_host_back() {
         let state = tempfile::tempdir().unwrap();
         let before = dump();
         let (mut put_back, mut seed) = (0, std::process::id());
-        for _ in 0..25 {
+        for _ in 0..kills() {
             let mut victim = Command::new(std::env::current_exe().unwrap())
                 .args(["undone::the_victim_of_kill_9", "--exact", "--ignored"])
                 .env(VICTIM, state.path())

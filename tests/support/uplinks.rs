@@ -42,7 +42,7 @@ pub(crate) const SECOND: Uplink = Uplink {
 pub(crate) struct Uplinks {
     /// The desktop.
     pub(crate) lab: Topology,
-    _second: Netns,
+    second: Netns,
 }
 
 impl Uplinks {
@@ -68,7 +68,7 @@ impl Uplinks {
             gateway.nft(&format!("add rule inet provider strangers iifname eth1 ip saddr != {v4} drop"));
             gateway.nft(&format!("add rule inet provider strangers iifname eth1 ip6 saddr != {v6} drop"));
         }
-        let uplinks = Self { lab, _second: second };
+        let uplinks = Self { lab, second };
         uplinks.addresses(SECOND);
         uplinks
     }
@@ -90,6 +90,14 @@ impl Uplinks {
     pub(crate) fn down(&self, uplink: Uplink) {
         self.lab.host.ip(&format!("addr flush dev {} scope global", uplink.device));
         self.lab.host.ip(&format!("link set {} down", uplink.device));
+    }
+
+    /// The second link's device is pulled out and plugged in again: a new device with an old name, and all it had.
+    pub(crate) fn replug_second(&self) {
+        self.lab.host.ip("link del eth1");
+        veth(&self.second, "eth1", &self.lab.host, "eth1");
+        self.second.address("eth1", &["192.168.2.1/24", "2001:db8:3::1/64"]);
+        self.up(SECOND);
     }
 
     /// Makes it the default, in each of the families `-4` and `-6` that is named.

@@ -1,6 +1,7 @@
 //! The way into the lab: a test runs itself again as root of namespaces of its own.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,10 +19,9 @@ const INSIDE: &str = "TUNPROXY_LAB";
 /// Holds the path of a node of the TUN driver that every user may open.
 const TUN_NODE: &str = "TUNPROXY_LAB_TUN";
 
-/// A test that has not ended by then hangs: it is ended with everything it started, and fails.
+/// A test that has not ended by then hangs: it is ended with everything it started, and fails. `TUNPROXY_PATIENCE`, in
+/// seconds, is for those that are told to do more than usual.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Set to the seconds that it may take instead, for runs by hand.
-const LONGER: &str = "TUNPROXY_LAB_SECONDS";
 
 /// Where a test keeps its files: on a tmpfs that goes with it.
 pub(crate) const DESK: &str = "/run/lab";
@@ -69,11 +69,10 @@ pub(crate) fn attempt<F: FnOnce()>(needs: &[&str], test: F) -> Option<Result<(),
         Ok(child) => child,
         Err(refused) => return skip(&refusal(&refused)),
     };
-    let longer = env::var(LONGER).ok().and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
-    let (status, output) = program::finish(child, longer.unwrap_or(PATIENCE));
+    let (status, output) = program::finish(child, patience());
     // The harness exits 0 for a filter that finds nothing: only "1 passed" says that the test was there and ran.
     let passed = status.is_some_and(|status| status.success()) && output.contains("1 passed");
-    output.lines().filter(|line| line.starts_with("measured: ")).for_each(|line| println!("{line}"));
+    output.lines().filter_map(|line| line.strip_prefix(MEASURED)).for_each(measured);
     Some(if passed { Ok(()) } else { Err(format!("{status:?}\n{output}")) })
 }
 
@@ -89,6 +88,19 @@ pub(crate) fn within<F: FnOnce()>(main: F) {
     let ended = enter(again.args(env::args_os().skip(1))).status();
     let status = ended.unwrap_or_else(|refused| panic!("{}", refusal(&refused)));
     std::process::exit(status.code().unwrap_or(1));
+}
+
+/// What [`measured`] puts before its words.
+const MEASURED: &str = "measured: ";
+
+/// Tells a number that somebody may want to see, of a test that passes too (with `--nocapture`).
+pub(crate) fn measured(words: &str) {
+    let _ = writeln!(io::stdout(), "{MEASURED}{words}");
+}
+
+fn patience() -> Duration {
+    let seconds = env::var("TUNPROXY_PATIENCE").ok().and_then(|text| text.parse().ok());
+    seconds.map_or(PATIENCE, Duration::from_secs)
 }
 
 /// The command line and environment that make this binary act as a client program: see [`client`].

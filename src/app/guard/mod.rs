@@ -96,7 +96,11 @@ impl Watchman {
     /// Returns when told to stop.
     fn watch(&mut self, stop: io::PipeReader) -> anyhow::Result<()> {
         let numbers = self.applied.plan().numbers;
-        let mut watch = match Watch::open(&[numbers.captured, numbers.always], stop) {
+        let mut watch = match Watch::open(
+            &[numbers.captured, numbers.always],
+            self.applied.behind_link().as_deref(),
+            stop,
+        ) {
             Ok(watch) => watch,
             Err(error) => {
                 tracing::warn!(

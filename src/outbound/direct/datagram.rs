@@ -58,6 +58,18 @@ impl DirectDatagram {
     }
 }
 
+impl DirectDatagram {
+    /// A device that is plugged in again is another one to a socket that was bound to it: the next datagram gets a new
+    /// socket. One that is bound to none follows the routes by itself.
+    fn mind<T>(&mut self, sent: &Poll<io::Result<T>>, real: SocketAddr) {
+        let Poll::Ready(Err(error)) = sent else { return };
+        let gone = [libc::ENODEV, libc::ENXIO, libc::ENETUNREACH, libc::EHOSTUNREACH];
+        if self.egress.is_bound() && error.raw_os_error().is_some_and(|code| gone.contains(&code)) {
+            self.sockets[usize::from(real.is_ipv6())] = None;
+        }
+    }
+}
+
 /// Interface and flow label of an answer are no part of the peer's identity.
 fn peer(real: SocketAddr) -> Address {
     SocketAddr::new(real.ip(), real.port()).into()
@@ -72,7 +84,9 @@ impl Datagram for DirectDatagram {
         dont_fragment: bool,
     ) -> Poll<io::Result<()>> {
         let (socket, real) = self.socket(to)?;
-        socket.poll_send_to(cx, payload, real, dont_fragment)
+        let sent = socket.poll_send_to(cx, payload, real, dont_fragment);
+        self.mind(&sent, real);
+        sent
     }
 
     fn poll_send_train(
@@ -84,7 +98,9 @@ impl Datagram for DirectDatagram {
         dont_fragment: bool,
     ) -> Poll<io::Result<usize>> {
         let (socket, real) = self.socket(to)?;
-        socket.poll_send_train(cx, train, size, real, dont_fragment)
+        let sent = socket.poll_send_train(cx, train, size, real, dont_fragment);
+        self.mind(&sent, real);
+        sent
     }
 
     fn poll_recv_from(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<Received>> {

@@ -162,6 +162,14 @@ pub(super) struct Association {
 }
 
 impl Association {
+    /// Ends it: whoever waits for datagrams hears so.
+    fn leave(&mut self) {
+        self.way.moved = true;
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+
     /// Whether the proxy has ended the association. What else it says on the control connection means nothing.
     fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let mut space = [0; 64];
@@ -202,9 +210,7 @@ impl Datagram for Association {
         dont_fragment: bool,
     ) -> Poll<io::Result<()>> {
         if self.way.is_another(Instant::now()) {
-            if let Some(reader) = self.reader.take() {
-                reader.wake();
-            }
+            self.leave();
             return Poll::Ready(Err(moved()));
         }
         self.buffer.clear();
@@ -212,6 +218,10 @@ impl Datagram for Association {
         let header = self.buffer.len();
         self.buffer.extend_from_slice(payload);
         let sent = ready!(self.socket.poll_send_to(cx, &self.buffer, self.relay, dont_fragment));
+        if sent.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV)) {
+            // The device that the socket was bound to. Should it come back, it is another one to the socket.
+            self.leave();
+        }
         if sent.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE)) {
             self.too_big = Some((to.clone(), u32::try_from(header).unwrap_or(u32::MAX)));
         }

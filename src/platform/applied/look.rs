@@ -26,9 +26,12 @@ impl Applied {
     pub(super) fn look(&mut self, seen: Seen) -> Result<Look, HostError> {
         let numbers = self.plan.numbers;
         let known = if seen.firewall { None } else { self.firewall_seen.clone() };
-        let survey = Survey::again(known, &[numbers.captured, numbers.always])?;
-        if let NftState::Present { .. } = &survey.nft {
-            self.firewall_seen = Some(survey.nft.clone());
+        let mut survey = Survey::again(known, &[numbers.captured, numbers.always])?;
+        match (&survey.nft, &self.firewall_seen) {
+            (NftState::Present { .. }, _) => self.firewall_seen = Some(survey.nft.clone()),
+            // It answered before: busy, or being replaced by a newer one.
+            (NftState::Missing(_), Some(seen)) => survey.nft = seen.clone(),
+            (NftState::Missing(_), None) => {}
         }
         let link = self.netlink.link_state(&self.plan.tun)?;
         let firewall = !seen.firewall || self.firewall_in_place();

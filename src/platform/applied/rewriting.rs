@@ -1,6 +1,6 @@
 //! /etc/resolv.conf while we run: others write it too, and what they wrote last is what comes back after us.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::settle::Settled;
@@ -13,6 +13,15 @@ use crate::platform::undo::{OldFile, Undo};
 const UNFINISHED: Duration = Duration::from_millis(300);
 
 impl Applied {
+    /// The file behind a link that we wrote over: what happens to it may make ours needless.
+    #[must_use]
+    pub fn behind_link(&self) -> Option<PathBuf> {
+        match self.rewritten()? {
+            (_, OldFile::Link(target)) => Some(Path::new(resolv_conf::PATH).parent()?.join(target)),
+            (_, OldFile::Missing | OldFile::File { .. }) => None,
+        }
+    }
+
     /// What others have in /etc/resolv.conf, or had before we wrote over it. What we know of an older content is forgotten
     /// where somebody has replaced ours: theirs is the later will.
     pub(super) fn resolver_of_others(&mut self, settled: &mut Settled) -> Result<Option<String>, HostError> {

@@ -90,7 +90,10 @@ impl Applied {
         let mut survey = self.without_ours(look.survey.clone(), device);
         survey.resolv_conf = self.resolver_of_others(&mut settled)?;
         let unfinished = self.resolver_is_unfinished(survey.resolv_conf.as_deref(), &mut settled);
-        let numbers = survey.before_others(self.plan.numbers);
+        let numbers = match options.auto_route {
+            true => survey.before_others(self.plan.numbers),
+            false => self.plan.numbers,
+        };
         let mut plan = HostPlan::with_numbers(options, &survey, numbers)?;
         if unfinished {
             plan.dns = self.resolver_meanwhile();

@@ -24,6 +24,8 @@ pub(crate) struct Door {
     pub(crate) requests: Record,
     /// It never answers UDP ASSOCIATE.
     pub(crate) mute_for_datagrams: bool,
+    /// It takes datagrams only from the address that asked for the association, as most servers do (RFC 1928, 6).
+    pub(crate) datagrams_from_asker: bool,
 }
 
 impl Door {

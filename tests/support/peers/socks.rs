@@ -71,8 +71,7 @@ async fn connect(mut stream: TcpStream, door: &Door, host: &str, port: u16) -> i
     }
 }
 
-/// Relays datagrams until the client closes the TCP connection that asked for it, and takes them only from the address
-/// that asked (RFC 1928, 6).
+/// Relays datagrams until the client closes the TCP connection that asked for it.
 async fn associate(mut stream: TcpStream, client: SocketAddr, door: Door) -> io::Result<()> {
     if door.mute_for_datagrams {
         door.requests.note("associate");
@@ -87,7 +86,7 @@ async fn associate(mut stream: TcpStream, client: SocketAddr, door: Door) -> io:
         tokio::select! {
             closed = stream.read_u8() => return closed.map(drop),
             Ok((length, from)) = relay.recv_from(&mut inward) => {
-                if from.ip() != client.ip() {
+                if door.datagrams_from_asker && from.ip() != client.ip() {
                     door.requests.note(format!("stranger {from}"));
                     continue;
                 }

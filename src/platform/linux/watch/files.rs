@@ -24,14 +24,15 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Begins to listen.
+    /// Begins to listen; to `behind` too, from the start.
     ///
     /// # Errors
     /// Those of inotify(7): the user's limit, for instance.
-    pub(super) fn watch() -> io::Result<Self> {
+    pub(super) fn watch(behind: Option<&Path>) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let mut files = Self { inotify, names: BTreeMap::new() };
         files.follow()?;
+        behind.map_or(Ok(()), |path| files.over(&way(path)))?;
         Ok(files)
     }
 
@@ -63,20 +64,25 @@ impl Files {
 
     /// Listens to all that the path leads over now. What it led over before is listened to still: it may again.
     fn follow(&mut self) -> io::Result<()> {
+        let mut paths = way(Path::new(resolv_conf::PATH));
+        paths.push(STUB.into());
+        self.over(&paths)?;
+        // A file that is a mount of its own lies, for its directory's listeners, elsewhere.
+        self.add(Path::new(resolv_conf::PATH), AddWatchFlags::IN_CLOSE_WRITE, None)
+    }
+
+    fn over(&mut self, paths: &[PathBuf]) -> io::Result<()> {
         let directory = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_MOVED_FROM
             | AddWatchFlags::IN_MOVED_TO
             | AddWatchFlags::IN_ONLYDIR;
-        let mut paths = way(Path::new(resolv_conf::PATH));
-        paths.push(STUB.into());
-        for path in &paths {
+        for path in paths {
             let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { continue };
             self.add(parent, directory, Some(name))?;
         }
-        // A file that is a mount of its own lies, for its directory's listeners, elsewhere.
-        self.add(Path::new(resolv_conf::PATH), AddWatchFlags::IN_CLOSE_WRITE, None)
+        Ok(())
     }
 
     /// What is not there cannot be listened to.

@@ -5,6 +5,7 @@ mod files;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use files::Files;
@@ -57,16 +58,16 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Begins to listen, in the network namespace of the calling thread. `tables`: those of ours. When the other end of
-    /// `stop` closes, waiting is over.
+    /// Begins to listen, in the network namespace of the calling thread. `tables`: those of ours. `behind`: a file that
+    /// matters as /etc/resolv.conf does. When the other end of `stop` closes, waiting is over.
     ///
     /// # Errors
     /// Netlink is closed to us. Where only nftables or the files cannot be listened to, a warning says so.
-    pub fn open(tables: &[RouteTable], stop: io::PipeReader) -> io::Result<Self> {
+    pub fn open(tables: &[RouteTable], behind: Option<&Path>, stop: io::PipeReader) -> io::Result<Self> {
         let route = listen(NETLINK_ROUTE, &ROUTE_GROUPS)?;
         let nftables = listen(NETLINK_NETFILTER, &[NFTABLES_GROUP]);
         let nftables = nftables.inspect_err(|error| tracing::warn!("changes of nftables go unnoticed: {error}")).ok();
-        let files = Files::watch();
+        let files = Files::watch(behind);
         let files = files.inspect_err(|error| tracing::warn!("changes of resolv.conf go unnoticed: {error}")).ok();
         Ok(Self { route, nftables, files, tables: tables.to_vec(), stop })
     }
