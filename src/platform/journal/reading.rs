@@ -1,6 +1,7 @@
 //! What the bytes of a journal say, and what is to be done about it. Nothing here touches the host: a journal is
 //! understood as a whole, or nothing of it is acted on.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use super::{JournalError, MAGIC, Place, Record, VERSION, checksum};
@@ -121,7 +122,7 @@ pub(super) fn read(path: &Path, bytes: &[u8], here: &Place) -> Result<Leftovers,
     let place = header(path, std::str::from_utf8(&bytes[..end]).map_err(|_| foreign())?)?;
     let mut leftovers =
         Leftovers { origin: Origin::of(place.as_ref(), here), whole: bytes.len() as u64, ..Leftovers::default() };
-    let mut next = 0;
+    let mut numbers = HashSet::new();
     let mut at = end + 1;
     for (number, line) in bytes[at..].split(|byte| *byte == b'\n').enumerate() {
         let (start, after) = (at, at + line.len() + 1);
@@ -130,13 +131,12 @@ pub(super) fn read(path: &Path, bytes: &[u8], here: &Place) -> Result<Leftovers,
         match parse(line.strip_suffix(b"\r").unwrap_or(line)) {
             None => {}
             Some(Line::Whole(Record::Undo { id, undo })) => {
-                if id < next {
+                if !numbers.insert(id) {
                     return Err(damaged("has a number that an earlier one has"));
                 }
                 if !is_ours(&undo) {
                     return Err(damaged("names what no run of ours changes"));
                 }
-                next = id.saturating_add(1);
                 leftovers.undos.push((id, undo));
             }
             Some(Line::Whole(Record::Void { id })) => leftovers.undos.retain(|(other, _)| *other != id),
