@@ -107,6 +107,14 @@ fn numbers_that_come_twice_refuse_all_of_the_journal() {
 }
 
 #[test]
+fn a_number_that_leaves_none_to_come_refuses_all_of_the_journal() {
+    let (_dir, _, bytes) = killed(1);
+    let last = line(&Record::Undo { id: u64::MAX, undo: undo(1) });
+    let said = refusal(&edited(&bytes, |lines| lines.push(last.trim_end().to_owned())));
+    assert!(said.contains("line 3 ") && said.contains("no run comes to"), "{said}");
+}
+
+#[test]
 fn what_no_run_of_ours_changes_is_not_changed_back() {
     let (_dir, _, bytes) = killed(1);
     let sysctl = Undo::Sysctl { path: "kernel/core_pattern".to_owned(), ours: None, old: "|/tmp/x".to_owned() };

@@ -8,6 +8,9 @@ use super::{JournalError, MAGIC, Place, Record, VERSION, checksum};
 use crate::platform::imp::resolv_conf;
 use crate::platform::undo::Undo;
 
+/// The highest number of a record: there is always a next one.
+const HIGHEST: u64 = 1 << 48;
+
 /// Where the changes of an earlier run were made, as seen from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(in crate::platform) enum Origin {
@@ -133,6 +136,9 @@ pub(super) fn read(path: &Path, bytes: &[u8], here: &Place) -> Result<Leftovers,
             Some(Line::Whole(Record::Undo { id, undo })) => {
                 if !numbers.insert(id) {
                     return Err(damaged("has a number that an earlier one has"));
+                }
+                if id > HIGHEST {
+                    return Err(damaged("has a number that no run comes to"));
                 }
                 if !is_ours(&undo) {
                     return Err(damaged("names what no run of ours changes"));
