@@ -107,6 +107,15 @@ fn numbers_that_come_twice_refuse_all_of_the_journal() {
 }
 
 #[test]
+fn a_first_line_that_has_swallowed_the_second_refuses_all_of_the_journal() {
+    let (_dir, _, bytes) = killed(2);
+    for joint in ["x", " ", "\r", "}", "\0"] {
+        let said = refusal(String::from_utf8(bytes.clone()).unwrap().replacen('\n', joint, 1).as_bytes());
+        assert!(said.contains("line 1 "), "{joint:?}: {said}");
+    }
+}
+
+#[test]
 fn a_number_that_leaves_none_to_come_refuses_all_of_the_journal() {
     let (_dir, _, bytes) = killed(1);
     let last = line(&Record::Undo { id: u64::MAX, undo: undo(1) });

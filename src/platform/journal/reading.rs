@@ -169,7 +169,15 @@ fn header(path: &Path, line: &str) -> Result<Option<Place>, JournalError> {
     if version != VERSION.to_string() {
         return Err(JournalError::Version { path: path.to_owned(), found: version.chars().take(20).collect() });
     }
-    Ok(words.next().and_then(|place| serde_json::from_str(place).ok()))
+    let place = words.next().unwrap_or_default();
+    let mut values = serde_json::Deserializer::from_str(place).into_iter::<Place>();
+    match values.next() {
+        // Where its line break was changed, a record hides in it.
+        Some(Ok(_)) if values.byte_offset() < place.len() => {
+            Err(JournalError::Damaged { path: path.to_owned(), line: 1, why: "goes on behind its end" })
+        }
+        value => Ok(value.and_then(Result::ok)),
+    }
 }
 
 /// `None`: an empty line.
