@@ -92,10 +92,10 @@ fn a_user_to_whom_the_driver_and_their_home_are_closed_gets_everything() {
 /// Who waits on a path socket outside, and answers whoever comes.
 fn door(path: &str) -> UnixListener {
     let path = Path::new(path);
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::create_dir_all(path.parent().expect("a folder")).expect("the lab's own folder");
     let listener = UnixListener::bind(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
-    let server = listener.try_clone().unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o777)).expect("our own socket");
+    let server = listener.try_clone().expect("a descriptor");
     thread::spawn(move || {
         for client in server.incoming() {
             let _ = client.and_then(|mut client| client.write_all(b"a way out"));

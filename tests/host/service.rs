@@ -283,9 +283,9 @@ struct Supervisor {
 impl Supervisor {
     fn new() -> Self {
         let path = fresh_dir("notify").join("socket");
-        let socket = UnixDatagram::bind(&path).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let socket = UnixDatagram::bind(&path).expect("a free path");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("our own socket");
+        socket.set_read_timeout(Some(Duration::from_secs(30))).expect("our own socket");
         Self { socket, path }
     }
 

@@ -104,8 +104,23 @@ fn numbers_that_come_twice_refuse_all_of_the_journal() {
         let said = refusal(&edited(&bytes, |lines| lines.insert(to, lines[from].clone())));
         assert!(said.contains("has a number that an earlier one has"), "{said}");
     }
-    let swapped = edited(&bytes, |lines| lines.swap(1, 2));
-    assert!(refusal(&swapped).contains("has a number that an earlier one has"));
+}
+
+#[test]
+fn a_first_line_that_has_swallowed_the_second_refuses_all_of_the_journal() {
+    let (_dir, _, bytes) = killed(2);
+    for joint in ["x", " ", "\r", "}", "\0"] {
+        let said = refusal(String::from_utf8(bytes.clone()).unwrap().replacen('\n', joint, 1).as_bytes());
+        assert!(said.contains("line 1 "), "{joint:?}: {said}");
+    }
+}
+
+#[test]
+fn a_number_that_leaves_none_to_come_refuses_all_of_the_journal() {
+    let (_dir, _, bytes) = killed(1);
+    let last = line(&Record::Undo { id: u64::MAX, undo: undo(1) });
+    let said = refusal(&edited(&bytes, |lines| lines.push(last.trim_end().to_owned())));
+    assert!(said.contains("line 3 ") && said.contains("no run comes to"), "{said}");
 }
 
 #[test]

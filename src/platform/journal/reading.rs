@@ -1,11 +1,15 @@
 //! What the bytes of a journal say, and what is to be done about it. Nothing here touches the host: a journal is
 //! understood as a whole, or nothing of it is acted on.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use super::{JournalError, MAGIC, OLDEST, Place, Record, VERSION, checksum};
 use crate::platform::imp::resolv_conf;
 use crate::platform::undo::Undo;
+
+/// The highest number of a record: there is always a next one.
+const HIGHEST: u64 = 1 << 48;
 
 /// Where the changes of an earlier run were made, as seen from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -118,10 +122,10 @@ pub(super) fn read(path: &Path, bytes: &[u8], here: &Place) -> Result<Leftovers,
     }
     // The first line is written whole or not at all.
     let end = bytes.iter().position(|byte| *byte == b'\n').ok_or_else(foreign)?;
-    let (place, version) = header(path, std::str::from_utf8(&bytes[..end]).map_err(|_| foreign())?)?;
+    let place = header(path, std::str::from_utf8(&bytes[..end]).map_err(|_| foreign())?)?;
     let mut leftovers =
         Leftovers { origin: Origin::of(place.as_ref(), here), whole: bytes.len() as u64, ..Leftovers::default() };
-    let mut next = 0;
+    let mut numbers = HashSet::new();
     let mut at = end + 1;
     for (number, line) in bytes[at..].split(|byte| *byte == b'\n').enumerate() {
         let (start, after) = (at, at + line.len() + 1);
@@ -130,13 +134,15 @@ pub(super) fn read(path: &Path, bytes: &[u8], here: &Place) -> Result<Leftovers,
         match parse(line.strip_suffix(b"\r").unwrap_or(line)) {
             None => {}
             Some(Line::Whole(Record::Undo { id, undo })) => {
-                if id < next {
+                if !numbers.insert(id) {
                     return Err(damaged("has a number that an earlier one has"));
+                }
+                if id > HIGHEST {
+                    return Err(damaged("has a number that no run comes to"));
                 }
                 if !is_ours(&undo) {
                     return Err(damaged("names what no run of ours changes"));
                 }
-                next = id.saturating_add(1);
                 leftovers.undos.push((id, undo));
             }
             Some(Line::Whole(Record::Void { id })) => leftovers.undos.retain(|(other, _)| *other != id),
@@ -146,8 +152,6 @@ pub(super) fn read(path: &Path, bytes: &[u8], here: &Place) -> Result<Leftovers,
                 leftovers.whole = start as u64;
             }
             Some(Line::Broken) if leftovers.origin == Origin::Gone && line.contains(&0) => leftovers.unreadable += 1,
-            // The first version went on behind a torn line.
-            Some(Line::Broken) if version == OLDEST => leftovers.unreadable += 1,
             Some(Line::Broken) => return Err(damaged("cannot be read")),
             Some(Line::Changed(why)) => return Err(damaged(why)),
         }
@@ -155,17 +159,25 @@ pub(super) fn read(path: &Path, bytes: &[u8], here: &Place) -> Result<Leftovers,
     Ok(leftovers)
 }
 
-/// Where the journal was written (`None` if that cannot be read), and by which version.
-fn header(path: &Path, line: &str) -> Result<(Option<Place>, u32), JournalError> {
+/// Where the journal was written; `None` if that cannot be read.
+fn header(path: &Path, line: &str) -> Result<Option<Place>, JournalError> {
     let mut words = line.trim_end_matches('\r').splitn(3, ' ');
     let (magic, version) = (words.next(), words.next().unwrap_or_default());
     if magic != Some(MAGIC) || version.is_empty() || !version.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(JournalError::Foreign { path: path.to_owned() });
     }
-    let Some(known) = [OLDEST, VERSION].into_iter().find(|known| known.to_string() == version) else {
+    if [OLDEST, VERSION].iter().all(|known| known.to_string() != version) {
         return Err(JournalError::Version { path: path.to_owned(), found: version.chars().take(20).collect() });
-    };
-    Ok((words.next().and_then(|place| serde_json::from_str(place).ok()), known))
+    }
+    let place = words.next().unwrap_or_default();
+    let mut values = serde_json::Deserializer::from_str(place).into_iter::<Place>();
+    match values.next() {
+        // Where its line break was changed, a record hides in it.
+        Some(Ok(_)) if values.byte_offset() < place.len() => {
+            Err(JournalError::Damaged { path: path.to_owned(), line: 1, why: "goes on behind its end" })
+        }
+        value => Ok(value.and_then(Result::ok)),
+    }
 }
 
 /// `None`: an empty line.
