@@ -21,6 +21,8 @@ pub struct Outline {
     pub in_force: bool,
     /// What a start would undo first, because a crash has left it: the commands.
     pub leftovers: Vec<String>,
+    /// A kill switch of that crash is closed: it is undone last, not first.
+    pub closed: bool,
     /// The changes, in the order in which they are made.
     pub groups: Vec<Group>,
     /// The numbers chosen.
@@ -71,6 +73,7 @@ pub fn plan(profile: &Profile, state: &Path) -> anyhow::Result<Outline> {
     let mut outline = Outline {
         in_force: false,
         leftovers: journal.commands(),
+        closed: journal.is_closed(),
         groups: plan.outline(&Before::now(&plan)),
         numbers: Some(plan.numbers),
         refused,
@@ -111,6 +114,7 @@ fn of_the_running(plan: &HostPlan, journal: &Journalled) -> Outline {
     Outline {
         in_force: true,
         leftovers: Vec::new(),
+        closed: false,
         groups: plan.outline(&Before::journalled(journal, plan)),
         numbers: Some(plan.numbers),
         refused: None,
@@ -140,6 +144,7 @@ impl Outline {
         Self {
             in_force,
             leftovers: Vec::new(),
+            closed: false,
             groups: Vec::new(),
             numbers: None,
             refused: None,
@@ -166,14 +171,18 @@ impl fmt::Display for Outline {
             }
         }
         if !self.leftovers.is_empty() {
-            writeln!(f, "0. what an earlier run left is undone first")?;
+            let when = match self.closed {
+                true => "an earlier run left its kill switch closed: this goes when that of the new one is",
+                false => "what an earlier run left is undone first",
+            };
+            writeln!(f, "0. {when}")?;
             self.leftovers.iter().flat_map(|act| act.lines()).try_for_each(|line| writeln!(f, "    {line}"))?;
             writeln!(f)?;
         }
         for (number, group) in self.groups.iter().enumerate() {
             writeln!(f, "{}. {group}", number + 1)?;
         }
-        if self.groups.iter().any(|group| group.acts.iter().any(|act| act.starts_with("nft "))) {
+        if self.groups.iter().any(|group| group.acts.iter().any(|act| act.contains("flags owner"))) {
             writeln!(
                 f,
                 "(An owned table goes with the process that loads it; tunproxy keeps a child `nft` for that.)\n"

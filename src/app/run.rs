@@ -100,7 +100,12 @@ impl Run<'_> {
         let ipv6 = device.as_ref().is_none_or(|device| device.ipv6);
         let core = tokio::select! {
             core = build::core(self.profile, Outside::Shared, dialer, Some(self.log()), ipv6) => core?,
-            () = signals.end() => return Ok(()),
+            () = signals.end() => {
+                if journal.is_closed() {
+                    tell_replayed(&journal.replay()?);
+                }
+                return Ok(());
+            }
         };
         self.serve_names(&core)?;
         let (ended, mut failed) = mpsc::unbounded_channel();

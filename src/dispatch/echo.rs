@@ -10,7 +10,7 @@ use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::associations::REFUSED_FOR;
-use super::echo_way::{Flow, Opened, Way, Wire};
+use super::echo_way::{Flow, Opened, SMALLEST_V6_MTU, Way, Wire};
 use super::echoes::{Entry, Key, Ticket, Waiting};
 use super::live::Account;
 use super::{Choice, Dispatcher, EchoBack, HOLD, Ping, Unfaked};
@@ -155,6 +155,10 @@ impl Dispatcher {
                     (Reach::TooBig(mtu), true, false) => Reach::TooBig(mtu.saturating_sub(LONGER_HEADER)),
                     (Reach::TooBig(mtu), false, true) => Reach::TooBig(mtu.saturating_add(LONGER_HEADER)),
                     (why, ..) => why,
+                });
+                let why = why.map(|why| match why {
+                    Reach::TooBig(mtu) if ping.source.is_ipv6() => Reach::TooBig(mtu.max(SMALLEST_V6_MTU)),
+                    why => why,
                 });
                 if let Some(why) = why {
                     flow.back.unreachable(quoted(ping.packet), why);

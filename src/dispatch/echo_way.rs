@@ -246,6 +246,9 @@ impl Way {
     }
 }
 
+/// Hosts may pass over a smaller one (RFC 8201 section 4).
+pub(super) const SMALLEST_V6_MTU: u32 = 1280;
+
 /// An error in the numbers of the client's family (RFC 7915 sections 4.2 and 5.2). None: it has no word for that.
 fn translate(message: EchoFailure, from_ipv6: bool, to_ipv6: bool) -> Option<EchoFailure> {
     let EchoFailure { kind, code, word } = message;
@@ -257,7 +260,7 @@ fn translate(message: EchoFailure, from_ipv6: bool, to_ipv6: bool) -> Option<Ech
         (true, false, 2, _) => (3, 4, word.saturating_sub(LONGER_HEADER).min(0xffff)),
         (true, false, 3, code) => (11, code, 0),
         (false, true, 3, 3) => (1, 4, 0),
-        (false, true, 3, 4) => (2, 0, (word & 0xffff).saturating_add(LONGER_HEADER)),
+        (false, true, 3, 4) => (2, 0, (word & 0xffff).saturating_add(LONGER_HEADER).max(SMALLEST_V6_MTU)),
         (false, true, 3, 9 | 10 | 13) => (1, 1, 0),
         (false, true, 3, 0 | 1 | 5..=8 | 11 | 12) => (1, 0, 0),
         (false, true, 11, code) => (3, code, 0),

@@ -72,7 +72,8 @@ impl Place {
     /// A place for two buffers of a proxy client, and how large each may be: little where memory is scarce. None: there
     /// is none at all.
     pub(super) fn for_buffers(counters: &Arc<Counters>) -> Option<(Self, usize)> {
-        let sizes = [(64 << 10, 2), (4 << 10, 1)];
+        // Half is left for datagrams, which do not stay.
+        let sizes = [(64 << 10, 4), (4 << 10, 2)];
         sizes.into_iter().find_map(|(size, share)| Some((Self::take(2 * size, share, counters)?, size)))
     }
 }
@@ -93,7 +94,7 @@ mod tests {
         counters.queue.limit(512 << 10);
         let places: Vec<_> = std::iter::from_fn(|| Place::for_buffers(&counters)).collect();
         let large = places.iter().filter(|(_, size)| *size == 64 << 10).count();
-        assert_eq!((large, places.len()), (2, 2 + 32));
+        assert_eq!((large, places.len()), (1, 1 + 16));
         drop(places);
         assert_eq!(counters.queue.bytes(), 0);
     }

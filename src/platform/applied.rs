@@ -213,7 +213,15 @@ impl HostPlan {
             settling: settle::Settling::default(),
             reverted: false,
         };
-        match applied.run().and_then(|()| applied.take_over()) {
+        let done = applied.run().and_then(|()| match applied.take_over() {
+            // Ours is closed by now. What is left of the other is on record.
+            Err(error) if applied.plan.has_kill_switch() => {
+                applied.warnings.push(format!("of the earlier run's kill switch, {error}"));
+                Ok(())
+            }
+            other => other,
+        });
+        match done {
             Ok(()) => Ok(applied),
             Err(why) => match applied.undo_all() {
                 Ok(()) => Err(why),

@@ -303,7 +303,10 @@ impl Writer<'_> {
     /// The names of the uplinks, and those of all other links but loopback and the TUN.
     fn links_apart(&self) -> (String, String) {
         let uplinks = self.survey.uplinks();
-        let links = self.survey.links.iter().filter(|link| link.name != "lo" && link.name != self.options.tun);
+        // A quote ends a name, and a star makes it a pattern.
+        let plain = |link: &&Link| !link.name.contains(['"', '*', '\\']);
+        let links = self.survey.links.iter().filter(plain);
+        let links = links.filter(|link| link.name != "lo" && link.name != self.options.tun);
         let (up, other): (Vec<_>, Vec<_>) = links.partition(|link| uplinks.contains(&link.index));
         let list = |links: Vec<&Link>| links.iter().map(|link| quoted(&link.name)).collect::<Vec<_>>().join(", ");
         (list(up), list(other))

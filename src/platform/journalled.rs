@@ -48,7 +48,8 @@ impl Journalled {
     }
 
     /// Whether a kill switch is closed, which the next start takes down only when its own is in force.
-    fn is_closed(&self) -> bool {
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
         self.is_of_here() && self.undos().any(|undo| matches!(undo, Undo::Table(_)))
     }
 
@@ -82,12 +83,12 @@ impl Survey {
     /// The host as it would be once `journal` were replayed: so a start finds it after a crash.
     #[must_use]
     pub fn without(mut self, journal: &Journalled) -> Self {
-        if journal.is_closed() {
+        let closed = journal.is_closed();
+        if closed {
             let ours: Vec<Rule> = journal.rules().cloned().collect();
             self.set_aside(&ours);
-            return self;
         }
-        for undo in journal.to_be_undone() {
+        for undo in journal.to_be_undone().filter(|undo| !(closed && undo.closes())) {
             match undo {
                 Undo::Rule(rule) => self.rules.retain(|found| found != rule),
                 // The routes to the TUN went with it, so that nothing else of ours is in that table.

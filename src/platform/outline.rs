@@ -147,6 +147,9 @@ impl HostPlan {
             let undo: Vec<String> = before.0.iter().rev().filter(wanted).map(put_back).collect();
             group.undo.extend(undo);
         }
+        if self.has_kill_switch() {
+            groups.iter_mut().for_each(outlive);
+        }
         groups
     }
 
@@ -204,6 +207,15 @@ impl HostPlan {
             Step::Resolver if matches!(self.dns, DnsPlan::Resolved { .. }) => vec![format!("resolvectl revert {tun}")],
             Step::Resolver => Vec::new(),
         }
+    }
+}
+
+/// What a kill switch keeps when we are gone.
+fn outlive(group: &mut Group) {
+    if group.title == Part::Firewall.title() {
+        group.undone_by = "deleting it, by its name and comment; journalled, since it outlives us";
+    } else if group.title == Part::Routes.title() {
+        group.undone_by = "deleting them; those to the TUN vanish with it, the others are journalled";
     }
 }
 

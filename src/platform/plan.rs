@@ -446,7 +446,7 @@ pub(super) mod tests {
         let mut survey = plain();
         let (table, to) = (RouteTable(52), "0.0.0.0/0".parse().unwrap());
         // Nothing is left before it.
-        survey.rules.push(Rule::new(Family::V4, 70, RuleAction::Lookup(table)));
+        survey.rules.push(Rule { origin: 3, ..Rule::new(Family::V4, 70, RuleAction::Lookup(table)) });
         // A table with a few specific routes (a mesh VPN's) takes only those.
         assert!(HostPlan::new(&options(), &survey).unwrap().warnings.is_empty());
         survey.routes.push(SeenRoute { table, to, device: Some(2), on_link: true });

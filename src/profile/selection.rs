@@ -67,10 +67,11 @@ impl Selection {
 }
 
 /// Whether the kernel could give an interface this name: IFNAMSIZ with its closing zero is 16, the name must fit a
-/// directory in sysfs, and two words that stand for all interfaces there are taken.
+/// directory in sysfs, and two words that stand for all interfaces there are taken. The kernel would take quotes and stars
+/// as well, which mean something else to a firewall or a shell.
 pub(super) fn names_an_interface(name: &str) -> bool {
     let fits = (1..=15).contains(&name.len()) && ![".", "..", "all", "default"].contains(&name);
-    fits && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':')
+    fits && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@+~,=%".contains(&byte))
 }
 
 /// Interfaces need not be there yet: rules go by the name, and hold for whoever has it.

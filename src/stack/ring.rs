@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use libc::c_void;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
+use nix::unistd::{SysconfVar, sysconf};
 
 use super::budget::{Budget, Share};
 
@@ -32,6 +33,8 @@ pub(super) struct Pool {
     free: [Vec<NonNull<u8>>; SIZES.len()],
     mappings: Vec<(NonNull<c_void>, NonZeroUsize)>,
     mapped: usize,
+    /// The last class whose rings are whole pages: memory is given back by the page.
+    smallest: usize,
 }
 
 /// A pair of rings, one for each direction; goes back to its pool when dropped.
@@ -48,7 +51,9 @@ pub(super) struct Rings {
 impl Pool {
     /// No rings yet; those that are in use are paid for from `budget`.
     pub(super) fn new(budget: Rc<Budget>) -> Rc<RefCell<Self>> {
-        Rc::new(RefCell::new(Self { budget, free: Default::default(), mappings: Vec::new(), mapped: 0 }))
+        let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().and_then(|page| usize::try_from(page).ok());
+        let smallest = page.and_then(|page| SIZES.iter().rposition(|size| size % page == 0)).unwrap_or(0);
+        Rc::new(RefCell::new(Self { budget, free: Default::default(), mappings: Vec::new(), mapped: 0, smallest }))
     }
 
     /// A pair of rings for one more flow beside `live` others. None when the system has no address space left.
@@ -56,7 +61,7 @@ impl Pool {
         let mut inner = pool.borrow_mut();
         let (usual, fair) = (STEPS.iter().take_while(|step| live >= **step).count(), inner.budget.fair(live));
         let fits = SIZES.iter().position(|size| 2 * size <= fair).unwrap_or(SIZES.len() - 1);
-        let class = usual.max(fits);
+        let class = usual.max(fits).min(inner.smallest);
         if inner.free[class].is_empty() {
             inner.grow(class)?;
         }

@@ -183,7 +183,11 @@ impl Table {
         let mut waiting = Vec::new();
         for flow in turn.drain(..) {
             if transmit.ready() {
-                self.serve(&flow, now, transmit);
+                if contained(|| self.serve(&flow, now, transmit)).is_none() {
+                    // That costs this flow; the others have their turn.
+                    flow.borrow_mut().give_up();
+                    self.forget(&flow);
+                }
             } else {
                 waiting.push(flow);
             }

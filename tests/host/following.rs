@@ -75,7 +75,8 @@ fn networks_of_our_own_and_addresses_that_come_and_go_are_kept_in_mind() {
             let known = || {
                 let rules = lab.host.ip("-4 rule") + &lab.host.ip("-6 rule");
                 let rules = rules.contains("to 203.0.113.160/28 lookup main") && rules.contains("to 2001:db8:77::/64");
-                (rules && table().contains("saddr set 203.0.113.161")).then_some(())
+                let asked = ["saddr set 203.0.113.161", "update @asked_203_0_113_161"];
+                (rules && asked.iter().all(|words| table().contains(words))).then_some(())
             };
             assert!(world::poll_until(PATIENCE, known).is_some(), "{}\n{}", table(), tunproxy.output());
             assert_eq!(way(&lab.host, "").as_str(), "tunproxy0");

@@ -451,3 +451,34 @@ fn a_resolved_that_has_forgotten_us_is_told_again() {
         assert!(told.ends_with("revert tunproxy0\n"), "{told}");
     });
 }
+
+#[test]
+fn what_somebody_takes_out_of_a_kill_switch_is_back_and_it_follows_the_host() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let before = Dump::take(&lab.host);
+        let tunproxy = profile(", kill-switch: true").start(&lab.host);
+        for (line, named) in [
+            ("flush chain inet tunproxy reroute", "the firewall table"),
+            ("flush table inet tunproxy", "the firewall table"),
+            ("flush chain arp tunproxy closed", "the firewall table"),
+            ("delete table inet tunproxy", "the firewall table"),
+            ("flush ruleset", "the firewall table"),
+        ] {
+            comes_back(&lab.host, &tunproxy, || lab.host.nft(line), named);
+        }
+        for family in ["-4", "-6"] {
+            let route = format!("{family} route del unreachable default table 2022 metric 4294967294");
+            comes_back(&lab.host, &tunproxy, || lab.host.ip(&route), "unreachable");
+        }
+        lab.host.address("eth0", &["192.168.1.77/24"]);
+        let follows = || lab.host.nft("list table inet tunproxy").contains("update @asked_192_168_1_77").then_some(());
+        assert!(world::poll_until(PATIENCE, follows).is_some(), "{}", tunproxy.output());
+        assert!(lab.host.nft("list table inet tunproxy").contains("kill switch of tunproxy0"));
+        lab.host.ip("addr del 192.168.1.77/24 dev eth0");
+        tunproxy.assert_carries(&lab.host);
+        assert!(tunproxy.stop().success());
+        before.assert_same(&Dump::take(&lab.host));
+    });
+}

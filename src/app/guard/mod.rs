@@ -3,6 +3,7 @@
 mod pace;
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -51,7 +52,7 @@ impl Guard {
     /// Ends the guard; what it guarded is the caller's again.
     ///
     /// # Errors
-    /// The thread panicked. The host has been put back then.
+    /// The thread panicked in spite of all.
     pub(super) fn dismiss(self) -> anyhow::Result<Applied> {
         drop(self.stop);
         self.thread.join().map_err(|_| anyhow!("the guard of the host's settings panicked"))
@@ -76,6 +77,26 @@ impl Board {
     }
 }
 
+/// What keeps the guard from its work: told once, and tried again less and less often.
+#[derive(Debug, Default)]
+struct Stumbles {
+    told: String,
+    times: u32,
+}
+
+impl Stumbles {
+    /// How long to wait before the next attempt.
+    fn over(&mut self, error: &SettleError) -> Duration {
+        let words = error.to_string();
+        if self.told != words {
+            tracing::warn!("the host's settings cannot be looked after just now: {words}");
+            self.told = words;
+        }
+        self.times += 1;
+        LONGEST_REST * 2_u32.pow(self.times.min(7))
+    }
+}
+
 struct Watchman {
     applied: Applied,
     board: Board,
@@ -86,7 +107,10 @@ struct Watchman {
 
 impl Watchman {
     fn stand(mut self, stop: io::PipeReader, trouble: &mpsc::UnboundedSender<anyhow::Error>) -> Applied {
-        if let Err(error) = self.watch(stop) {
+        // What it guards must not be lost with it: whoever ends the run puts the host back, or leaves it closed.
+        let watched = catch_unwind(AssertUnwindSafe(|| self.watch(stop)));
+        let ended = watched.unwrap_or_else(|_| Err(anyhow!("the guard of the host's settings panicked")));
+        if let Err(error) = ended {
             // The run may be over already.
             let _ = trouble.send(error);
         }
@@ -112,19 +136,18 @@ impl Watchman {
         };
         // What has changed since the plan was made, nobody has told.
         let mut seen = Seen::EVERYTHING;
+        let mut stumbles = Stumbles::default();
         loop {
             let begun = Instant::now();
             let again = match self.applied.settle(&self.options, seen) {
                 Ok(settled) => {
                     self.board.write(self.applied.plan());
                     self.tell(&settled, Instant::now());
+                    stumbles = Stumbles::default();
                     settled.again
                 }
                 Err(error @ SettleError::Gone(_)) => return Err(error.into()),
-                Err(error) => {
-                    tracing::warn!("the host's settings cannot be looked after just now: {error}");
-                    Some(LONGEST_REST)
-                }
+                Err(error) => Some(stumbles.over(&error)),
             };
             let rest = (begun.elapsed() * REST_PER_LOOK).min(LONGEST_REST).max(self.pace.rest(Instant::now()));
             if watch.rest(rest)? {

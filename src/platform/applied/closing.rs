@@ -42,7 +42,7 @@ impl Applied {
 
     pub(super) fn firewall_in_place(&self) -> bool {
         match &self.plan.nft {
-            Some(nft) if self.plan.has_kill_switch() => nft::is_loaded(nft),
+            Some(nft) if self.plan.has_kill_switch() => nft::is_loaded(nft).unwrap_or(true),
             _ => self.done.iter().all(|done| !matches!(done, Done::Firewall(table) if !table.is_loaded())),
         }
     }

@@ -108,7 +108,9 @@ impl Applied {
         let open = self.not_in_place(&look);
         self.carry_out(open, seen, &mut settled)?;
         self.take_back(&mut settled)?;
-        self.journal.compact(self.done.iter().filter_map(recorded)).map_err(HostError::from)?;
+        if let Err(error) = self.journal.compact(self.done.iter().filter_map(recorded)) {
+            settled.failed.push(error.to_string());
+        }
         self.mind_failures(&mut settled);
         Ok(settled)
     }
@@ -188,9 +190,12 @@ impl Applied {
         }
         let Some(nft) = self.plan.nft.clone() else { return Ok(None) };
         if self.plan.has_kill_switch() {
-            let stood = self.standing.replace(nft.clone());
+            // Until it stands, nobody knows what does.
+            let stood = self.standing.take();
             let done = nft::stand_again(stood.as_ref(), &nft);
-            return done.map(|()| None).map_err(|source| HostError::io("load the kill switch again", source));
+            done.map_err(|source| HostError::io("load the kill switch again", source))?;
+            self.standing = Some(nft);
+            return Ok(None);
         }
         let loaded = self.done.iter_mut().find_map(|done| match done {
             Done::Firewall(table) => Some(table),
@@ -248,7 +253,11 @@ impl Applied {
     /// Undoes what is done and not planned any more, last change first.
     fn take_back(&mut self, settled: &mut Settled) -> Result<(), SettleError> {
         let steps = self.plan.steps();
+        // Rules that take traffic go only when those are there that take it instead.
+        let is_rule = |step: &&Step| matches!(step, Step::Rule(_));
+        let replaced = steps.iter().filter(is_rule).all(|step| self.done.iter().any(|done| stands_for(done, step)));
         let wanted = |done: &Done, dns: &DnsPlan| match done {
+            Done::Change(_, Undo::Rule(_)) if !replaced => true,
             Done::Resolved => matches!(dns, DnsPlan::Resolved { .. }),
             Done::Change(_, Undo::ResolvConf { .. }) => matches!(dns, DnsPlan::Rewrite { .. }),
             done => steps.iter().any(|step| stands_for(done, step)),

@@ -70,6 +70,18 @@ impl Nft {
     }
 }
 
+impl Nft {
+    /// The chains, each as family, name, and how many lines nft lists for it: its hook, if it has one, and its rules.
+    pub(in crate::platform) fn chain_lines(&self) -> Vec<(&str, &str, usize)> {
+        let chains = blocks(&self.text).into_iter().filter(|(_, block)| block.kind == "chain");
+        let lines = |text: &str| {
+            let rules = text.lines().filter(|line| line.starts_with("    ")).count();
+            rules + usize::from(text.lines().next().is_some_and(|head| head.contains(" hook ")))
+        };
+        chains.map(|((family, name), block)| (family, name, lines(block.text))).collect()
+    }
+}
+
 fn blocks(text: &str) -> Blocks<'_> {
     let mut blocks = Blocks::new();
     let (mut family, mut at) = ("", 0);
@@ -84,9 +96,9 @@ fn blocks(text: &str) -> Blocks<'_> {
         if let (Some(kind @ ("chain" | "set")), Some(name)) = (words.next(), words.next()) {
             open = Some((kind, name, start));
         }
-        if line.trim_end().ends_with("};")
-            && let Some((kind, name, start)) = open.take()
-        {
+        // A set is one line; a chain ends where its own brace closes, and not with a rule that has braces.
+        let ends = |kind: &str| line.starts_with("  };") || (kind == "set" && line.trim_end().ends_with("};"));
+        if let Some((kind, name, start)) = open.take_if(|(kind, ..)| ends(kind)) {
             blocks.insert((family, name), Block { kind, text: &text[start..end] });
         }
     }
@@ -116,8 +128,10 @@ mod tests {
         }
         assert!(names.contains(&"asked_192_0_2_2"), "{names:?}");
         assert!(found.contains_key(&("arp", "closed")));
+        let rules = |text: &str| text.lines().filter(|line| line.starts_with("    ")).count();
         let text: String = found.values().map(|block| block.text).collect();
-        assert_eq!(text.matches("};").count(), nft.text.matches("  };\n").count() + nft.text.matches("  set ").count());
+        assert_eq!(rules(&text), rules(&nft.text), "none is left out");
+        assert!(found.values().all(|block| block.text.trim_end().ends_with("};")));
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub(in crate::platform) fn check(nft: &Nft) -> Result<(), String> {
 pub(in crate::platform) fn load(nft: &Nft) -> io::Result<()> {
     told(&run(&["--file", "-"], &nft.text)?)?;
     // Not every nft complains of what it passes over.
-    match is_loaded(nft) {
+    match is_loaded(nft)? {
         true => Ok(()),
         false => Err(io::Error::other("nft has loaded it in part only")),
     }
@@ -91,10 +91,10 @@ pub(in crate::platform) fn load(nft: &Nft) -> io::Result<()> {
 /// nft's own words, or a table of somebody else's has taken the name.
 pub(in crate::platform) fn stand_again(stood: Option<&Nft>, nft: &Nft) -> io::Result<()> {
     if let Some(stood) = stood
-        && is_loaded(stood)
+        && is_loaded(stood)?
         && let Some(change) = stood.change_to(nft)
         && told(&run(&["--file", "-"], &change)?).is_ok()
-        && is_loaded(nft)
+        && is_loaded(nft)?
     {
         return Ok(());
     }
@@ -104,17 +104,41 @@ pub(in crate::platform) fn stand_again(stood: Option<&Nft>, nft: &Nft) -> io::Re
         return Err(io::Error::other(format!("another program has made a table {} of its own", nft.table)));
     }
     told(&run(&["--file", "-"], &(removal + &nft.text))?)?;
-    match is_loaded(nft) {
+    match is_loaded(nft)? {
         true => Ok(()),
         false => Err(io::Error::other("nft has loaded it in part only")),
     }
 }
 
-/// Whether the table is in force, with every chain.
-pub(in crate::platform) fn is_loaded(nft: &Nft) -> bool {
-    let Ok(output) = run(&["--terse", "list", "table", "inet", &nft.table], "") else { return false };
-    let listed = String::from_utf8_lossy(&output.stdout);
-    nft.chains().all(|name| listed.contains(&format!("chain {name} {{")))
+/// Whether the tables are in force, with every chain and as many rules in each as it should have.
+///
+/// # Errors
+/// nft cannot be run, or complains of something else than that there is no such table: nobody knows then.
+pub(in crate::platform) fn is_loaded(nft: &Nft) -> io::Result<bool> {
+    let chains = nft.chain_lines();
+    for family in ["inet", "arp"] {
+        let mut wanted = chains.iter().filter(|(of, ..)| *of == family).peekable();
+        if wanted.peek().is_none() {
+            continue;
+        }
+        let output = run(&["--stateless", "--terse", "list", "table", family, &nft.table], "")?;
+        if String::from_utf8_lossy(&output.stderr).contains(NO_SUCH_TABLE) {
+            return Ok(false);
+        }
+        told(&output)?;
+        let listed = String::from_utf8_lossy(&output.stdout);
+        if !wanted.all(|(_, name, lines)| listed_lines(&listed, name) == Some(*lines)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// How many lines a listed chain has; a rule that nft breaks over several counts once.
+fn listed_lines(listed: &str, chain: &str) -> Option<usize> {
+    let (_, chain) = listed.split_once(&format!("\n\tchain {chain} {{\n"))?;
+    let lines = chain.lines().take_while(|line| *line != "\t}");
+    Some(lines.filter(|line| line.starts_with("\t\t") && !line.starts_with("\t\t\t")).count())
 }
 
 /// Takes down tables that have no owner; whatever else is called so stays.
@@ -189,15 +213,17 @@ impl OwnedTable {
         let mut table = Self { nft: nft.clone(), child, input, errors };
         table.feed(&nft.text)?;
         // Not every nft complains of what it passes over.
-        match is_loaded(nft) {
+        match is_loaded(nft)? {
             true => Ok(table),
             false => Err(io::Error::other("nft has loaded it in part only")),
         }
     }
 
-    /// Whether the table is in force, with every chain.
+    /// Whether the table is in force, with every chain. Where nft cannot say, it is as long as its owner lives.
     pub(in crate::platform) fn is_loaded(&self) -> bool {
-        is_loaded(&self.nft)
+        let mut owner = [PollFd::new(self.errors.as_fd(), PollFlags::empty())];
+        let gone = poll(&mut owner, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
+        !gone && is_loaded(&self.nft).unwrap_or(true)
     }
 
     /// Makes the table that of `nft`, as one batch; what is the same in both is not touched.

@@ -52,8 +52,12 @@ impl Survey {
     }
 }
 
-/// Whether a rule selects, of what this host sends, what carries our mark as well as what carries none.
+/// Whether a rule selects, of what this host sends, what carries our mark as well as what carries none. Another run of
+/// ours is no rival: the two would overtake each other without end.
 fn takes_ours(rule: &Rule, own: MarkMatch) -> bool {
+    if rule.origin == Rule::KERNEL && rule.priority > 0 && rule.priority < MAIN_PRIORITY {
+        return false;
+    }
     let plain = Rule {
         mark: rule.mark,
         inverted: rule.inverted,
@@ -78,15 +82,17 @@ mod tests {
     use crate::platform::survey::tests::plain;
 
     const WG: RouteTable = RouteTable(51820);
+    /// What ip(8) writes (`RTPROT_BOOT`).
+    const BOOT: u8 = 3;
 
     /// What `wg-quick up` leaves behind: its rules directly before whatever comes first.
     fn with_wg_quick(first: u32) -> Survey {
         let mut survey = plain();
         let lookup = Rule::new(Family::V4, first, RuleAction::Lookup(WG));
         let mark = Some(MarkMatch { mark: 0xca6c, mask: u32::MAX });
-        survey.rules.push(Rule { mark, inverted: true, foreign_selectors: true, ..lookup });
+        survey.rules.push(Rule { mark, inverted: true, foreign_selectors: true, origin: BOOT, ..lookup });
         let main = Rule::new(Family::V4, first - 1, RuleAction::Lookup(RouteTable::MAIN));
-        survey.rules.push(Rule { suppress_prefix_length: Some(0), ..main });
+        survey.rules.push(Rule { suppress_prefix_length: Some(0), origin: BOOT, ..main });
         let to = "0.0.0.0/0".parse().unwrap();
         survey.routes.push(SeenRoute { table: WG, to, device: Some(9), on_link: true });
         survey
@@ -120,6 +126,13 @@ mod tests {
             rule.from = Some("192.0.2.0/24".parse().unwrap());
         });
         assert_eq!(survey.before_others(numbers()), numbers(), "a part of the sources");
+    }
+
+    #[test]
+    fn another_run_of_ours_is_not_overtaken() {
+        let mut survey = with_wg_quick(8999);
+        survey.rules.iter_mut().for_each(|rule| rule.origin = Rule::KERNEL);
+        assert_eq!(survey.before_others(numbers()), numbers());
     }
 
     #[test]

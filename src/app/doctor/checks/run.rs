@@ -44,8 +44,22 @@ fn absent(record: &Record) -> Vec<Finding> {
             "run `sudo tunproxy cleanup`, with the --state-dir of that run if it had one; the next start does the same",
         )],
     };
+    found.extend(closed(record));
     found.extend(strays(record));
     found
+}
+
+/// A kill switch that no run stands behind, whether a journal knows of it or not.
+fn closed(record: &Record) -> Option<Finding> {
+    let ruleset = record.firewall.ruleset.as_ref().ok()?;
+    let is_closed = ruleset.lines().any(|line| line.trim_start().starts_with("comment \"kill switch of "));
+    is_closed.then(|| {
+        Finding::problem(
+            "the kill switch of an earlier run is closed: nothing leaves this host but to its own networks",
+            "start tunproxy again, or open it with `sudo tunproxy cleanup`, with the --state-dir of that run if it had \
+             one; if that directory is lost, docs/host-changes.md says how to open it by hand",
+        )
+    })
 }
 
 /// Rules as we make them that look into empty tables, and that no journal of ours knows.
@@ -95,6 +109,16 @@ mod tests {
         let elsewhere = Journal { elsewhere: true, ..Journal::default() };
         let found = check(&Record { journal: Ok(elsewhere), ..quiet() });
         assert!(only_problem(&found).unwrap().advice.contains("--namespace-gone"), "{found:?}");
+    }
+
+    #[test]
+    fn a_kill_switch_that_nobody_stands_behind_is_named() {
+        let mut record = quiet();
+        let table = "table inet tunproxy {\n\tcomment \"kill switch of tunproxy0\"\n\tchain entrance {\n\t}\n}\n";
+        record.firewall.ruleset = Ok(table.to_owned());
+        let found = check(&record);
+        assert!(only_problem(&found).unwrap().advice.contains("sudo tunproxy cleanup"), "{found:?}");
+        assert!(closed(&quiet()).is_none());
     }
 
     #[test]

@@ -152,7 +152,15 @@ impl Watch {
             note(&mut seen, told, Seen { firewall: true, resolver: false });
         }
         if let Some(watched) = self.files.as_mut().filter(|_| files) {
-            let told = if watched.changed()? { Told::Something } else { Told::Nothing };
+            let told = match watched.changed() {
+                Ok(true) => Told::Something,
+                Ok(false) => Told::Nothing,
+                Err(error) => {
+                    tracing::warn!("changes of resolv.conf go unnoticed from now on: {error}");
+                    self.files = None;
+                    Told::Something
+                }
+            };
             note(&mut seen, told, Seen { firewall: false, resolver: true });
         }
         if dead {
