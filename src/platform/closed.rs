@@ -23,6 +23,17 @@ pub(super) fn open_ipv6(options: &HostOptions, survey: &Survey) -> Option<String
     open.then(|| told.to_owned())
 }
 
+/// A kill switch that is closed on this host and that is none of ours: what we send ends there too.
+pub(super) fn by_another(survey: &Survey) -> Option<String> {
+    let NftState::Present { kill_switches, .. } = &survey.nft else { return None };
+    // One that a crashed run of ours left goes as soon as this one is in force.
+    let table = kill_switches.first().filter(|_| survey.aside.is_empty())?;
+    Some(format!(
+        "the kill switch of another run is closed (firewall table {table}): nothing gets past it. `tunproxy cleanup` with \
+         the --state-dir of that run opens it; if that directory is lost, docs/host-changes.md says how to do it by hand"
+    ))
+}
+
 /// The refusing routes of a kill switch, behind each route into the TUN, so that what the rules take ends there when the
 /// TUN is gone. They outlive us.
 pub(super) fn refusals(options: &HostOptions, routes: &[Route]) -> Vec<Route> {
@@ -50,6 +61,16 @@ mod tests {
         let wanted = ["0.0.0.0/0 table 2023", "::/0 table 2023", "0.0.0.0/0 table 2022", "::/0 table 2022"];
         let found = refused(&HostOptions { kill_switch: true, ..options() }, &plain());
         assert_eq!(found, wanted.map(|route| format!("unreachable {route}")));
+    }
+
+    #[test]
+    fn a_kill_switch_of_another_run_is_named() {
+        let mut survey = plain();
+        let NftState::Present { kill_switches, .. } = &mut survey.nft else { panic!("no nft") };
+        kill_switches.push("tunproxy3".to_owned());
+        let warnings = HostPlan::new(&options(), &survey).unwrap().warnings;
+        assert!(warnings.iter().any(|warning| warning.contains("firewall table tunproxy3")), "{warnings:?}");
+        assert!(HostPlan::new(&options(), &plain()).unwrap().warnings.is_empty());
     }
 
     #[test]

@@ -383,7 +383,8 @@ mod tests {
     fn a_table_of_our_name_that_is_not_ours_is_left_alone() {
         let mut survey = plain();
         let tables = ["tunproxy".to_owned(), "tunproxy1".to_owned()].into();
-        survey.nft = NftState::Present { tables, mark_bits: 0, dropping_forward: Vec::new() };
+        survey.nft =
+            NftState::Present { tables, mark_bits: 0, dropping_forward: Vec::new(), kill_switches: Vec::new() };
         let nft = written(&options(), &survey);
         assert_eq!(nft.table, "tunproxy2");
         assert!(nft.text.starts_with("create table inet tunproxy2 {"), "{}", nft.text);

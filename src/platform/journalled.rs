@@ -96,8 +96,9 @@ impl Survey {
                     self.tables.remove(&route.table);
                 }
                 Undo::Table(table) => {
-                    if let NftState::Present { tables, .. } = &mut self.nft {
+                    if let NftState::Present { tables, kill_switches, .. } = &mut self.nft {
                         tables.remove(&table.name);
+                        kill_switches.retain(|name| *name != table.name);
                     }
                 }
                 Undo::Sysctl { path, old, .. } => self.put_back(path, old),

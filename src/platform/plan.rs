@@ -222,6 +222,7 @@ impl HostPlan {
         self.sysctls.extend(strict_uplinks(options, survey));
         self.notes.extend(gateway_notes(options, survey));
         self.warnings.extend(rules_before_ours(&self.numbers, survey));
+        self.warnings.extend(closed::by_another(survey));
         Ok(())
     }
 }
@@ -435,7 +436,12 @@ pub(super) mod tests {
     fn a_dropping_forward_chain_is_named_with_the_rule_to_add() {
         let mut survey = plain();
         let dropping_forward = vec!["ip filter FORWARD".to_owned()];
-        survey.nft = NftState::Present { tables: ["filter".to_owned()].into(), mark_bits: 0, dropping_forward };
+        survey.nft = NftState::Present {
+            tables: ["filter".to_owned()].into(),
+            mark_bits: 0,
+            dropping_forward,
+            kill_switches: Vec::new(),
+        };
         let notes = HostPlan::new(&options(), &survey).unwrap().notes;
         let wanted = "nft insert rule ip filter FORWARD iifname tun7 accept";
         assert!(notes.iter().any(|note| note.contains(wanted)), "{notes:?}");

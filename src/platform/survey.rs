@@ -38,6 +38,8 @@ pub enum NftState {
         mark_bits: u32,
         /// Chains on the forward hook whose policy is drop, as `family table chain`.
         dropping_forward: Vec<String>,
+        /// The tables of kill switches, whoever's run closed them.
+        kill_switches: Vec<String>,
     },
 }
 
@@ -45,7 +47,7 @@ impl NftState {
     /// A firewall without rules.
     #[must_use]
     pub fn empty() -> Self {
-        Self::Present { tables: BTreeSet::new(), mark_bits: 0, dropping_forward: Vec::new() }
+        Self::Present { tables: BTreeSet::new(), mark_bits: 0, dropping_forward: Vec::new(), kill_switches: Vec::new() }
     }
 }
 
@@ -320,7 +322,12 @@ pub(super) mod tests {
                 route("2001:db8:7::/64", 3, true),
             ],
             tables: [RouteTable(254), RouteTable(255)].into(),
-            nft: NftState::Present { tables: BTreeSet::new(), mark_bits: 0, dropping_forward: Vec::new() },
+            nft: NftState::Present {
+                tables: BTreeSet::new(),
+                mark_bits: 0,
+                dropping_forward: Vec::new(),
+                kill_switches: Vec::new(),
+            },
             parameters: Parameters::default(),
             ipv6: true,
             kernel_ipv6: true,
@@ -393,8 +400,12 @@ pub(super) mod tests {
         survey.rules.push(marked(5211, 0x0800_ca6c, u32::MAX));
         let numbers = survey.numbers(&Wishes::default()).unwrap();
         assert_eq!((numbers.own.mark, numbers.capture.mark), (0x1000_0000, 0x2000_0000));
-        survey.nft =
-            NftState::Present { tables: BTreeSet::new(), mark_bits: 0xffff_ffff, dropping_forward: Vec::new() };
+        survey.nft = NftState::Present {
+            tables: BTreeSet::new(),
+            mark_bits: 0xffff_ffff,
+            dropping_forward: Vec::new(),
+            kill_switches: Vec::new(),
+        };
         assert_eq!(survey.numbers(&Wishes::default()), Err(NoRoom::Marks));
     }
 

@@ -384,7 +384,7 @@ fn where_the_tun_cannot_have_ipv6_names_have_no_ipv6_addresses() {
         let read_only = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys";
         assert!(Said::of(std::process::Command::new("sh").args(["-c", read_only])).succeeded());
         let tunproxy = profile("'MATCH,DIRECT'").start(&lab.host);
-        assert!(tunproxy.output().contains("IPv6 cannot be switched on for the TUN"), "{}", tunproxy.output());
+        tunproxy.line("IPv6 cannot be switched on for the TUN");
         assert_eq!(aaaa(), "");
         assert_eq!(act_in(&lab.host, &format!("ask {NAME}:7 x")), Ok("x".to_owned()));
         assert!(tunproxy.stop().success());

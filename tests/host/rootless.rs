@@ -258,7 +258,7 @@ fn a_read_only_system_with_private_folders_is_no_obstacle() {
         let place = Place::new(PROFILE);
         // As ProtectSystem=strict, PrivateTmp= and ReadOnlyPaths= have it.
         shell(
-            "mount -t tmpfs none /tmp; mount --bind /etc /etc; for at in /etc /run /; do mount -o remount,bind,ro $at; done",
+            "mount --bind /tmp /tmp; mount --bind /etc /etc; for at in /etc /run /tmp /; do mount -o remount,bind,ro $at; done",
         );
         assert!(fs::write("/etc/probe", "").is_err() && fs::write("/run/probe", "").is_err());
         reaches_everything(&lab, &place);

@@ -203,8 +203,16 @@ fn wanted(loaded: &Loaded) -> Wanted {
         device: run.device_name().to_owned(),
         gateway: run.is_gateway(),
         auto_forward: profile.tun.auto_forward,
-        fake_ip: fakes(profile),
+        fake_ip: fakes(profile) && asks_us(profile),
     }
+}
+
+/// Whether the profile takes what this user asks: who is left out asks on his own.
+fn asks_us(profile: &Profile) -> bool {
+    let (selection, uid) = (&profile.tun.selection, nix::unistd::geteuid().as_raw());
+    let named = |list: &[(u32, u32)]| list.iter().any(|(first, last)| (*first..=*last).contains(&uid));
+    let included = selection.include_uid.is_empty() || named(&selection.include_uid);
+    selection.takes_own_traffic() && included && !named(&selection.exclude_uid)
 }
 
 /// Whether the name that is asked for gets a fake address.

@@ -22,7 +22,8 @@ impl Applied {
         survey.tables.retain(|table| !tables.contains(table));
         let ours = |rule: &Rule| undos.iter().any(|undo| matches!(undo, Undo::Rule(ours) if ours == rule));
         survey.rules.retain(|rule| !ours(rule));
-        if let (NftState::Present { tables, .. }, Some(nft)) = (&mut survey.nft, &self.plan.nft) {
+        if let (NftState::Present { tables, kill_switches, .. }, Some(nft)) = (&mut survey.nft, &self.plan.nft) {
+            kill_switches.retain(|table| *table != nft.table);
             tables.remove(&nft.table);
             // The name stays ours even where a better one has become free.
             tables.extend(firewall::names_before(&nft.table));

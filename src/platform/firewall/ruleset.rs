@@ -1,5 +1,7 @@
 //! What `nft list ruleset` prints of others: their tables, their marks, and chains that drop what is forwarded.
 
+use super::KILL_SWITCH_OF;
+
 /// Every bit of a mark that `ruleset`, as `nft list ruleset` prints it, reads or writes.
 pub(in crate::platform) fn mark_bits(ruleset: &str) -> u32 {
     ruleset.lines().filter_map(|line| line.split_once("mark ")).fold(0, |bits, (_, rest)| {
@@ -22,6 +24,22 @@ fn number(word: &str) -> Option<u32> {
 pub(in crate::platform) fn table_names(ruleset: &str) -> impl Iterator<Item = String> {
     // Tables stand at the left edge: "table inet filter {".
     ruleset.lines().filter_map(|line| line.strip_prefix("table ")?.split(' ').nth(1).map(str::to_owned))
+}
+
+/// The names of inet tables that say of themselves that they are a kill switch of ours.
+pub(in crate::platform) fn kill_switches(ruleset: &str) -> Vec<String> {
+    let ours = format!("comment \"{KILL_SWITCH_OF}");
+    let mut found = Vec::new();
+    let mut table = "";
+    for line in ruleset.lines() {
+        match line.strip_prefix("table inet ") {
+            Some(rest) => table = rest.split(' ').next().unwrap_or_default(),
+            None if line.trim_start().starts_with(&ours) && !table.is_empty() => found.push(table.to_owned()),
+            None if line == "}" => table = "",
+            None => {}
+        }
+    }
+    found
 }
 
 /// Chains on the forward hook that drop by policy, as `family table chain`.
@@ -57,6 +75,12 @@ mod tests {
 table inet tunproxy {
 }
 ";
+
+    #[test]
+    fn a_kill_switch_is_known_by_what_its_table_says() {
+        let listed = "table inet filter {\n\tcomment \"mine\"\n}\ntable inet tunproxy1 {\n\tcomment \"kill switch of tun7\"\n}\n";
+        assert_eq!(kill_switches(listed), ["tunproxy1"]);
+    }
 
     #[test]
     fn a_ruleset_gives_up_its_tables_marks_and_dropping_chains() {

@@ -41,7 +41,7 @@ fn absent(record: &Record) -> Vec<Finding> {
                 journal.commands.len(),
                 journal.commands[0].lines().next().unwrap_or_default(),
             ),
-            "run `sudo tunproxy cleanup`, with the --state-dir of that run if it had one; the next start does the same",
+            "run `sudo tunproxy cleanup`, with the --state-dir of that run if it had one; the next start does it, too",
         )],
     };
     found.extend(closed(record));
