@@ -1,34 +1,10 @@
-//! Bytes as packets into the stack, and as what the tasks of its flows do meanwhile.
-//!
-//! Byte 0 chooses the device and who its clients are; then come acts, each a byte and its arguments ([`Act`]). Held to
-//! be true: nothing panics (smoltcp included, whose panics are contained elsewhere), every packet is counted, every
-//! packet that leaves is well-formed and goes where one may go, a turn ends, and when all is over nothing is left.
+//! The packet path: see `packet::run`.
 
 #![no_main]
 
-mod packet {
-    pub mod bytes;
-    pub mod device;
-    pub mod segment;
-    pub mod world;
-}
+#[path = "../held/packet/mod.rs"]
+mod packet;
 
 use libfuzzer_sys::fuzz_target;
 
-use packet::bytes::Bytes;
-use packet::world::World;
-
-/// More acts teach nothing that fewer do not.
-const MOST_ACTS: usize = 400;
-
-fuzz_target!(|data: &[u8]| {
-    let mut bytes = Bytes(data);
-    let mut world = World::new(bytes.byte());
-    for _ in 0..MOST_ACTS {
-        if bytes.is_empty() {
-            break;
-        }
-        world.act(&mut bytes);
-    }
-    world.end();
-});
+fuzz_target!(|data: &[u8]| packet::run(data));

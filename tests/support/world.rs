@@ -10,6 +10,7 @@ use std::time::Duration;
 use std::{env, fs, io, thread};
 
 use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 use super::{client, needs, program};
 
@@ -164,10 +165,20 @@ impl IdMaps {
     }
 }
 
+/// A job in the background of a shell ignores these two, `nohup` the third, and all that we start would do so too.
+fn hear_signals() -> io::Result<()> {
+    for ignored in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
+        // SAFETY: the default action runs no code of ours.
+        unsafe { signal(ignored, SigHandler::SigDfl) }?;
+    }
+    Ok(())
+}
+
 /// Runs in the forked child. Clones once more: the clone is in the new namespaces and goes on to exec, as process 1
 /// of the new pid namespace; the caller stays outside to write the clone's maps and to hand on its exit status.
 fn clone_into_namespaces(maps: &IdMaps) -> io::Result<()> {
     die_with_parent()?;
+    hear_signals()?;
     let (wait, go) = nix::unistd::pipe()?;
     let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
     // SAFETY: a clone without a stack and without CLONE_VM is a fork; this process has one thread.

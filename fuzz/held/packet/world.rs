@@ -5,7 +5,9 @@ use std::num::NonZeroU16;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use tunproxy::stack::{self, Config, Event, FlowStream, Frame, Refusal, Stack, Unreachable, VirtioHeader};
+use tunproxy::stack::{
+    self, Config, EchoError, EchoReply, Event, FlowStream, Frame, Refusal, Stack, Unreachable, VirtioHeader,
+};
 
 use super::bytes::Bytes;
 use super::device::Device;
@@ -16,21 +18,23 @@ const MOST_FLOWS: usize = 64;
 /// A stack that is not through after so many turns at one instant never will be.
 const MOST_TURNS: usize = 20_000;
 /// What a flow may take of address space: a pair of rings of each size that there is, and of each eight are made at once.
-const MEMORY_OF_FLOW: usize = 2 * ((1 << 20) + (256 << 10) + (64 << 10));
+const MEMORY_OF_FLOW: usize = 2 * ((1 << 20) + (256 << 10) + (64 << 10) + (16 << 10) + (4 << 10));
 
-pub struct World {
+pub(crate) struct World {
     stack: Stack,
     device: Device,
     now: Instant,
     flows: Vec<FlowStream>,
     ingested: u64,
     most: usize,
+    /// What flows may take.
+    memory: usize,
     /// What was ingested last, for errors to quote.
     last: Vec<u8>,
 }
 
 impl World {
-    pub fn new(choice: u8) -> Self {
+    pub(crate) fn new(choice: u8) -> Self {
         let bit = |n: u8| choice >> n & 1 != 0;
         let own = vec![IpAddr::from(CLIENTS[2]), IpAddr::from(segment::v6(CLIENTS[2]))];
         let config = Config {
@@ -39,18 +43,22 @@ impl World {
             own,
             echo: vec![IpAddr::from(SERVERS[1]), IpAddr::from(segment::v6(SERVERS[1]))],
             reserved: vec!["198.18.0.0/16".parse().expect("a range"), "fd00::/64".parse().expect("a range")],
+            carry_echo: !bit(5),
             ipv6: !bit(2),
             seed: 0x1234_5678_9abc_def0,
+            // So little that few flows fill it, or so much that none do.
+            memory: if bit(6) { 1 << 20 } else { 1 << 30 },
             tell_ended: bit(3),
         };
         let now = Instant::now();
         let mut device = Device::new(&config);
         device.cuts_datagrams &= !bit(4);
-        Self { stack: Stack::new(config, now), device, now, flows: Vec::new(), ingested: 0, most: 0, last: Vec::new() }
+        let (memory, stack) = (config.memory, Stack::new(config, now));
+        Self { stack, device, now, flows: Vec::new(), ingested: 0, most: 0, memory, last: Vec::new() }
     }
 
     /// One act. Packets are the most frequent.
-    pub fn act(&mut self, bytes: &mut Bytes<'_>) {
+    pub(crate) fn act(&mut self, bytes: &mut Bytes<'_>) {
         match bytes.byte() {
             0x00..=0x3f => self.raw(bytes),
             0x40..=0x9f => {
@@ -77,6 +85,7 @@ impl World {
             "{mapped} bytes for {} flows",
             self.most
         );
+        assert!(self.stack.memory() <= self.memory, "{} bytes are in use", self.stack.memory());
     }
 
     /// Bytes as they are, or with their lengths and sums made right, or many times.
@@ -137,7 +146,29 @@ impl World {
                     self.stack.unreachable(&quoted, Unreachable::Port, &mut self.device);
                 }
             }
-            _ => {}
+            Some(Event::Echo(echo)) => {
+                let (client, host) = (echo.source, echo.destination);
+                let (head, payload) = (echo.head.to_vec(), echo.payload.to_vec());
+                let (id, sequence, ttl, tos) = (echo.id, echo.sequence, echo.ttl, echo.tos);
+                assert!(ttl > 1, "its time is over");
+                match payload.first() {
+                    Some(kind) if kind & 1 != 0 => {
+                        let payload = &payload[..payload.len().min(500)];
+                        let router = (kind & 2 != 0).then_some(host);
+                        let quoted = (kind & 4 != 0).then_some(ttl - 1);
+                        let error =
+                            EchoError { kind: *kind, code: sequence as u8, word: 0, head: &head, ttl: quoted, payload };
+                        if self.device.room > 0 {
+                            self.stack.echo_error(router, client, &error, &mut self.device);
+                        }
+                    }
+                    _ => {
+                        let reply = EchoReply { id, sequence, payload: &payload, ttl, tos };
+                        self.stack.reply(host, client, &reply, &mut self.device);
+                    }
+                }
+            }
+            None => {}
         }
         if let Some(packet) = whole {
             assert!(packet.len() <= 65_535 + 40);
@@ -153,7 +184,7 @@ impl World {
             let sent = self.device.sent;
             let more = self.stack.poll(self.now, &mut self.device);
             if !more || self.device.room == 0 {
-                drop(self.stack.ended().count());
+                self.stack.ended().for_each(drop);
                 return;
             }
             assert!(self.device.sent > sent || self.device.room == 0, "there is more, and none of it is sent");
@@ -215,7 +246,7 @@ impl World {
     }
 
     /// All tasks end, and with them, in time, all that the stack has of their flows.
-    pub fn end(mut self) {
+    pub(crate) fn end(mut self) {
         self.device.room = usize::MAX;
         self.flows.clear();
         self.stack.abort_all();

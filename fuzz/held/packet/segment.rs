@@ -4,11 +4,11 @@ use super::bytes::Bytes;
 use super::device::{Said, pseudo, sum};
 
 /// Clients and servers. The last client is the host itself.
-pub const CLIENTS: [[u8; 4]; 3] = [[10, 0, 0, 5], [10, 0, 0, 6], [198, 18, 0, 1]];
-pub const SERVERS: [[u8; 4]; 3] = [[203, 0, 113, 7], [198, 18, 0, 2], [198, 18, 3, 4]];
+pub(crate) const CLIENTS: [[u8; 4]; 3] = [[10, 0, 0, 5], [10, 0, 0, 6], [198, 18, 0, 1]];
+pub(crate) const SERVERS: [[u8; 4]; 3] = [[203, 0, 113, 7], [198, 18, 0, 2], [198, 18, 3, 4]];
 
 /// Addresses of IPv6 with the same last bytes.
-pub fn v6(four: [u8; 4]) -> [u8; 16] {
+pub(crate) fn v6(four: [u8; 4]) -> [u8; 16] {
     let mut address = [0; 16];
     address[..2].copy_from_slice(if four[0] == 198 { &[0xfd, 0] } else { &[0x20, 1] });
     address[12..].copy_from_slice(&four);
@@ -46,7 +46,7 @@ fn packet(six: bool, client: u8, server: u8, protocol: u8, mut body: Vec<u8>, su
 }
 
 /// A TCP segment, to a flow that `said` something if there is one.
-pub fn tcp(bytes: &mut Bytes<'_>, said: &[Said]) -> Vec<u8> {
+pub(crate) fn tcp(bytes: &mut Bytes<'_>, said: &[Said]) -> Vec<u8> {
     let kind = bytes.byte();
     let (six, follow) = (kind & 1 != 0, kind & 2 != 0);
     let (client, server) = (kind >> 2 & 3, kind >> 4 & 3);
@@ -81,7 +81,7 @@ pub fn tcp(bytes: &mut Bytes<'_>, said: &[Said]) -> Vec<u8> {
 }
 
 /// A UDP datagram, an echo request or an ICMP error.
-pub fn other(bytes: &mut Bytes<'_>, last: &[u8]) -> Vec<u8> {
+pub(crate) fn other(bytes: &mut Bytes<'_>, last: &[u8]) -> Vec<u8> {
     let kind = bytes.byte();
     let six = kind & 1 != 0;
     let (client, server) = (kind >> 2 & 3, kind >> 4 & 3);
@@ -105,7 +105,7 @@ pub fn other(bytes: &mut Bytes<'_>, last: &[u8]) -> Vec<u8> {
 }
 
 /// Makes the lengths and sums of the headers right, where there is enough of a packet.
-pub fn repaired(mut packet: Vec<u8>) -> Vec<u8> {
+pub(crate) fn repaired(mut packet: Vec<u8>) -> Vec<u8> {
     match packet.first().map(|byte| byte >> 4) {
         Some(4) if packet.len() >= 20 => {
             let start = (usize::from(packet[0] & 15) * 4).clamp(20, packet.len());

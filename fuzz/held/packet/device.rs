@@ -7,29 +7,29 @@ use tunproxy::stack::{Config, Transmit, VirtioHeader};
 
 /// The only thing known of a TCP segment of the stack: enough to answer it.
 #[derive(Clone, Copy)]
-pub struct Said {
-    pub server_port: u16,
-    pub client_port: u16,
+pub(crate) struct Said {
+    pub(crate) server_port: u16,
+    pub(crate) client_port: u16,
     /// The sequence number behind it.
-    pub next: u32,
-    pub acknowledged: u32,
+    pub(crate) next: u32,
+    pub(crate) acknowledged: u32,
 }
 
-pub struct Device {
-    pub offload: bool,
+pub(crate) struct Device {
+    pub(crate) offload: bool,
     /// Packets that it still takes.
-    pub room: usize,
-    pub cuts_datagrams: bool,
-    pub sent: u64,
+    pub(crate) room: usize,
+    pub(crate) cuts_datagrams: bool,
+    pub(crate) sent: u64,
     /// The last segments of flows.
-    pub said: Vec<Said>,
+    pub(crate) said: Vec<Said>,
     mtu: usize,
     own: Vec<IpAddr>,
     reserved: Vec<(IpAddr, u8)>,
 }
 
 impl Device {
-    pub fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
         let reserved = config.reserved.iter().map(|range| (range.network(), range.prefix_len())).collect();
         let (offload, mtu, own) = (config.offload, config.mtu, config.own.clone());
         Self { offload, room: usize::MAX, cuts_datagrams: offload, sent: 0, said: Vec::new(), mtu, own, reserved }
@@ -56,7 +56,11 @@ impl Device {
         let protocol = if v6 { bytes[6] } else { bytes[9] };
         let fragment = if v6 { protocol == 44 } else { word(6) & 0x3fff != 0 };
         match gso {
-            None => assert!(bytes.len() <= self.mtu || (!v6 && protocol == 17), "{} bytes are too long", bytes.len()),
+            None => assert!(
+                bytes.len() <= self.mtu || (!v6 && matches!(protocol, 1 | 17)),
+                "{} bytes are too long",
+                bytes.len()
+            ),
             Some(size) => {
                 let transport = if protocol == 6 { usize::from(bytes[start + 12] >> 4) * 4 } else { 8 };
                 assert!(self.offload, "only a device with offloads cuts");
@@ -69,7 +73,9 @@ impl Device {
         }
         let transport = &bytes[start..];
         // With offloads the device does the sums of TCP and UDP, and only those.
-        if !(self.offload && matches!(protocol, 6 | 17)) && !(protocol == 17 && !v6 && word(start + 6) == 0) {
+        let theirs = self.offload && matches!(protocol, 6 | 17);
+        let none = protocol == 17 && !v6 && word(start + 6) == 0;
+        if !theirs && !none {
             let pseudo = if protocol == 1 { 0 } else { pseudo(bytes, v6, protocol, transport.len()) };
             assert_eq!(sum(transport, pseudo), 0xffff, "the checksum of protocol {protocol}");
         }
@@ -149,7 +155,7 @@ fn within(address: IpAddr, (network, length): (IpAddr, u8)) -> bool {
 }
 
 /// The Internet checksum's sum (RFC 1071), written without a look at the stack's own.
-pub fn sum(bytes: &[u8], start: u32) -> u16 {
+pub(crate) fn sum(bytes: &[u8], start: u32) -> u16 {
     let mut sum = u64::from(start);
     for pair in bytes.chunks(2) {
         sum += u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or_default());
@@ -160,7 +166,7 @@ pub fn sum(bytes: &[u8], start: u32) -> u16 {
     sum as u16
 }
 
-pub fn pseudo(bytes: &[u8], v6: bool, protocol: u8, length: usize) -> u32 {
+pub(crate) fn pseudo(bytes: &[u8], v6: bool, protocol: u8, length: usize) -> u32 {
     let addresses = if v6 { &bytes[8..40] } else { &bytes[12..20] };
     u32::from(sum(addresses, 0)) + u32::from(protocol) + length as u32
 }
