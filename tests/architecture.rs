@@ -208,16 +208,21 @@ fn unlisted(sources: &[Source]) -> Vec<String> {
 }
 
 fn sources_of_the_house() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    sources_below("src")
+}
+
+/// The source files in a folder of the house, with their paths below it.
+fn sources_below(folder: &str) -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut folders: Vec<PathBuf> = vec![root.clone()];
     let mut sources = Vec::new();
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder of src").flatten() {
+        for entry in fs::read_dir(&folder).expect("a folder of sources").flatten() {
             let path = entry.path();
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let below = path.strip_prefix(&root).expect("below src").display().to_string();
+                let below = path.strip_prefix(&root).expect("below the root").display().to_string();
                 sources.push(Source::new(&below, &fs::read_to_string(&path).expect("a source file")));
             }
         }
@@ -273,4 +278,24 @@ fn each_broken_rule_is_found_and_nothing_else() {
 fn every_house_word_has_one_place_in_the_order() {
     let all: Vec<&str> = LEVELS.concat();
     assert_eq!(all.len(), all.iter().collect::<BTreeSet<_>>().len());
+}
+
+/// The variables that tests read: words in quotation marks that begin as ours do. Those of the lab's own doing are left
+/// out.
+fn variables(text: &str) -> BTreeSet<&str> {
+    let quoted = text.split('"').skip(1).step_by(2);
+    let ours = quoted.filter(|word| word.strip_prefix("TUNPROXY_").is_some_and(|rest| !rest.is_empty()));
+    let named = ours.filter(|word| word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_'));
+    named.filter(|word| !["TUNPROXY_LAB", "TUNPROXY_TEST"].iter().any(|own| word.starts_with(own))).collect()
+}
+
+#[test]
+fn every_variable_that_makes_tests_longer_is_told_to_contributors() {
+    let told = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("CONTRIBUTING.md")).unwrap();
+    let rows = told.lines().filter_map(|line| line.strip_prefix("| `TUNPROXY_")?.split('`').next());
+    let rows: BTreeSet<String> = rows.map(|rest| format!("TUNPROXY_{rest}")).collect();
+    let sources = sources_below("tests");
+    let tests = sources.iter().filter(|source| source.path != "architecture.rs");
+    let read = tests.flat_map(|source| source.text.lines().flat_map(variables)).map(str::to_owned).collect();
+    assert_eq!(rows, read);
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::support::client::act_in;
+use super::support::client::{Session, act_in};
+use super::support::lengths::{asked, seconds};
 use super::support::peers::proxy::Door;
 use super::support::peers::{Peer, Record};
 use super::support::program::{PATIENCE, Program};
@@ -208,13 +209,43 @@ fn every_change_of_the_ways_out_is_followed() {
         net.default(SECOND, BOTH);
         day.goes_on("both again", Instant::now(), &tunproxy, host, BOTH);
 
+        assert!(tunproxy.stop().success());
+        assert_eq!(of_others(host), before);
+    });
+}
+
+#[test]
+fn a_process_that_was_stopped_for_long_goes_on_where_it_was() {
+    run(&[TUN], || {
+        let net = Uplinks::new();
+        let host = &net.lab.host;
+        let _internet = Internet::open(&net.lab);
+        let before = of_others(host);
+        let tunproxy = profile(NAMESERVERS).start(host);
+        let mut day = Day::new(host);
+        day.goes_on("at the start", Instant::now(), &tunproxy, host, BOTH);
+        let ways =
+            [("0.0.0.0:0", format!("{V4}:7")), ("[::]:0", format!("{V6}:7")), ("0.0.0.0:0", format!("{PROXIED}:80"))];
+        let mut sessions = ways.map(|(any, to)| Session::open(host, at(any), at(&to)));
+
         tunproxy.signal(Signal::SIGSTOP);
-        net.up(FIRST);
-        net.default(FIRST, BOTH);
-        net.down(SECOND);
-        std::thread::sleep(Duration::from_secs(3));
+        assert_eq!(act_in(host, &format!("connect {V4}:80 1")), Err("ETIMEDOUT".to_owned()), "nobody is there");
+        std::thread::sleep(seconds("TUNPROXY_STOPPED", 3));
+        tunproxy.signal(Signal::SIGCONT);
+        day.goes_on("after a long stop", Instant::now(), &tunproxy, host, BOTH);
+        for session in &mut sessions {
+            assert_eq!(session.alive().map(drop), Ok(()), "{}", tunproxy.output());
+        }
+
+        tunproxy.signal(Signal::SIGSTOP);
+        net.default(SECOND, BOTH);
+        net.down(FIRST);
+        std::thread::sleep(Duration::from_secs(1));
         tunproxy.signal(Signal::SIGCONT);
         day.goes_on("asleep while the way changed", Instant::now(), &tunproxy, host, BOTH);
+        net.up(FIRST);
+        net.default(FIRST, BOTH);
+        day.goes_on("back where it began", Instant::now(), &tunproxy, host, BOTH);
 
         assert!(tunproxy.stop().success());
         assert_eq!(of_others(host), before);
@@ -252,11 +283,6 @@ impl Chance {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % limit
     }
-}
-
-/// How often: a few times, or as often as the variable says.
-pub(super) fn times(variable: &str, few: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(few)
 }
 
 /// One event, and the families that have a way after it.
@@ -326,7 +352,7 @@ fn whatever_happens_to_the_network_new_flows_find_their_way() {
         let before = of_others(host);
         let tunproxy = profile(NAMESERVERS).start(host);
         let (mut day, mut chance) = (Day::new(host), Chance(7));
-        for number in 0..times("TUNPROXY_EVENTS", 20) {
+        for number in 0..asked("TUNPROXY_EVENTS", 20) {
             let (event, families) = happen(&net, &mut chance, &tunproxy);
             day.goes_on(&format!("{number}, {event}"), Instant::now(), &tunproxy, host, families);
         }

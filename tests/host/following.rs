@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::change::{BOTH, Chance, Internet, NAMESERVERS, profile, times};
+use super::change::{BOTH, Chance, Internet, NAMESERVERS, profile};
+use super::support::lengths::asked;
 use super::support::netns::veth;
 use super::support::program::PATIENCE;
 use super::support::tunproxy::Said;
@@ -177,7 +178,7 @@ fn after_a_kill_at_any_moment_of_a_change_a_cleanup_puts_the_host_back() {
         let before = Dump::take(host);
         let place = profile(NAMESERVERS);
         let mut chance = Chance(11);
-        for round in 0..times("TUNPROXY_KILLS", 6) {
+        for round in 0..asked("TUNPROXY_KILLS", 6) {
             let tunproxy = place.start(host);
             let (mut done, mut back) = (Vec::new(), Vec::new());
             for _ in 0..=chance.below(3) {

@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 
 use super::support::client::{Session, act_in};
 use super::support::escapes::{self, Attempts, escaped};
+use super::support::lengths::asked;
 use super::support::peers::proxy::Door;
 use super::support::peers::{Peer, Peers};
 use super::support::program::Program;
@@ -18,12 +19,13 @@ use super::support::tunproxy::{Place, Said};
 use super::support::{Capture, Dump, Sites, Topology, run, world};
 
 const TUN: &str = "/dev/net/tun";
-/// Attempts to get out across each change of state, and random kills: more by these variables.
-const TRIES: (&str, usize) = ("TUNPROXY_LEAK_TRIES", 240);
-const KILLS: (&str, usize) = ("TUNPROXY_KILLS", 20);
+/// Attempts to get out across each change of state.
+fn tries() -> usize {
+    asked("TUNPROXY_LEAK_TRIES", 240)
+}
 
-fn many((variable, default): (&str, usize)) -> usize {
-    std::env::var(variable).ok().and_then(|many| many.parse().ok()).unwrap_or(default)
+fn kills() -> usize {
+    asked("TUNPROXY_KILLS", 20)
 }
 
 fn profile(rules: &str) -> Place {
@@ -80,7 +82,7 @@ fn nothing_leaves_while_it_runs_is_killed_is_gone_and_starts_again() {
             let lab = Topology::desktop().rp_filter(rp_filter);
             let _sites = Sites::open(&lab);
             let mut capture = proven_capture(&lab);
-            let tries = many(TRIES);
+            let tries = tries();
             let mut tunproxy = profile("'MATCH,REJECT'").start(&lab.host);
             let already = escapes_in(&mut capture);
             let attempts = Attempts::from(&lab.host);
@@ -123,7 +125,7 @@ fn nothing_goes_past_a_proxy_that_is_down() {
         let already = escapes_in(&mut capture);
         drop(proxy);
         let attempts = Attempts::from(&lab.host);
-        attempts.wait(many(TRIES));
+        attempts.wait(tries());
         drop(attempts);
         assert_eq!(act_in(&lab.host, &format!("connect {V4}:7")), Err("ECONNREFUSED".to_owned()), "the proxy is gone");
         assert_closed(&mut capture, already, "with the proxy down");
@@ -428,7 +430,7 @@ fn killed_at_random_moments_it_stays_closed_and_a_clean_up_puts_everything_back(
         assert!(place.start(&lab.host).stop().success());
         let whole_life = begun.elapsed();
         let mut already = escapes_in(&mut capture);
-        for round in 0..many(KILLS) {
+        for round in 0..kills() {
             // Closed by a run that was killed; then one is killed somewhere on its way from start to stop.
             let closed = place.start(&lab.host).kill();
             let attempts = Attempts::from(&lab.host);
@@ -458,7 +460,7 @@ fn killed_on_its_way_out_it_leaves_what_a_clean_up_puts_back() {
         let begun = Instant::now();
         assert!(tunproxy.stop().success());
         let way_out = begun.elapsed();
-        for round in 0..many(KILLS) / 2 {
+        for round in 0..kills() / 2 {
             let tunproxy = place.start(&lab.host);
             tunproxy.signal(Signal::SIGTERM);
             std::thread::sleep(way_out.mul_f64((round as u32 * 37 % 101) as f64 / 100.0));

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use super::support::client::{Session, act_in};
+use super::support::lengths::asked;
 use super::support::peers::digest::of_pattern;
 use super::support::program::PATIENCE;
 use super::support::sites::{V4, V6};
@@ -69,9 +70,9 @@ fn churn_leaves_nothing_behind() {
         let lab = Topology::with_lan();
         let _sites = Sites::open(&lab);
         let tunproxy = start(&lab, "");
-        let many: Option<usize> = std::env::var(CHURN).ok().and_then(|many| many.parse().ok());
-        let (flows, sockets) = (many.unwrap_or(20_000), many.unwrap_or(5000));
-        if many.is_some() {
+        let (flows, sockets) = (asked(CHURN, 20_000), asked(CHURN, 5000));
+        let long = flows != 20_000;
+        if long {
             // The firewall's memory of connections that have ended holds 262 144 of them, for two minutes each.
             for (state, seconds) in [("time_wait", "3"), ("last_ack", "3"), ("close", "3")] {
                 lab.host.sysctl(&format!("net.netfilter.nf_conntrack_tcp_timeout_{state}"), seconds);
@@ -95,7 +96,7 @@ fn churn_leaves_nothing_behind() {
         seen.extend((0..3).map(|_| round(flows / 4, sockets / 4)));
         let growth = seen.last().copied().unwrap_or_default().saturating_sub(seen[0]);
         assert!(growth <= MEGABYTE, "resident memory after each quarter: {seen:?}");
-        if many.is_some() {
+        if long {
             // Nobody sees what a test that passes has printed.
             let _ = std::fs::write(std::env::temp_dir().join("tunproxy-churn.txt"), format!("{flows}: {seen:?}\n"));
         }
@@ -109,7 +110,7 @@ fn a_long_transfer_arrives_whole_both_ways() {
         let lab = Topology::with_lan();
         let _sites = Sites::open(&lab);
         let tunproxy = start(&lab, "");
-        let bytes: u64 = std::env::var(BULK).ok().and_then(|bytes| bytes.parse().ok()).unwrap_or(256 << 20);
+        let bytes: u64 = asked(BULK, 256 << 20);
         for direction in ["up", "down"] {
             let outcome = act_in(&lab.host, &format!("{direction} {V4}:9000 {bytes}"));
             assert_eq!(outcome, Ok(of_pattern(bytes)), "{direction}\n{}", tunproxy.output());

@@ -23,6 +23,7 @@ pub(crate) mod dump;
 pub(crate) mod escapes;
 pub(crate) mod frames;
 pub(crate) mod forged;
+pub(crate) mod lengths;
 pub(crate) mod load;
 pub(crate) mod needs;
 pub(crate) mod netns;

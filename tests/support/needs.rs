@@ -23,6 +23,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("traceroute", "traceroute"),
     ("sysctl", "procps"),
     ("busybox", "busybox"),
+    ("nmap", "nmap"),
 ];
 
 /// A need: the TUN driver may be opened by every user of the lab. Where the machine's node is closed to them, whoever may

@@ -12,6 +12,7 @@ use std::{env, fs, io, thread};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
+use super::lengths::seconds;
 use super::{client, needs, program};
 
 /// Set in the environment of the process that is inside.
@@ -100,8 +101,7 @@ pub(crate) fn measured(words: &str) {
 }
 
 fn patience() -> Duration {
-    let seconds = env::var("TUNPROXY_PATIENCE").ok().and_then(|text| text.parse().ok());
-    seconds.map_or(PATIENCE, Duration::from_secs)
+    seconds("TUNPROXY_PATIENCE", PATIENCE.as_secs())
 }
 
 /// The command line and environment that make this binary act as a client program: see [`client`].

@@ -9,11 +9,14 @@
 //! to do at this instant the clock jumps to the next deadline.
 
 mod client;
+mod drive;
 mod executor;
 mod flow;
 mod kernel;
 mod link;
+mod net;
 pub(crate) mod packet;
+mod pattern;
 mod peer;
 
 use std::cell::{Cell, RefCell};
@@ -26,96 +29,15 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::task::{Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use tunproxy::stack::{Config, Event, Frame, Stack, Transmit, Tuple, VirtioHeader};
+use tunproxy::stack::{Event, Frame, Stack, Transmit, Tuple, VirtioHeader};
 
 pub(crate) use client::{Conn, Ended};
 pub(crate) use flow::Flow;
-pub(crate) use link::Weather;
+pub(crate) use link::{Random, Weather};
+pub(crate) use net::{MTU, Net};
 pub(crate) use packet::Seen;
+pub(crate) use pattern::pattern;
 pub(crate) use peer::Peer;
-
-/// The device's MTU everywhere here.
-pub(crate) const MTU: usize = 1500;
-/// A test that needs more virtual time than this waits for something that never comes.
-const LIMIT: Duration = Duration::from_secs(4 * 3600);
-
-/// One of the networks that each case is tried on.
-#[derive(Debug, Clone)]
-pub(crate) struct Net {
-    pub(crate) offload: bool,
-    pub(crate) v6: bool,
-    /// The clients are this host itself: no congestion control.
-    pub(crate) own: bool,
-    pub(crate) ipv6: bool,
-    pub(crate) carry_echo: bool,
-    pub(crate) weather: Weather,
-    pub(crate) seed: u64,
-    /// Receive and send buffer of each client socket.
-    pub(crate) buffer: usize,
-    /// Packets that the device takes in one turn.
-    pub(crate) room: usize,
-    /// Bytes that the stack's flows may take.
-    pub(crate) memory: usize,
-    /// A router between client and device whose link to the client carries no more than this.
-    pub(crate) hop: Option<u16>,
-}
-
-impl Net {
-    pub(crate) fn new(offload: bool, v6: bool) -> Self {
-        let weather = Weather::CALM;
-        Self {
-            offload,
-            v6,
-            own: true,
-            ipv6: true,
-            carry_echo: true,
-            weather,
-            seed: 1,
-            buffer: 256 << 10,
-            room: usize::MAX,
-            memory: usize::MAX,
-            hop: None,
-        }
-    }
-
-    /// With and without offloads, IPv4 and IPv6.
-    pub(crate) fn all() -> [Self; 4] {
-        [Self::new(false, false), Self::new(false, true), Self::new(true, false), Self::new(true, true)]
-    }
-
-    pub(crate) fn client(&self) -> IpAddr {
-        address(self.v6, "192.0.2.10", "2001:db8:1::10")
-    }
-
-    pub(crate) fn server(&self) -> IpAddr {
-        address(self.v6, "198.51.100.7", "2001:db8:2::7")
-    }
-
-    /// An address that hand-made segments come from; the smoltcp client never sees what is sent there.
-    pub(crate) fn peer(&self) -> IpAddr {
-        address(self.v6, "192.0.2.77", "2001:db8:1::77")
-    }
-
-    fn config(&self) -> Config {
-        let own = if self.own { vec![self.client(), self.peer()] } else { Vec::new() };
-        Config {
-            mtu: MTU,
-            offload: self.offload,
-            own,
-            echo: vec![address(self.v6, "198.18.0.2", "fdfe:dcba:9876::2")],
-            carry_echo: self.carry_echo,
-            reserved: vec!["198.18.0.0/15".parse().unwrap(), "fdfe:dcba:9876::/48".parse().unwrap()],
-            ipv6: self.ipv6,
-            seed: self.seed,
-            memory: self.memory,
-            tell_ended: false,
-        }
-    }
-}
-
-fn address(v6: bool, four: &str, six: &str) -> IpAddr {
-    if v6 { six } else { four }.parse().unwrap()
-}
 
 /// Runs `test` on every network, and says on which one it failed.
 pub(crate) fn on_every_net<F: Future<Output = ()> + 'static>(test: impl Fn(World) -> F) {
@@ -426,124 +348,4 @@ impl World {
     pub(crate) fn super_packets(&self) -> usize {
         self.0.device.borrow().super_packets
     }
-
-    /// Drives everything until `test` is done.
-    pub(crate) fn run(&self, test: impl Future<Output = ()> + 'static) {
-        let inner = &*self.0;
-        let done = inner.executor.spawn_first(Box::pin(test));
-        let mut left = false;
-        loop {
-            let ran = inner.executor.run();
-            if done.get() {
-                inner.executor.clear();
-                return;
-            }
-            let moved = self.carry();
-            let worked = self.turn(&mut left);
-            if ran || moved || worked || left || inner.executor.is_awake() {
-                inner.turns.set(inner.turns.get() + 1);
-                continue;
-            }
-            let settling = std::mem::take(&mut *inner.settling.borrow_mut());
-            if settling.is_empty() {
-                self.jump();
-            }
-            settling.into_iter().for_each(Waker::wake);
-        }
-    }
-
-    /// Moves packets that are due, in both directions.
-    fn carry(&self) -> bool {
-        let inner = &*self.0;
-        let now = self.now();
-        let mut moved = false;
-        let written = inner.device.borrow_mut().take();
-        for packet in written {
-            moved = true;
-            self.note(&packet, true);
-            if let Some(mtu) = inner.net.hop.filter(|mtu| packet.len() > usize::from(*mtu)) {
-                self.inject(&packet::too_big(&packet, mtu));
-            } else if packet::destination(&packet) == inner.net.client() {
-                inner.link.borrow_mut().enter(link::Way::ToClient, packet, VirtioHeader::PLAIN, now);
-            } else {
-                inner.peers.borrow_mut().push_back(Seen::read(&packet, true));
-            }
-        }
-        let sent = inner.client.borrow_mut().poll(now);
-        for (header, packet) in sent {
-            moved = true;
-            self.note(&packet, false);
-            inner.link.borrow_mut().enter(link::Way::ToStack, packet, header, now);
-        }
-        // As many as the worker reads before flows get their turn.
-        for _ in 0..64 {
-            let Some(parcel) = inner.link.borrow_mut().leave(now) else { break };
-            moved = true;
-            match parcel.way {
-                link::Way::ToClient => inner.client.borrow_mut().receive(parcel.packet),
-                link::Way::ToStack => drop(self.ingest(parcel.header, &parcel.packet)),
-            }
-        }
-        moved
-    }
-
-    fn note(&self, packet: &[u8], to_client: bool) {
-        if let Some(seen) = self.0.seen.borrow_mut().as_mut() {
-            seen.push(Seen::read(packet, to_client));
-        }
-    }
-
-    /// Polls the stack if it asked for that, as the worker does: after packets, when a flow stirred, when a timer is
-    /// due, and when something was left.
-    fn turn(&self, left: &mut bool) -> bool {
-        let inner = &*self.0;
-        let mut stack = inner.stack.borrow_mut();
-        let stirred = inner.stir.0.swap(0, SeqCst) > 0;
-        let due = stack.deadline().is_some_and(|deadline| deadline <= self.now());
-        let ingested = inner.ingested.replace(false);
-        if !(stirred || due || ingested || *left || stack.register(&Waker::from(Arc::clone(&inner.stir)))) {
-            return false;
-        }
-        let mut device = inner.device.borrow_mut();
-        device.room = inner.net.room;
-        *left = stack.poll(self.now(), &mut *device);
-        true
-    }
-
-    /// Lets time pass until something is due.
-    fn jump(&self) {
-        let inner = &*self.0;
-        let sleepers = inner.sleepers.borrow().iter().map(|(due, _)| *due).min();
-        let deadline = inner.stack.borrow().deadline();
-        let client = inner.client.borrow_mut().deadline(self.now());
-        let link = inner.link.borrow().deadline();
-        let next = [sleepers, deadline, client, link].into_iter().flatten().min();
-        let next = next.expect("the test waits, and nothing will ever happen");
-        assert!(next - inner.start < LIMIT, "the test waits for more than {LIMIT:?}");
-        inner.now.set(next.max(self.now()));
-        let mut sleepers = inner.sleepers.borrow_mut();
-        let (due, rest): (Vec<_>, Vec<_>) = sleepers.drain(..).partition(|(due, _)| *due <= self.now());
-        *sleepers = rest;
-        due.into_iter().for_each(|(_, waker)| waker.wake());
-    }
 }
-
-/// Bytes whose place in a stream can be told from them: no two places less than 65 521 apart begin the same eight.
-pub(crate) fn pattern(from: usize, length: usize) -> Vec<u8> {
-    thread_local!(static TABLE: Vec<u8> = {
-        let mut random = link::Random::new(0x7e57);
-        (0..65_521).map(|_| (random.next() & 0xff) as u8).collect()
-    });
-    TABLE.with(|table| {
-        let mut bytes = Vec::with_capacity(length);
-        let mut at = from % table.len();
-        while bytes.len() < length {
-            let take = (table.len() - at).min(length - bytes.len());
-            bytes.extend_from_slice(&table[at..at + take]);
-            at = 0;
-        }
-        bytes
-    })
-}
-
-pub(crate) use link::Random;
