@@ -56,7 +56,8 @@ pub(super) struct Flow {
     /// Ended to make room for others.
     pub(super) evicted: bool,
     pub(super) refusal: Option<Refusal>,
-    /// FIN is to follow as soon as the handshake is over: smoltcp would send it in place of the SYN-ACK.
+    /// FIN is to follow as soon as the handshake is over, since smoltcp would send it in place of the SYN-ACK; or as soon
+    /// as all data was sent, since in LAST-ACK smoltcp does not take windows from a client that acknowledges nothing new.
     pub(super) finishing: bool,
     /// The time for which the stack's timer queue holds an entry.
     pub(super) armed: Option<Instant>,
@@ -153,16 +154,40 @@ impl Flow {
 
     /// FIN, now or behind the handshake.
     pub(super) fn finish(&mut self) {
-        self.finishing = self.socket().state() == State::SynReceived;
+        self.finishing = match self.socket().state() {
+            State::SynReceived => true,
+            State::CloseWait => self.progress.recovery.has_unsent(),
+            _ => false,
+        };
         if !self.finishing {
             self.socket().close();
         }
     }
 
+    /// Sends the FIN for which it was too early until now. False: there is none.
+    pub(super) fn close_late(&mut self) -> bool {
+        let late = self.finishing && self.socket().state() != State::SynReceived;
+        if late {
+            self.finish();
+        }
+        late && !self.finishing
+    }
+
+    /// The sequence number of the earliest byte that smoltcp takes for unacknowledged, or of our FIN.
+    pub(super) fn unacknowledged(&mut self) -> u32 {
+        let (written, socket) = (self.progress.recovery.written(), self.socket());
+        let closing = matches!(socket.state(), State::FinWait2 | State::TimeWait | State::Closed);
+        written.wrapping_sub(low_bits(socket.send_queue())).wrapping_add(u32::from(closing))
+    }
+
     /// Whether both directions have come to their ends, so that nobody needs a task any more.
     fn is_over(&mut self) -> bool {
+        let finishing = self.finishing;
         let socket = self.socket();
-        let ended = matches!(socket.state(), State::Closing | State::LastAck | State::TimeWait | State::Closed);
+        let ended = match socket.state() {
+            State::Closing | State::LastAck | State::TimeWait | State::Closed => true,
+            state => state == State::CloseWait && finishing,
+        };
         ended && socket.recv_queue() == 0
     }
 
@@ -312,9 +337,13 @@ impl FlowStream {
             self.shared.starve(cx.waker());
             return Poll::Pending;
         }
-        let outcome = socket.send(|space| match write(cx, space) {
-            Poll::Ready(Ok(put)) => (put, Poll::Ready(Ok(put))),
-            other => (0, other),
+        let mut place = 0;
+        let outcome = socket.send(|space| {
+            place = space.as_ptr().addr();
+            match write(cx, space) {
+                Poll::Ready(Ok(put)) => (put, Poll::Ready(Ok(put))),
+                other => (0, other),
+            }
         });
         if fresh && !matches!(outcome, Ok(Poll::Ready(Ok(1..)))) {
             // Nothing lies there, so nothing is to be paid.
@@ -322,7 +351,10 @@ impl FlowStream {
         }
         match outcome {
             Ok(Poll::Ready(Ok(put))) => {
-                flow.rings.touch(put);
+                if put > 0 {
+                    flow.rings.wrote(place, put);
+                    flow.progress.recovery.wrote(put);
+                }
                 self.shared.mark(&self.flow, flow);
                 Poll::Ready(Ok(put))
             }

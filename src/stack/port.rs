@@ -7,7 +7,7 @@ use smoltcp::time::Instant;
 
 use super::frame::Transmit;
 use super::progress::is_ahead;
-use super::tcp::{clamp_segment_size, pieces};
+use super::tcp::{clamp_segment_size, pieces, without_fin};
 
 /// The largest packet given to the device in one piece. The kernel cuts what exceeds a device's `gso_max_size` with
 /// its link header in software, which halves the speed of forwarded downloads; 64 000 stays below.
@@ -81,8 +81,27 @@ pub(super) struct Port<'a> {
     pub(super) cut: Option<Cut>,
     /// The end of everything that this flow has sent so far.
     pub(super) end: Option<u32>,
+    /// What is sent again is not smoltcp's affair: see [`Known`].
+    pub(super) known: Option<Known>,
     /// The last TCP segment sent.
     pub(super) last: Option<Sent>,
+}
+
+/// What the client has not acknowledged. smoltcp sends all of that again when its own timer fires; such segments go no
+/// further than this, because [`Recovery`](super::recovery::Recovery) knows what of it is missing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known {
+    pub(super) start: u32,
+    pub(super) end: u32,
+    /// What was acknowledged to the client last, and the window of that.
+    pub(super) said: (u32, u16),
+}
+
+impl Known {
+    fn covers(&self, sent: &Sent) -> bool {
+        let start = sent.end.wrapping_sub(sent.length);
+        sent.speaks && !sent.syn && sent.length > 0 && is_ahead(start, self.start) && is_ahead(self.end, sent.end)
+    }
 }
 
 /// What a segment said.
@@ -91,6 +110,11 @@ pub(super) struct Sent {
     /// The sequence number behind it, SYN and FIN counted.
     pub(super) end: u32,
     pub(super) acknowledgement: u32,
+    /// The window as it stands there.
+    pub(super) window: u16,
+    /// Sequence numbers that it takes, and bytes of payload.
+    pub(super) length: u32,
+    pub(super) payload: usize,
     pub(super) syn: bool,
     /// It has an acknowledgement and is no reset, so that its numbers are the flow's own.
     pub(super) speaks: bool,
@@ -123,8 +147,8 @@ impl phy::Device for Port<'_> {
 impl Port<'_> {
     fn outgoing(&mut self) -> Outgoing<'_> {
         let sums = matches!(self.capabilities.checksum.tcp, Checksum::Tx);
-        let (cut, end) = (self.cut, self.end);
-        Outgoing { transmit: &mut *self.transmit, last: &mut self.last, cut, end, sums, gso: None }
+        let (cut, end, known) = (self.cut, self.end, self.known);
+        Outgoing { transmit: &mut *self.transmit, last: &mut self.last, cut, end, known, sums, gso: None }
     }
 }
 
@@ -143,13 +167,38 @@ pub(super) struct Outgoing<'a> {
     last: &'a mut Option<Sent>,
     cut: Option<Cut>,
     end: Option<u32>,
+    known: Option<Known>,
     /// The checksum is ours to compute.
     sums: bool,
     gso: Option<NonZeroU16>,
 }
 
 impl phy::TxToken for Outgoing<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, write: F) -> R {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, len: usize, write: F) -> R {
+        let Some(known) = self.known.take() else { return self.pass(len, write) };
+        let mut packet = vec![0; len];
+        let result = write(&mut packet);
+        let Some(sent) = numbers(&packet).filter(|sent| known.covers(sent)) else {
+            self.pass(len, |space| space.copy_from_slice(&packet));
+            return result;
+        };
+        if (sent.acknowledgement, sent.window) != known.said {
+            // What it says beside the data is news.
+            let bare = without_fin(&packet, 0);
+            let alone = Outgoing { transmit: self.transmit, last: &mut None, end: Some(known.end), gso: None, ..self };
+            alone.pass(bare.len(), |space| space.copy_from_slice(&bare));
+        }
+        *self.last = Some(sent);
+        result
+    }
+
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.gso = meta.segmentation_offload_size;
+    }
+}
+
+impl Outgoing<'_> {
+    fn pass<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, write: F) -> R {
         let mut write = Some(write);
         let mut result = None;
         let last = self.last;
@@ -189,10 +238,6 @@ impl phy::TxToken for Outgoing<'_> {
             (None, None) => unreachable!("the closure ran and left a result"),
         }
     }
-
-    fn set_meta(&mut self, meta: PacketMeta) {
-        self.gso = meta.segmentation_offload_size;
-    }
 }
 
 /// Gives a bare acknowledgement the sequence number behind everything that was sent (SND.NXT, RFC 9293 section 3.10.7.4).
@@ -227,6 +272,9 @@ fn numbers(packet: &[u8]) -> Option<Sent> {
     Some(Sent {
         end: sequence.wrapping_add(super::flow::low_bits(payload)).wrapping_add(control),
         acknowledgement,
+        window: u16::from_be_bytes([*packet.get(start + 14)?, *packet.get(start + 15)?]),
+        length: super::flow::low_bits(payload).wrapping_add(control),
+        payload,
         syn: flags & 2 != 0,
         speaks: flags & 16 != 0 && flags & 4 == 0,
     })

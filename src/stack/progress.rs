@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use smoltcp::socket::tcp::State;
 
-use super::port::Sent;
-use super::recovery::Recovery;
+use super::port::{Known, Sent};
+use super::recovery::{Recovery, Terms};
 
 /// A client that has not acknowledged anything for so long is gone (Linux gives up after 13 to 30 minutes).
 const DEAF: Duration = Duration::from_secs(600);
@@ -26,6 +26,12 @@ pub(super) struct Progress {
     pub(super) highest: u32,
     /// The end of what was sent, FIN included, and the last acknowledgement.
     pub(super) sent: (u32, u32),
+    /// The last window that was announced, as it stood there.
+    pub(super) announced: u16,
+    /// The client's last window, as it stood there, and what smoltcp has for it; None: nobody knows.
+    pub(super) window: (u16, Option<u16>),
+    /// The shift of the client's windows.
+    pub(super) scale: u8,
     /// The highest acknowledgement of the client.
     pub(super) acknowledged: u32,
     /// Something was sent after the SYN-ACK.
@@ -48,18 +54,21 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(initial: u32, now: Instant) -> Self {
+    pub(super) fn new(initial: u32, scale: u8, terms: Terms, now: Instant) -> Self {
         Self {
             initial,
             consumed: 0,
             highest: initial.wrapping_add(1),
             sent: (0, 0),
+            announced: 0,
+            window: (0, None),
+            scale,
             acknowledged: 0,
             past_syn: false,
             finished: false,
             probing: false,
             heard: now,
-            recovery: Recovery::new(now),
+            recovery: Recovery::new(terms, now),
             moved: now,
             warm: None,
             owes: None,
@@ -78,13 +87,14 @@ impl Progress {
         (self.sent != (0, 0)).then_some(self.sent.0)
     }
 
-    pub(super) fn note_sent(&mut self, sent: Sent) {
+    pub(super) fn note_sent(&mut self, sent: Sent, now: Instant) {
         if !sent.speaks {
             return;
         }
         let first = self.sent == (0, 0);
         if first {
             self.acknowledged = sent.end.wrapping_sub(1);
+            self.recovery.begin(sent.end);
         }
         self.past_syn |= !sent.syn;
         // A repeated segment says nothing new about the end.
@@ -92,6 +102,17 @@ impl Progress {
             self.sent.0 = sent.end;
         }
         self.sent.1 = sent.acknowledgement;
+        self.announced = sent.window;
+        // A probe of a shut window counts as not sent until it is taken.
+        if !sent.syn && sent.length > 0 && !(self.window.0 == 0 && sent.payload > 0) {
+            self.recovery.sent(sent.end, now);
+        }
+    }
+
+    /// What smoltcp may repeat by itself now, where that may be.
+    pub(super) fn known(&self, now: Instant) -> Option<Known> {
+        let said = (self.sent.1, self.announced);
+        self.recovery.repeats(now).map(|(start, end)| Known { start, end, said })
     }
 
     /// The client has acknowledged what lies before `acknowledgement`.

@@ -43,6 +43,8 @@ pub(super) struct Rings {
     class: usize,
     /// The most bytes that one of the two may hold in touched pages.
     touched: usize,
+    /// Where in the second ring the next byte goes.
+    head: usize,
     /// What is paid for both while data may lie in them.
     share: Option<Share>,
     pool: Rc<RefCell<Pool>>,
@@ -66,7 +68,7 @@ impl Pool {
             inner.grow(class)?;
         }
         let base = inner.free[class].pop()?;
-        Some(Rings { base, class, touched: 0, share: None, pool: Rc::clone(pool) })
+        Some(Rings { base, class, touched: 0, head: 0, share: None, pool: Rc::clone(pool) })
     }
 
     /// Bytes of address space taken so far. They are given back with the pool.
@@ -132,6 +134,35 @@ impl Rings {
     /// What is paid for them now, in bytes.
     pub(super) fn charged(&self) -> usize {
         self.share.as_ref().map_or(0, Share::bytes)
+    }
+
+    /// Notes that `bytes` were written to the second ring from `space` on.
+    pub(super) fn wrote(&mut self, space: usize, bytes: usize) {
+        let size = SIZES[self.class];
+        self.head = space.wrapping_sub(self.base.as_ptr().addr() + size).wrapping_add(bytes) % size;
+        self.touch(bytes);
+    }
+
+    /// Reads what was written to the second ring, beginning `back` bytes before the end of it.
+    pub(super) fn read_back(&self, back: usize, into: &mut [u8]) {
+        let size = SIZES[self.class];
+        if back > size || into.len() > back {
+            return into.fill(0); // Nobody asks for that.
+        }
+        let start = (self.head + size - back) % size;
+        let (first, second) = into.split_at_mut(into.len().min(size - start));
+        // SAFETY: both ranges lie inside the second ring, which lasts as long as `self`, and `into` is memory of somebody
+        // else's. The slice made of the ring is used by the socket's own methods alone, none of which runs meanwhile.
+        unsafe {
+            let ring = self.base.as_ptr().add(size);
+            std::ptr::copy_nonoverlapping(ring.add(start), first.as_mut_ptr(), first.len());
+            std::ptr::copy_nonoverlapping(ring, second.as_mut_ptr(), second.len());
+        }
+    }
+
+    /// Bytes of one ring.
+    pub(super) fn size(&self) -> usize {
+        SIZES[self.class]
     }
 
     /// Notes that `bytes` more went through one of the rings.
@@ -225,6 +256,25 @@ mod tests {
         assert!(rings.iter_mut().skip(charged).take(1).all(Rings::charge), "what one gave back another has");
         drop(rings);
         assert_eq!(pool.borrow().budget.used(), 0);
+    }
+
+    #[test]
+    fn what_was_written_is_read_back_across_the_end_of_the_ring() {
+        let pool = Pool::new(Budget::new(1 << 40));
+        let mut rings = Pool::take(&pool, 0).unwrap();
+        let size = rings.size();
+        // SAFETY: used only here, before the drop of `rings`.
+        let (_, down) = unsafe { rings.split() };
+        let start = down.as_ptr().addr();
+        down[size - 2..].copy_from_slice(&[1, 2]);
+        down[..2].copy_from_slice(&[3, 4]);
+        rings.wrote(start + size - 2, 2);
+        rings.wrote(start, 2);
+        for (back, expected) in [(4, &[1, 2, 3, 4][..]), (3, &[2, 3]), (2, &[3, 4]), (1, &[4]), (0, &[])] {
+            let mut read = vec![0; expected.len()];
+            rings.read_back(back, &mut read);
+            assert_eq!(read, expected);
+        }
     }
 
     #[test]

@@ -82,6 +82,7 @@ impl Side {
             capabilities: &capabilities,
             cut: None,
             end: None,
+            known: None,
             last: None,
         };
         let mut interface = Interface::new(settings, &mut port, since(now, now));
@@ -98,7 +99,8 @@ impl Side {
         time: smoltcp::time::Instant,
         transmit: &mut dyn Transmit,
     ) -> Option<Sent> {
-        let mut port = Port { incoming: Some(bytes), transmit, capabilities: &self.capabilities, cut, end, last: None };
+        let capabilities = &self.capabilities;
+        let mut port = Port { incoming: Some(bytes), transmit, capabilities, cut, end, known: None, last: None };
         self.interface.poll_ingress_single(time, &mut port, sockets);
         port.last
     }
@@ -162,6 +164,13 @@ impl Table {
         if flow.progress.is_in_flight(message.sequence) {
             let mtu = self.paths.learn(message.tuple.client.ip(), message.mtu, self.mtu, now);
             flow.cut = Cut::for_path(flow.cut, message.tuple.client.is_ipv6(), mtu);
+            if let Some(cut) = flow.cut {
+                flow.progress.recovery.shrink(cut.segment.get().into());
+            }
+            if !flow.dirty {
+                flow.dirty = true;
+                self.shared.dirty.borrow_mut().push(Rc::clone(handle));
+            }
         }
         true
     }
@@ -275,10 +284,14 @@ impl Table {
     /// Lets smoltcp emit until it has nothing more. False: the flow's share is used up or the device is full.
     fn emit(&mut self, flow: &mut Flow, now: Instant, transmit: &mut dyn Transmit) -> bool {
         let time = since(self.epoch, now);
+        if !self.repair(flow, now, transmit) {
+            return false;
+        }
         for _ in 0..SHARE {
             if !transmit.ready() {
                 return false;
             }
+            self.restrain(flow, now, transmit);
             let side = &mut self.sides[usize::from(flow.tuple.server.is_ipv6())];
             let mut port = Port {
                 incoming: None,
@@ -286,6 +299,7 @@ impl Table {
                 capabilities: &side.capabilities,
                 cut: flow.cut,
                 end: flow.progress.end(),
+                known: flow.progress.known(now),
                 last: None,
             };
             let sockets = &mut flow.sockets;
@@ -294,12 +308,12 @@ impl Table {
                 return true;
             };
             if let Some(sent) = port.last {
-                flow.progress.note_sent(sent);
+                flow.progress.note_sent(sent, now);
                 if flow.socket().send_queue() > 0 {
                     self.warm_up(flow, now);
                 }
             }
-            if result == PollResult::None {
+            if result == PollResult::None && !flow.close_late() {
                 return true;
             }
         }

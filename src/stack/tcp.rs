@@ -1,6 +1,7 @@
 //! Reading TCP headers for demultiplexing, and writing the one segment that needs no socket.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 
 use super::Tuple;
 use super::frame::Transmit;
@@ -23,11 +24,47 @@ pub(super) struct Segment {
     pub(super) payload: usize,
     /// The window as it stands there, not scaled.
     pub(super) window: u16,
-    /// It says which data has come beyond a gap (RFC 2018).
+    /// What it says of data that has come beyond a gap (RFC 2018).
+    pub(super) blocks: Blocks,
+    /// It permits the other side to say so.
     pub(super) selective: bool,
+    /// The shift of the windows that it will announce (RFC 7323).
+    pub(super) scale: u8,
     /// The maximum segment size that it announces.
     pub(super) segment_size: Option<u16>,
     flags: u8,
+}
+
+/// At most four stretches of sequence numbers.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Blocks {
+    list: [(u32, u32); 4],
+    count: usize,
+}
+
+impl Blocks {
+    fn read(option: &[u8]) -> Self {
+        let mut blocks = Self::default();
+        for (place, pair) in blocks.list.iter_mut().zip(option.as_chunks::<8>().0) {
+            let [a, b, c, d, e, f, g, h] = *pair;
+            *place = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]));
+            blocks.count += 1;
+        }
+        blocks
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.list[..self.count].iter().copied()
+    }
+}
+
+#[cfg(test)]
+impl<const N: usize> From<[(u32, u32); N]> for Blocks {
+    fn from(given: [(u32, u32); N]) -> Self {
+        let mut blocks = Self { count: N, ..Self::default() };
+        blocks.list[..N].copy_from_slice(&given);
+        blocks
+    }
 }
 
 impl Segment {
@@ -65,7 +102,9 @@ impl Segment {
                 .then(|| u32::from_be_bytes([header[8], header[9], header[10], header[11]])),
             payload: bytes.len() - length,
             window: word(14),
+            blocks: options.blocks,
             selective: options.selective,
+            scale: options.scale,
             segment_size,
             flags,
         })
@@ -100,8 +139,10 @@ impl Segment {
 struct Options {
     /// Where the maximum segment size stands among them.
     segment_size: Option<usize>,
-    /// There are SACK blocks.
+    /// SACK is permitted.
     selective: bool,
+    blocks: Blocks,
+    scale: u8,
 }
 
 /// Walks TCP options (RFC 9293 section 3.1).
@@ -130,7 +171,9 @@ fn read_options(options: &[u8]) -> Result<Options, Malformed> {
         }
         match kind {
             2 => found.segment_size = Some(at),
-            5 => found.selective = true,
+            3 => found.scale = options[at + 2].min(14),
+            4 => found.selective = true,
+            5 => found.blocks = Blocks::read(&options[at + 2..at + length]),
             _ => {}
         }
         at += length;
@@ -210,6 +253,45 @@ pub(super) fn acknowledgement(tuple: Tuple, sequence: u32, acknowledgement: u32,
     (tcp[12], tcp[13]) = (5 << 4, ACK);
     tcp[14..16].copy_from_slice(&window.to_be_bytes());
     packet
+}
+
+/// A segment with data from the server's end of a flow.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Data {
+    pub(super) tuple: Tuple,
+    pub(super) sequence: u32,
+    pub(super) acknowledgement: u32,
+    /// As it stands there, scaled.
+    pub(super) window: u16,
+    /// Bytes of payload.
+    pub(super) payload: usize,
+    pub(super) last: bool,
+    /// How the device is to cut it.
+    pub(super) gso: Option<NonZeroU16>,
+}
+
+impl Data {
+    /// Sends it; `fill` writes the payload. The checksum is the device's affair with `offload`.
+    pub(super) fn send(&self, offload: bool, transmit: &mut dyn Transmit, fill: &mut dyn FnMut(&mut [u8])) {
+        let header = if self.tuple.server.is_ipv6() { 40 } else { 20 };
+        transmit.transmit(header + 20 + self.payload, self.gso, &mut |packet| {
+            ip::write_header(packet, self.tuple.server.ip(), self.tuple.client.ip(), ip::TCP, 0);
+            let tcp = &mut packet[header..];
+            tcp[..20].fill(0);
+            tcp[..2].copy_from_slice(&self.tuple.server.port().to_be_bytes());
+            tcp[2..4].copy_from_slice(&self.tuple.client.port().to_be_bytes());
+            tcp[4..8].copy_from_slice(&self.sequence.to_be_bytes());
+            tcp[8..12].copy_from_slice(&self.acknowledgement.to_be_bytes());
+            tcp[12] = 5 << 4;
+            tcp[13] = ACK | if self.payload > 0 { PSH } else { 0 } | if self.last { FIN } else { 0 };
+            tcp[14..16].copy_from_slice(&self.window.to_be_bytes());
+            fill(&mut tcp[20..]);
+            if !offload {
+                let sum = super::checksum::transport(packet, header, ip::TCP);
+                packet[header + 16..header + 18].copy_from_slice(&sum.to_be_bytes());
+            }
+        });
+    }
 }
 
 /// Sends a bare acknowledgement from the server's end of `tuple`.

@@ -2,7 +2,7 @@
 //!
 //! Between a LAN client and the host it is our TCP that has to cope; between the host and the internet it is the kernel's.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::support::client::act_in;
 use super::support::peers::digest::of_pattern;
@@ -62,5 +62,22 @@ fn between_a_client_and_the_host_bad_weather_costs_time_and_no_byte() {
 fn between_the_host_and_the_internet_bad_weather_costs_time_and_no_byte() {
     run(&[TUN], || {
         everything_arrives(|weather| Topology::desktop_in(weather).and_lan(), |lab| lab.host.clone());
+    });
+}
+
+#[test]
+fn a_download_to_a_client_that_has_finished_is_repaired_in_round_trips_and_not_by_timeouts() {
+    run(&[TUN], || {
+        let lab = Topology::desktop().and_lan_in(Weather::with(300, 0, 0, Duration::from_millis(5)));
+        let _sites = Sites::open(&lab);
+        let tunproxy = profile().start(&lab.host);
+        tunproxy.assert_carries(lab.client());
+        for to in [V4, V6] {
+            let began = Instant::now();
+            let outcome = act_in(lab.client(), &format!("both {to}:9000 {}", 2 * BYTES));
+            assert_eq!(outcome, Ok(of_pattern(2 * BYTES)), "{}", tunproxy.output());
+            // Forty losses of a second each would be more than this; in fact it takes less than one second.
+            assert!(began.elapsed() < Duration::from_secs(15), "{to}: {:?}", began.elapsed());
+        }
     });
 }

@@ -47,7 +47,10 @@ impl Table {
         let at = side.interface.poll_at(since(self.epoch, now), &flow.sockets);
         let at = at.map(|at| self.epoch + Duration::from_micros(u64::try_from(at.total_micros()).unwrap_or(0)));
         // Whatever is due now was just served; a millisecond keeps a mistake from spinning.
-        let Some(due) = at.into_iter().chain(end).min().map(|due| due.max(now + Duration::from_millis(1))) else {
+        let repair = flow.progress.recovery.deadline().filter(|_| flow.repairs());
+        let Some(due) =
+            at.into_iter().chain(end).chain(repair).min().map(|due| due.max(now + Duration::from_millis(1)))
+        else {
             return;
         };
         if flow.armed.is_none_or(|armed| due < armed) {

@@ -14,6 +14,7 @@ use super::super::frame::Transmit;
 use super::super::ip::Packet;
 use super::super::port::Cut;
 use super::super::progress::{Progress, is_ahead};
+use super::super::recovery::Terms;
 use super::super::ring::Pool;
 use super::super::tcp::{Segment, acknowledge, clamp_segment_size, fin_alone, without_fin};
 use super::super::tombstone::Tombstone;
@@ -53,11 +54,7 @@ impl Table {
             match self.judge(&flow, segment, now) {
                 Verdict::Its if segment.payload > 0 && !self.charge(&flow, now) => counters.no_memory += 1,
                 Verdict::Its => {
-                    let misses = flow.borrow_mut().misses(segment, now);
                     self.take(&flow, &bytes, segment, now, transmit);
-                    if misses {
-                        self.repair(&flow, segment, now, transmit);
-                    }
                 }
                 Verdict::Beyond => counters.ignored += 1,
                 Verdict::Challenge(sequence, acknowledgement) => {
@@ -188,18 +185,25 @@ impl Table {
         socket.set_ack_delay(None);
         socket.set_nagle_enabled(false);
         socket.pause_synack(true);
-        // No packet is lost between this host's programs and us; a LAN or Wi-Fi client is another matter.
-        socket.set_congestion_control(if own { CongestionControl::None } else { CongestionControl::Cubic });
+        // What may fly, and what flies again, is `Recovery`'s affair.
+        socket.set_congestion_control(CongestionControl::None);
         socket.listen((segment.tuple.server.ip(), segment.tuple.server.port())).ok()?;
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
+        let cut = self.cut(segment, now);
+        let terms = Terms {
+            segment: self.segment_size(segment, cut),
+            selective: segment.selective,
+            remote: !own,
+            ring: rings.size(),
+        };
         let flow = Rc::new(RefCell::new(Flow {
             tuple: segment.tuple,
             sockets,
             handle,
             rings,
             _place: place,
-            cut: self.cut(segment, now),
+            cut,
             held: Some(packet.bytes[..packet.bytes.len().min(128)].into()),
             counted: true,
             dead: false,
@@ -211,7 +215,7 @@ impl Table {
             finishing: false,
             armed: None,
             watchers: [None, None],
-            progress: Progress::new(segment.sequence, now),
+            progress: Progress::new(segment.sequence, segment.scale, terms, now),
         }));
         self.held.enter(source);
         self.start_looking(now);
@@ -248,6 +252,15 @@ impl Table {
         }
     }
 
+    /// The payload of the largest segments that the client takes and the path carries, in bytes.
+    fn segment_size(&self, syn: &Segment, cut: Option<Cut>) -> usize {
+        let headers = if syn.tuple.server.is_ipv6() { 60 } else { 40 };
+        // As smoltcp reads it: 536 where nothing is said, and at least 48.
+        let announced = syn.segment_size.filter(|size| *size > 0).map_or(536, usize::from).max(48);
+        let cut = cut.map_or(usize::MAX, |cut| cut.segment.get().into());
+        announced.min(self.mtu.saturating_sub(headers)).min(cut).max(1)
+    }
+
     /// Pays for the rings of a flow that gets data. False: there is no room, and the data is lost; its sender repeats it.
     fn charge(&mut self, handle: &Handle, now: Instant) -> bool {
         let mut flow = handle.borrow_mut();
@@ -268,7 +281,7 @@ impl Table {
         let side = &mut self.sides[usize::from(flow.tuple.server.is_ipv6())];
         let (measure, sockets, time) = ((flow.cut, flow.progress.end()), &mut flow.sockets, since(self.epoch, now));
         match contained(|| side.ingest(bytes, measure, sockets, time, transmit)) {
-            Some(Some(sent)) => flow.progress.note_sent(sent),
+            Some(Some(sent)) => flow.progress.note_sent(sent, now),
             Some(None) => {}
             None => flow.give_up(),
         }
@@ -277,9 +290,8 @@ impl Table {
         if let Some(acknowledgement) = segment.acknowledgement {
             flow.progress.note_acknowledged(acknowledgement);
         }
-        if flow.finishing && flow.socket().state() != State::SynReceived {
-            flow.finish();
-        }
+        flow.hear(segment, now);
+        flow.close_late();
         let (next, room) = flow.expects();
         // What lies beyond the ring was not taken.
         if segment.payload > 0 && segment.end().wrapping_sub(next.wrapping_add(low_bits(room))) as i32 <= 0 {

@@ -1,43 +1,111 @@
-//! Has smoltcp send the earliest unacknowledged segment again, when [`Recovery`](super::super::recovery) says so.
+//! Sends again what was lost, and keeps smoltcp from sending more than the path takes:
+//! [`Recovery`](super::super::recovery) says what and how much.
 
+use std::num::NonZeroU16;
 use std::time::Instant;
+
+use smoltcp::socket::tcp::State;
 
 use super::super::flow::Flow;
 use super::super::frame::Transmit;
-use super::super::recovery::Acknowledgement;
-use super::super::tcp::{Segment, acknowledgement};
-use super::super::{Handle, since};
+use super::super::progress::is_ahead;
+use super::super::recovery::Word;
+use super::super::since;
+use super::super::tcp::{Data, Segment, acknowledgement};
 use super::{Table, contained};
 
 impl Flow {
-    /// Whether `segment`, which is still to be given to smoltcp, shows that something was lost.
-    pub(super) fn misses(&mut self, segment: &Segment, now: Instant) -> bool {
-        let (Some(number), Some(end)) = (segment.acknowledgement, self.progress.end()) else { return false };
-        let of_gap = segment.selective && segment.payload == 0 && !segment.is_last();
-        let known = Acknowledgement { number, before: self.progress.acknowledged, end, of_gap };
-        self.progress.recovery.note(known, now)
+    /// Whether something of ours may have to be sent again.
+    pub(super) fn repairs(&mut self) -> bool {
+        matches!(
+            self.socket().state(),
+            State::Established | State::CloseWait | State::FinWait1 | State::Closing | State::LastAck
+        )
+    }
+
+    /// Takes note of what `segment`, which smoltcp has just been given, says of our data.
+    pub(super) fn hear(&mut self, segment: &Segment, now: Instant) {
+        if self.progress.end().is_none() || self.socket().state() == State::SynReceived || segment.is_reset() {
+            return;
+        }
+        let start = self.unacknowledged();
+        let (next, room) = self.expects();
+        let ahead = segment.sequence.wrapping_sub(next) as usize;
+        let (before, _) = self.progress.window;
+        let sane = ahead <= room + 1 && segment.acknowledgement.is_some_and(|number| is_ahead(start, number));
+        if sane {
+            self.progress.window = (segment.window, Some(segment.window));
+        } else {
+            self.progress.window.1 = None;
+        }
+        let bare = sane && segment.payload == 0 && !segment.is_last();
+        let same = segment.acknowledgement == Some(start)
+            && (segment.window == before || segment.blocks.iter().next().is_some());
+        let blocks = if sane { segment.blocks } else { Default::default() };
+        self.progress.recovery.hear(&Word { start, blocks, bare: bare && same }, now);
     }
 }
 
 impl Table {
-    /// Brings about a fast retransmission: three acknowledgements in a row of what `segment` acknowledges, with a window
-    /// that is not the client's, so that they count from one; then one with the client's own window.
-    pub(super) fn repair(&mut self, handle: &Handle, segment: &Segment, now: Instant, transmit: &mut dyn Transmit) {
-        let Some(number) = segment.acknowledgement else { return };
-        // A shut window takes no repair.
-        let Some(other) = segment.window.checked_sub(1) else { return };
-        let time = since(self.epoch, now);
-        let mut flow = handle.borrow_mut();
-        let flow = &mut *flow;
-        let next = flow.expects().0;
-        let side = &mut self.sides[usize::from(flow.tuple.server.is_ipv6())];
-        for window in [other, other, other, other, segment.window] {
-            let bytes = acknowledgement(flow.tuple, next, number, window);
-            let (measure, sockets) = ((flow.cut, flow.progress.end()), &mut flow.sockets);
-            if contained(|| side.ingest(&bytes, measure, sockets, time, transmit)).is_none() {
-                flow.give_up();
-                return;
-            }
+    /// Sends again what is lost. False: the device is full.
+    pub(super) fn repair(&mut self, flow: &mut Flow, now: Instant, transmit: &mut dyn Transmit) -> bool {
+        if !flow.repairs() {
+            return true;
         }
+        flow.progress.recovery.tick(now);
+        loop {
+            let most = if self.offload { usize::MAX } else { flow.progress.recovery.segment() };
+            if !transmit.ready() {
+                return false;
+            }
+            let Some((start, end)) = flow.progress.recovery.next(most) else { return true };
+            self.send_again(flow, start, end, transmit);
+            flow.progress.recovery.sent_again(start, end, now);
+            self.warm_up(flow, now);
+        }
+    }
+
+    /// Sends what lies between the two numbers as it stands in the ring.
+    fn send_again(&self, flow: &Flow, start: u32, end: u32, transmit: &mut dyn Transmit) {
+        let written = flow.progress.recovery.written();
+        let last = end != written && is_ahead(end, written);
+        let payload = end.wrapping_sub(start).wrapping_sub(u32::from(last)) as usize;
+        let segment = flow.progress.recovery.segment();
+        let data = Data {
+            tuple: flow.tuple,
+            sequence: start,
+            acknowledgement: flow.progress.sent.1,
+            window: flow.progress.announced,
+            payload,
+            last,
+            gso: if payload > segment { u16::try_from(segment).ok().and_then(NonZeroU16::new) } else { None },
+        };
+        let back = written.wrapping_sub(start) as usize;
+        data.send(self.offload, transmit, &mut |space| flow.rings.read_back(back, space));
+    }
+
+    /// Tells smoltcp of a window that leaves no more than may be sent now, in place of the client.
+    pub(super) fn restrain(&mut self, flow: &mut Flow, now: Instant, transmit: &mut dyn Transmit) {
+        let (progress, state) =
+            (&flow.progress, flow.sockets.get_mut::<smoltcp::socket::tcp::Socket<'static>>(flow.handle).state());
+        let (theirs, told) = progress.window;
+        let takes = matches!(state, State::Established | State::CloseWait | State::FinWait1 | State::Closing);
+        if !takes || theirs == 0 || !progress.recovery.has_unsent() {
+            return;
+        }
+        let Some(reach) = progress.recovery.reach() else { return };
+        let units = u16::try_from(reach >> progress.scale).unwrap_or(u16::MAX);
+        let window = theirs.min(units.max(1));
+        if told == Some(window) {
+            return;
+        }
+        let next = flow.expects().0.wrapping_add(u32::from(flow.progress.finished));
+        let bytes = acknowledgement(flow.tuple, next, flow.unacknowledged(), window);
+        let side = &mut self.sides[usize::from(flow.tuple.server.is_ipv6())];
+        let (measure, sockets) = ((flow.cut, flow.progress.end()), &mut flow.sockets);
+        if contained(|| side.ingest(&bytes, measure, sockets, since(self.epoch, now), transmit)).is_none() {
+            flow.give_up();
+        }
+        flow.progress.window.1 = Some(window);
     }
 }

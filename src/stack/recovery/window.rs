@@ -1,0 +1,132 @@
+//! How much may be on its way to a client: slow start and CUBIC (RFC 9438), for links that lose packets without being
+//! crowded.
+//!
+//! A lost packet alone says nothing of a queue on the last link to a client, which more often than not is a radio. The
+//! window is cut where there is evidence of one: the least round trip of a whole round has grown (the sign of HyStart++,
+//! RFC 9406), or so much of a round is lost as only a full queue loses. It is cut once in an episode (RFC 6582).
+
+use std::time::{Duration, Instant};
+
+/// Segments of the first window (RFC 6928).
+const INITIAL: usize = 10;
+/// What a cut leaves (RFC 9438 section 4.6), and its constant C.
+const BETA: f64 = 0.7;
+const CUBIC: f64 = 0.4;
+/// A queue delays a whole round by at least this, or by a quarter of the least round trip.
+const QUEUED: Duration = Duration::from_millis(2);
+/// Slow start goes on by a part while rounds are delayed, and ends after so many of them (RFC 9406 section 4.2).
+const CAUTION: usize = 4;
+const PROOF: u32 = 5;
+/// One in so many lost in a round, and at least [`SEVERAL`] segments of them: more than a radio loses.
+const HEAVY: usize = 8;
+const SEVERAL: usize = 4;
+/// No more than any ring holds.
+const MOST: usize = 1 << 20;
+
+#[derive(Debug)]
+pub(super) struct Window {
+    segment: usize,
+    /// Bytes that may be flying.
+    pub(super) bytes: usize,
+    /// Below this it grows by what arrives, above it by CUBIC.
+    threshold: usize,
+    /// Where it was cut last, and when it began to grow from what that left.
+    highest: usize,
+    since: Option<Instant>,
+    /// Seconds that CUBIC takes to come back to `highest`: its K.
+    origin: f64,
+    round: Round,
+    /// How many whole rounds in a row were delayed by a queue.
+    queued: u32,
+}
+
+/// What is counted from when some data is sent until it has arrived.
+#[derive(Debug, Default)]
+struct Round {
+    least: Option<Duration>,
+    arrived: usize,
+    lost: usize,
+}
+
+impl Window {
+    pub(super) fn new(segment: usize) -> Self {
+        Self {
+            segment,
+            bytes: INITIAL * segment,
+            threshold: usize::MAX,
+            highest: 0,
+            since: None,
+            origin: 0.0,
+            round: Round::default(),
+            queued: 0,
+        }
+    }
+
+    /// `bytes` have arrived, the latest after `round_trip` where that is known. It grows only where it was `used` up.
+    pub(super) fn arrived(&mut self, bytes: usize, round_trip: Option<Duration>, used: bool, now: Instant) {
+        self.round.arrived += bytes;
+        self.round.least = self.round.least.into_iter().chain(round_trip).min();
+        if !used {
+            self.since = None;
+        } else if self.bytes < self.threshold {
+            self.bytes += if self.queued > 0 { bytes / CAUTION } else { bytes };
+        } else {
+            self.bytes += self.growth(bytes, now);
+        }
+        self.bytes = self.bytes.min(MOST);
+    }
+
+    /// By how much CUBIC grows for `bytes` that have arrived, and no less than Reno.
+    fn growth(&mut self, bytes: usize, now: Instant) -> usize {
+        let since = *self.since.get_or_insert(now);
+        let segment = self.segment as f64;
+        let (window, highest) = (self.bytes as f64 / segment, self.highest as f64 / segment);
+        let time = now.saturating_duration_since(since).as_secs_f64();
+        let target = (CUBIC * (time - self.origin).powi(3) + highest).clamp(window, 1.5 * window);
+        let gain = ((target - window) / window).max(1.0 / window) * bytes as f64;
+        gain as usize
+    }
+
+    /// What was sent at the beginning of the round has arrived. `least` is the least round trip of this path.
+    pub(super) fn round_over(&mut self, least: Duration) {
+        let round = std::mem::take(&mut self.round);
+        let slack = (least / 4).max(QUEUED);
+        let queued = round.least.is_some_and(|of_round| of_round > least + slack);
+        self.queued = if queued { self.queued + 1 } else { 0 };
+        if self.queued >= PROOF && self.bytes < self.threshold {
+            (self.threshold, self.highest, self.origin) = (self.bytes, self.bytes, 0.0);
+        }
+    }
+
+    pub(super) fn lost(&mut self, bytes: usize) {
+        self.round.lost += bytes;
+    }
+
+    /// Whether what is lost tells of a full queue.
+    pub(super) fn is_crowded(&self) -> bool {
+        let Round { arrived, lost, .. } = self.round;
+        self.queued > 0 || lost >= SEVERAL * self.segment && lost * HEAVY > arrived + lost
+    }
+
+    /// A queue has overflowed.
+    pub(super) fn cut(&mut self) {
+        self.highest = self.bytes;
+        self.bytes = ((self.bytes as f64 * BETA) as usize).max(2 * self.segment);
+        self.threshold = self.bytes;
+        self.origin = (self.highest as f64 / self.segment as f64 * (1.0 - BETA) / CUBIC).cbrt();
+        self.since = None;
+    }
+
+    /// Nothing has arrived for long (RFC 5681 section 3.1).
+    pub(super) fn timed_out(&mut self, flying: usize) {
+        self.threshold = (flying / 2).max(2 * self.segment);
+        (self.highest, self.origin) = (self.threshold, 0.0);
+        self.bytes = self.segment;
+        self.since = None;
+    }
+
+    /// Nothing was sent for longer than the retransmission timeout (RFC 5681 section 4.1).
+    pub(super) fn idle(&mut self) {
+        self.bytes = self.bytes.min(INITIAL * self.segment);
+    }
+}
