@@ -42,6 +42,7 @@ pub use imp::memory::memory;
 pub use imp::netlink::{Netlink, NetlinkError};
 pub use imp::nft::{program as nft_program, ruleset as firewall_rules};
 pub use imp::rootless;
+pub use imp::stranded::Stranded;
 pub use imp::sysctl::{first_open_port, read as read_parameter};
 pub use imp::tun::{Framing, HEADROOM, Layout, TunQueue, open_packet, open_tun};
 pub use imp::udp::{Arrival, DatagramSocket};

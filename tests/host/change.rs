@@ -1,6 +1,7 @@
 //! The network changes while we run: new flows find the way that there is, and nobody restarts anything.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
@@ -407,5 +408,63 @@ fn a_start_before_there_is_any_network_works_once_there_is() {
         assert!(program.wait().success());
         assert_eq!(std::fs::read_to_string("/etc/resolv.conf").unwrap(), "nameserver 192.168.1.1\n");
         assert_eq!(of_others(&lab.host), before + "nameserver 192.168.1.1\n");
+    });
+}
+
+/// A connection to an echo server that stays open.
+struct Line {
+    stream: TcpStream,
+    to: String,
+}
+
+impl Line {
+    fn open(host: &Netns, to: &str) -> Self {
+        let peer = at(to);
+        let stream = host.enter(move || TcpStream::connect_timeout(&peer, PATIENCE)).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+        let mut line = Self { stream, to: to.to_owned() };
+        line.carries();
+        line
+    }
+
+    fn carries(&mut self) {
+        self.stream.write_all(b"word").unwrap_or_else(|error| panic!("{}: {error}", self.to));
+        let mut heard = [0; 4];
+        self.stream.read_exact(&mut heard).unwrap_or_else(|error| panic!("{}: {error}", self.to));
+        assert_eq!(&heard, b"word");
+    }
+
+    /// Waits for its end, which must be a reset.
+    fn ends(&mut self, since: Instant, tunproxy: &Tunproxy) {
+        let ended = self.stream.read(&mut [0]).map_err(|error| error.kind());
+        assert_eq!(ended, Err(ErrorKind::ConnectionReset), "{}\n{}", self.to, tunproxy.output());
+        assert!(since.elapsed() < LIMIT, "{}: {:?}", self.to, since.elapsed());
+    }
+}
+
+#[test]
+fn a_connection_from_an_address_that_is_lost_is_reset_at_once_and_others_live_on() {
+    run(&[TUN], || {
+        let net = Uplinks::new();
+        let host = &net.lab.host;
+        let _internet = Internet::open(&net.lab);
+        // The proxy is reached by the second way, all the rest by the first.
+        host.ip("route add 203.0.113.3 via 192.168.2.1 dev eth1");
+        let tunproxy = profile(NAMESERVERS).start(host);
+        let direct = format!("{V4}:7");
+        let mut lost = [direct.clone(), format!("{V4}:7001")].map(|to| Line::open(host, &to));
+        let mut kept = [format!("{PROXIED}:80"), format!("{V6}:7")].map(|to| Line::open(host, &to));
+        // A lease that is renewed is no loss.
+        host.ip("addr replace 192.168.1.10/24 dev eth0 valid_lft 4000 preferred_lft 4000");
+        lost.iter_mut().chain(&mut kept).for_each(Line::carries);
+        let since = Instant::now();
+        net.renumber(FIRST, 11);
+        lost.iter_mut().for_each(|line| line.ends(since, &tunproxy));
+        kept.iter_mut().for_each(Line::carries);
+        assert!(tunproxy.output().contains("2 connections from it were reset"), "{}", tunproxy.output());
+        // Who begins anew finds a way.
+        net.default(FIRST, &["-4"]);
+        let again = || act_in(host, &format!("connect {direct} 1")).is_ok().then_some(());
+        assert!(world::poll_until(PATIENCE, again).is_some(), "{}", tunproxy.output());
     });
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow};
 use tokio::sync::mpsc;
 
-use crate::platform::{Applied, HostOptions, HostPlan, Seen, SettleError, Settled, Watch, Woken};
+use crate::platform::{Applied, HostOptions, HostPlan, Seen, SettleError, Settled, Stranded, Watch, Woken};
 use pace::{Pace, Tell};
 
 /// Looks may take a third of the time where changes never end, so that a busy host stays usable.
@@ -137,8 +137,10 @@ impl Watchman {
         // What has changed since the plan was made, nobody has told.
         let mut seen = Seen::EVERYTHING;
         let mut stumbles = Stumbles::default();
+        let mut stranded = Stranded::default();
         loop {
             let begun = Instant::now();
+            self.reset_stranded(&mut stranded);
             let again = match self.applied.settle(&self.options, seen) {
                 Ok(settled) => {
                     self.board.write(self.applied.plan());
@@ -159,6 +161,15 @@ impl Watchman {
                 // What is tried again may be anything.
                 Woken::Time => Seen::EVERYTHING,
             };
+        }
+    }
+
+    /// Whoever talks through an address that the host has lost is to begin anew, by another one.
+    fn reset_stranded(&self, stranded: &mut Stranded) {
+        match stranded.reset(self.applied.plan().own_mark()) {
+            Ok(0) => {}
+            Ok(many) => tracing::info!("this host has lost an address: {many} connections from it were reset"),
+            Err(error) => tracing::warn!("connections from lost addresses are not looked for: {error}"),
         }
     }
 

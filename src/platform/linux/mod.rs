@@ -10,6 +10,7 @@ pub(super) mod nft;
 pub(super) mod resolv_conf;
 pub mod rootless;
 pub(super) mod socket;
+pub(super) mod stranded;
 pub(super) mod survey;
 pub(super) mod sysctl;
 pub(super) mod tun;
