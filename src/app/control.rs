@@ -14,6 +14,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
+use super::places::STATE_OF_ROOT;
+use crate::platform::holder;
+
 /// A longer line, in bytes, is no command.
 const LONGEST: u64 = 64 << 10;
 /// Clients at once; the next ones wait.
@@ -24,9 +27,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long one waits for the end of a run that was told to stop: flows may take three seconds, a busy firewall ten.
 const END: Duration = Duration::from_secs(25);
-/// Where the state of a run by root is, by default.
-const STATE_OF_ROOT: &str = "/var/lib/tunproxy";
-
 /// What can be asked of a running program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
@@ -179,5 +179,8 @@ fn nobody(path: &Path) -> String {
     } else {
         "is it running, with the same --state-dir?"
     };
-    format!("no tunproxy answers on {}; {advice}", path.display())
+    let holds = path.parent().and_then(holder).map_or_else(String::new, |pid| {
+        format!(". Process {pid} has that directory: it is about to start or to end, or it hangs (`tunproxy doctor`)")
+    });
+    format!("no tunproxy answers on {}; {advice}{holds}", path.display())
 }

@@ -58,7 +58,8 @@ fn before_ours(record: &Record, plan: &HostPlan) -> Vec<Finding> {
             Finding::problem(
                 format!("another program's rule is asked before ours and takes the traffic: {rule}"),
                 format!(
-                    "stop that program and start it before tunproxy, or restart tunproxy; our rules begin at {first}"
+                    "tunproxy moves its rules before such a one by itself, if there is room (they begin at {first}): look \
+                     again. If it stays, stop that program, or have it choose a priority above ours"
                 ),
             )
         })
@@ -85,7 +86,7 @@ fn marks_without_bypass(record: &Record, plan: &HostPlan) -> Vec<Finding> {
                     "another program (a VPN?) has begun to route by the mark {mark:#x}/{mask:#x} after tunproxy was \
                      started ({rule}): its own packets enter our TUN"
                 ),
-                "restart tunproxy, so that it lets that mark pass",
+                "tunproxy lets a new mark pass within a second: look again. If it is still so, its log says why",
             )
         })
         .collect();
