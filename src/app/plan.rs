@@ -104,8 +104,8 @@ pub fn plan(profile: &Profile, state: &Path) -> anyhow::Result<Outline> {
 /// Nobody answers there, or not in words that can be read.
 pub fn plan_in_force(state: &Path) -> anyhow::Result<Outline> {
     let answer = ask(state, Command::Plan).context(
-        "what is to be planned? Name a profile with --profile FILE to see what a start would change; without one, this \
-         prints what the tunproxy that runs has changed",
+        "which profile? Name it with --profile FILE, to see what a start would change. Without one this prints what the \
+         tunproxy that runs has changed, and there is none",
     )?;
     match read(answer)? {
         Some(plan) => Ok(of_the_running(&plan, &Journalled::read(state)?)),

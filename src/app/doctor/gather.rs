@@ -179,7 +179,11 @@ fn state_dir(state: &Path, unseen: &mut Vec<String>) -> StateDir {
     let (closed, hidden) = match access(&there, AccessFlags::W_OK) {
         Ok(()) => (None, false),
         Err(nix::errno::Errno::EACCES) if !geteuid().is_root() => {
-            unseen.push(format!("whether a run could write to {}: it is another user's", there.display()));
+            unseen.push(format!(
+                "whether a run could write to {}: {} is another user's",
+                state.display(),
+                there.display()
+            ));
             (None, true)
         }
         Err(error) => (Some(error.desc().to_owned()), false),

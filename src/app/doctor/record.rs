@@ -197,11 +197,13 @@ impl Record {
         self.survey.rules.iter().filter(move |rule| !ours.contains(rule) && !left.contains(rule))
     }
 
-    /// Interfaces that lead to the internet, the TUN left out.
+    /// Interfaces that lead to the internet, the TUN left out, and that of a run that this user cannot see.
     pub(super) fn uplinks(&self) -> Vec<&SeenLink> {
         let tun = self.plan().map(|plan| plan.tun.as_str());
         let up = self.survey.uplinks();
-        self.links.iter().filter(|link| up.contains(&link.index) && Some(link.name.as_str()) != tun).collect()
+        let ours =
+            |link: &SeenLink| Some(link.name.as_str()) == tun || (link.kind == "tun" && is_default_name(&link.name));
+        self.links.iter().filter(|link| up.contains(&link.index) && !ours(link)).collect()
     }
 
     /// Whether there is a way to the internet besides the TUN.
@@ -228,6 +230,11 @@ impl Record {
     pub(super) fn is_gateway(&self) -> bool {
         self.profile.as_ref().is_some_and(|profile| profile.gateway)
     }
+}
+
+/// Whether a TUN with this name is one of ours, as far as a name tells.
+pub(super) fn is_default_name(name: &str) -> bool {
+    name.starts_with("tunproxy")
 }
 
 /// Whether a prefix is all of its family, or half of it.

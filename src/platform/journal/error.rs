@@ -87,7 +87,7 @@ impl JournalError {
     #[must_use]
     pub fn advice(&self) -> String {
         match self {
-            Self::Locked { .. } => "stop it, or give this one its own --state-dir".to_owned(),
+            Self::Locked { .. } => "stop it (`tunproxy stop`), or give this one its own --state-dir".to_owned(),
             Self::Version { .. } => {
                 "run `cleanup` with the version that wrote it, or reboot and delete the file".to_owned()
             }

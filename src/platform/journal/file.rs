@@ -65,7 +65,8 @@ pub(super) fn advice(act: &str, path: &Path, error: &io::Error) -> String {
             "make it writable again (`mount -o remount,rw`); a new run may have another directory (--state-dir)"
                 .to_owned()
         }
-        io::ErrorKind::NotADirectory => "name a directory with --state-dir".to_owned(),
+        // What has the name of a directory that is to be made.
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => "name a directory with --state-dir".to_owned(),
         _ => String::new(),
     }
 }

@@ -1,7 +1,7 @@
 //! Other programs that route: VPNs, proxies, and rules that are asked before ours.
 
 use super::super::finding::Finding;
-use super::super::record::Record;
+use super::super::record::{Record, is_default_name};
 use crate::platform::{Family, HostPlan, MarkMatch, Rule, RuleAction, SeenLink};
 
 /// Kinds of interfaces that lead into a tunnel of somebody else.
@@ -108,7 +108,7 @@ fn other_captures(record: &Record) -> Vec<Finding> {
             continue;
         }
         seen.push(link.index);
-        if link.name.starts_with("tunproxy") {
+        if is_default_name(&link.name) {
             found.push(Finding::warning(
                 format!(
                     "a tunproxy with another state directory takes this host's traffic into {} ({rule})",
