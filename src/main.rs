@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 
@@ -74,6 +75,11 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
         Some(Command::Plan) => plan(common),
         Some(Command::Doctor) => doctor(common),
         Some(Command::Exec { command }) => {
+            // What looks like an option of ours is none, and no program is called so.
+            if let Some(word) = command.first().filter(|word| word.as_encoded_bytes().starts_with(b"-")) {
+                let said = format!("`{}` is no option of `exec`, and no command\n", word.display());
+                Cli::command().error(ErrorKind::UnknownArgument, said).exit();
+            }
             let profile = profile(common)?;
             app::exec(&profile, &command)
         }

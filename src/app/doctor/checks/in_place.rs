@@ -59,10 +59,17 @@ fn parameters(record: &Record, plan: &HostPlan) -> Vec<Finding> {
         let (name, value) = (parameter_name(&wanted.path), &wanted.value);
         Some(Finding::problem(
             format!("the parameter {name} is {now}, and has to be {value} while tunproxy runs"),
-            format!(
-                "tunproxy sets it back within a second: look again. If it is still so, `sudo sysctl -w {name}={value}`, and \
-                 find out who changes it"
-            ),
+            match name.ends_with("forward") || name.ends_with("forwarding") {
+                true => format!(
+                    "tunproxy sets it back within a second: look again. If it is still so, `sudo sysctl -w {name}={value}`, \
+                     and find out who changes it"
+                ),
+                // Of the others the kernel tells nobody.
+                false => format!(
+                    "set it back: `sudo sysctl -w {name}={value}` (tunproxy does, with the next change of this host's \
+                     network); and find out who changed it"
+                ),
+            },
         ))
     });
     changed.collect()

@@ -40,17 +40,15 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
 /// A proxy that does not answer. It matters only where flows go there.
 fn unreachable(server: &Server, why: &str) -> Finding {
     let Server { shown, place, used, example, .. } = server;
-    let what = match example {
-        true => format!("the proxy {shown} is a placeholder: its address is reserved for examples"),
-        false => format!("the proxy {shown} cannot be reached from here: {why}"),
-    };
+    let placeholder = if *example { ". It is a placeholder: its address is reserved for examples" } else { "" };
+    let what = format!("the proxy {shown} cannot be reached from here: {why}{placeholder}");
     let advice = match example {
         true => format!("write your own proxy's `server` and `port` at {place}, or take it out"),
         false => format!("look whether its `server` and `port` are right ({place}) and whether it runs"),
     };
     match used {
         true => Finding::problem(what, advice + "; what goes there is refused meanwhile"),
-        false => Finding::warning(what + "; no rule leads there now", advice),
+        false => Finding::warning(what + "; no rule leads there as things stand", advice),
     }
 }
 
