@@ -77,7 +77,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
         Some(Command::Exec { command }) => {
             // What looks like an option of ours is none, and no program is called so.
             if let Some(word) = command.first().filter(|word| word.as_encoded_bytes().starts_with(b"-")) {
-                let said = format!("`{}` is no option of `exec`, and no command\n", word.display());
+                let said = format!("`{}` is no option of `exec`, and no command", word.display());
                 Cli::command().error(ErrorKind::UnknownArgument, said).exit();
             }
             let profile = profile(common)?;
