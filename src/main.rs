@@ -93,10 +93,10 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             start_log(common, LogLevel::Info);
             let state = state_dir(common)?;
             let cleaned = app::cleanup(&state, common.state_dir.is_some(), namespace_gone);
-            let app::Cleaned { said, but } = cleaned.map_err(|error| with_note(&error, &state))?;
-            say(&mut std::io::stdout(), &said);
-            but.iter().for_each(|but| say(&mut std::io::stderr(), but));
-            Ok(u8::from(but.is_some()))
+            let cleaned = cleaned.map_err(|error| with_note(&error, &state))?;
+            say(&mut std::io::stdout(), &cleaned.said);
+            cleaned.but.iter().for_each(|but| say(&mut std::io::stderr(), but));
+            Ok(cleaned.exit_code())
         }
         Some(Command::Status) => talk(common, app::Command::Status),
         Some(Command::Stop) => talk(common, app::Command::Stop),

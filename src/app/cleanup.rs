@@ -13,6 +13,16 @@ pub struct Cleaned {
     pub said: String,
     /// Why the host may not be as it was, all the same.
     pub but: Option<String>,
+    /// There was something to be undone.
+    pub busy: bool,
+}
+
+impl Cleaned {
+    /// The exit code: 1 if nothing was to be undone where it was looked for, and all is not well.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        u8::from(self.but.is_some() && !self.busy)
+    }
 }
 
 /// Puts the host back after a crash, as the journal in `state` says.
@@ -32,11 +42,12 @@ pub fn cleanup(state: &Path, chosen: bool, namespace_gone: bool) -> anyhow::Resu
         Some(_) => platform::cleanup_closed(state, namespace_gone)?,
         None => platform::cleanup(state, namespace_gone)?,
     };
-    let said = match (report == Report::default(), failed.filter(|_| report.stays_closed)) {
+    let busy = report != Report::default();
+    let said = match (busy, failed.filter(|_| report.stays_closed)) {
         // Whoever looks in the wrong place should see it.
-        (true, _) => format!("nothing to undo: {} names no change", state.display()),
-        (false, None) => report.to_string(),
-        (false, Some(result)) => format!(
+        (false, _) => format!("nothing to undo: {} names no change", state.display()),
+        (true, None) => report.to_string(),
+        (true, Some(result)) => format!(
             "{report}, because the service failed (SERVICE_RESULT={result}); `tunproxy cleanup`, typed by hand, opens it"
         ),
     };
@@ -48,7 +59,7 @@ pub fn cleanup(state: &Path, chosen: bool, namespace_gone: bool) -> anyhow::Resu
     });
     // A service manager cleans up after its own service, whatever else is on the host.
     let closed = || closed_note(state).filter(|_| managed.is_none());
-    Ok(Cleaned { said, but: hidden.or_else(closed) })
+    Ok(Cleaned { said, but: hidden.or_else(closed), busy })
 }
 
 /// Whether there is no such directory, so that none has to be made to find out that nothing is in it.
