@@ -28,7 +28,11 @@ Examples:
   tunproxy exec --profile rules.yaml -- curl example.com   one program behind the rules, no root
   sudo tunproxy --profile rules.yaml                       the whole host, until Ctrl-C
   sudo tunproxy doctor --profile rules.yaml                what is wrong here, and what to do?
-  sudo tunproxy cleanup                                    after a crash: put the host back";
+  sudo tunproxy cleanup                                    after a crash: put the host back
+
+Exit codes: 0 done, and all is well; 1 it failed, or the answer is no; 2 wrong arguments; 3 (plan, doctor) not everything
+could be looked at. `exec` ends with the code of its command, with 127 if that was not found, 126 if it cannot be run, and
+128 + n if signal n ended it.";
 
 const CHECK_EXAMPLE: &str = "\
 Example:
@@ -107,14 +111,16 @@ pub enum Command {
     Check,
     /// Print every change that a run would make on this host now, and what undoes it; make none
     ///
-    /// While tunproxy runs with the same --state-dir, these are the changes that it has made. Without privileges the
-    /// firewall's rules are not seen, which is said. The exit code is 1 if a start would be refused.
+    /// While tunproxy runs with the same --state-dir, these are the changes that it has made; then no profile is needed.
+    /// Without privileges the firewall's rules are not seen, which is said. The exit code is 1 if a start would be refused,
+    /// and 3 if not everything could be looked at.
     #[command(after_help = PLAN_EXAMPLE)]
     Plan,
     /// Look at this host, whether tunproxy runs on it or not, and say what is wrong and what to do; change nothing
     ///
     /// With a profile it also says whether that can run here and whether its proxies and nameservers answer. Without
-    /// privileges it looks as far as it can, and says what it did not see. The exit code is 1 if something does not work.
+    /// privileges it looks as far as it can, and says what it did not see. The exit code is 1 if something does not work,
+    /// and 3 if nothing was found and not everything could be looked at.
     #[command(after_help = DOCTOR_EXAMPLE)]
     Doctor,
     /// Run one command in a private network namespace whose only way out is the profile; needs no root

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 
@@ -36,6 +37,15 @@ fn end(outcome: anyhow::Result<u8>, format: Format) -> ExitCode {
     ExitCode::from(app::exit_code(&error))
 }
 
+/// What failed, and that a kill switch is closed, if one is: nobody would look for that there.
+fn with_note(error: &anyhow::Error, state: &Path) -> anyhow::Error {
+    let told = in_words(error);
+    match app::closed_note(state) {
+        Some(note) => anyhow!("{}. {note}", told.trim_end_matches('.')),
+        None => anyhow!(told),
+    }
+}
+
 /// What failed and why. Most errors of the library tell their cause themselves; it is not said twice.
 fn in_words(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
@@ -54,15 +64,22 @@ fn run_internal(internal: Internal) -> anyhow::Result<u8> {
 
 fn run(cli: Cli) -> anyhow::Result<u8> {
     let common = &cli.common;
+    app::begin()?;
     match cli.command {
         None => {
-            let profile = profile(common)?;
-            app::run(&profile, &state_dir(common)?).map(|()| 0)
+            let state = state_dir(common)?;
+            let ran = profile(common).and_then(|profile| app::run(&profile, &state));
+            ran.map(|()| 0).map_err(|error| with_note(&error, &state))
         }
         Some(Command::Check) => check(common),
         Some(Command::Plan) => plan(common),
         Some(Command::Doctor) => doctor(common),
         Some(Command::Exec { command }) => {
+            // What looks like an option of ours is none, and no program is called so.
+            if let Some(word) = command.first().filter(|word| word.as_encoded_bytes().starts_with(b"-")) {
+                let said = format!("`{}` is no option of `exec`, and no command", word.display());
+                Cli::command().error(ErrorKind::UnknownArgument, said).exit();
+            }
             let profile = profile(common)?;
             app::exec(&profile, &command)
         }
@@ -74,9 +91,12 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
         }
         Some(Command::Cleanup { namespace_gone }) => {
             start_log(common, LogLevel::Info);
-            let report = app::cleanup(&state_dir(common)?, namespace_gone)?;
-            say(&mut std::io::stdout(), &report);
-            Ok(0)
+            let state = state_dir(common)?;
+            let cleaned = app::cleanup(&state, common.state_dir.is_some(), namespace_gone);
+            let cleaned = cleaned.map_err(|error| with_note(&error, &state))?;
+            say(&mut std::io::stdout(), &cleaned.said);
+            cleaned.but.iter().for_each(|but| say(&mut std::io::stderr(), but));
+            Ok(cleaned.exit_code())
         }
         Some(Command::Status) => talk(common, app::Command::Status),
         Some(Command::Stop) => talk(common, app::Command::Stop),
@@ -155,7 +175,11 @@ fn check(common: &Common) -> anyhow::Result<u8> {
 }
 
 fn plan(common: &Common) -> anyhow::Result<u8> {
-    let outline = app::plan(&profile(common)?, &state_dir(common)?)?;
+    let state = state_dir(common)?;
+    let outline = match common.profile {
+        Some(_) => app::plan(&profile(common)?, &state)?,
+        None => app::plan_in_force(&state)?,
+    };
     match common.output() {
         Format::Text => print(outline.to_string().as_bytes()),
         Format::Json => say(&mut std::io::stdout(), &serde_json::to_string_pretty(&outline)?),
@@ -181,7 +205,7 @@ fn state_dir(common: &Common) -> anyhow::Result<PathBuf> {
         return Ok(dir.clone());
     }
     if nix::unistd::geteuid().is_root() {
-        return Ok("/var/lib/tunproxy".into());
+        return Ok(app::STATE_OF_ROOT.into());
     }
     let base = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let base = base.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/state")));
@@ -189,7 +213,8 @@ fn state_dir(common: &Common) -> anyhow::Result<PathBuf> {
 }
 
 fn talk(common: &Common, command: app::Command) -> anyhow::Result<u8> {
-    let answer = app::ask(&state_dir(common)?, command)?;
+    let state = state_dir(common)?;
+    let answer = app::ask(&state, command).map_err(|error| with_note(&error, &state))?;
     say(&mut std::io::stdout(), &serde_json::to_string_pretty(&answer)?);
     Ok(u8::from(answer.get("error").is_some()))
 }

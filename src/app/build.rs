@@ -106,12 +106,16 @@ struct Memory {
 }
 
 impl Memory {
-    /// A quarter of what this process could have, unless the profile says something else.
     fn of(profile: &Profile) -> Self {
-        let share = || platform::memory().map_or(FALLBACK, |all| all / 4).max(FALLBACK);
-        let limit = usize::try_from(profile.memory_limit.unwrap_or_else(share)).unwrap_or(usize::MAX);
+        let limit = usize::try_from(memory_limit(profile)).unwrap_or(usize::MAX);
         Self { flows: limit / 4 * 3, datagrams: limit / 4 }
     }
+}
+
+/// `memory-limit` in bytes: a quarter of what this process could have, unless the profile says something else.
+pub(super) fn memory_limit(profile: &Profile) -> u64 {
+    let share = || platform::memory().map_or(FALLBACK, |all| all / 4).max(FALLBACK);
+    profile.memory_limit.unwrap_or_else(share)
 }
 
 /// The limit where nobody says how much memory there is, and the least that is taken by default, in bytes.

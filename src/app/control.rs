@@ -14,6 +14,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
+use super::places::STATE_OF_ROOT;
+use crate::platform::holder;
+
 /// A longer line, in bytes, is no command.
 const LONGEST: u64 = 64 << 10;
 /// Clients at once; the next ones wait.
@@ -24,9 +27,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long one waits for the end of a run that was told to stop: flows may take three seconds, a busy firewall ten.
 const END: Duration = Duration::from_secs(25);
-/// Where the state of a run by root is, by default.
-const STATE_OF_ROOT: &str = "/var/lib/tunproxy";
-
 /// What can be asked of a running program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
@@ -152,7 +152,10 @@ async fn talk(mut stream: UnixStream, answers: &Answers, stop: &mpsc::Sender<()>
 /// Nobody listens there, the answer is not what was expected, or the program does not end.
 pub fn ask(state: &Path, command: Command) -> anyhow::Result<serde_json::Value> {
     let path = path(state);
-    let stream = BlockingStream::connect(&path).with_context(|| nobody(&path))?;
+    let stream = BlockingStream::connect(&path).map_err(|error| {
+        let said = nobody(&path, &error);
+        anyhow::Error::new(error).context(said)
+    })?;
     stream.set_read_timeout(Some(ANSWER))?;
     writeln!(&stream, "{}", serde_json::to_string(&command)?)?;
     let mut reader = BufReader::new(&stream);
@@ -172,12 +175,40 @@ pub fn ask(state: &Path, command: Command) -> anyhow::Result<serde_json::Value> 
     Ok(answer)
 }
 
-/// What to say when nobody answers on `path`.
-fn nobody(path: &Path) -> String {
-    let advice = if !nix::unistd::geteuid().is_root() && !path.starts_with(STATE_OF_ROOT) {
-        "one that was started with sudo is asked with sudo, one with --state-dir with the same"
-    } else {
-        "is it running, with the same --state-dir?"
+/// What to say when nobody answers on `path`, for `error`.
+fn nobody(path: &Path, error: &io::Error) -> String {
+    let own = nix::unistd::geteuid().is_root() || path.starts_with(STATE_OF_ROOT);
+    let advice = match (error.kind(), own) {
+        (io::ErrorKind::ConnectionRefused, _) => {
+            "The run that made it was killed: `tunproxy cleanup` puts the host back, and so does the next start"
+        }
+        (io::ErrorKind::PermissionDenied, _) => "Ask as the user who runs it, or with sudo",
+        (io::ErrorKind::NotADirectory, _) => "Name a directory with --state-dir",
+        (_, true) => "None runs with that state directory; is it another one (--state-dir)?",
+        (_, false) => {
+            "None of this user runs with that state directory: one that was started with sudo is asked with sudo, one with \
+             --state-dir with the same"
+        }
     };
-    format!("no tunproxy answers on {}; {advice}", path.display())
+    let holds = path.parent().and_then(holder).map_or_else(String::new, |pid| {
+        format!(" (Process {pid} has it: it is about to start or to end, or it hangs; `tunproxy doctor` says more)")
+    });
+    format!("no tunproxy answers on {}: {error}. {advice}{holds}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_finds_nobody_is_told_why_and_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = |state: &Path| format!("{:#}", ask(state, Command::Status).unwrap_err());
+        assert!(said(dir.path()).contains("--state-dir"), "{}", said(dir.path()));
+        drop(std::os::unix::net::UnixListener::bind(path(dir.path())).unwrap());
+        assert!(said(dir.path()).contains("was killed: `tunproxy cleanup`"), "{}", said(dir.path()));
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(said(&file).contains("Name a directory"), "{}", said(&file));
+    }
 }

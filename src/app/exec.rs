@@ -16,8 +16,8 @@ use tokio::io::unix::AsyncFd;
 use super::build::{self, Addresses, Outside};
 use super::limits::raise_descriptor_limit;
 use super::worker::{self, Drain, Seed, Worker};
-use crate::platform::Dialer;
 use crate::platform::rootless::{self, Inside};
+use crate::platform::{Dialer, ignore_children, is_ignored, mind_children};
 use crate::profile::Profile;
 
 /// The hidden subcommand of the child half.
@@ -107,6 +107,8 @@ pub fn inside(channel: i32, description: &str, command: Vec<OsString>) -> anyhow
 pub(super) fn start_child(inside: &Inside, command: &[OsString], output: Stdio) -> anyhow::Result<(OwnedFd, Child)> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     let number = theirs.as_raw_fd();
+    // Its end is what we wait for. The command gets from us what a parent without us would have given it.
+    let forgotten = mind_children()?;
     let mut child = Command::new("/proc/self/exe");
     child
         .arg(INSIDE)
@@ -115,11 +117,12 @@ pub(super) fn start_child(inside: &Inside, command: &[OsString], output: Stdio) 
         .arg("--")
         .args(command)
         .stdout(output);
-    // SAFETY: fcntl(2) is async-signal-safe, and the process has a single thread anyway.
+    // SAFETY: fcntl(2) and sigaction(2) are async-signal-safe, and the process has a single thread anyway.
     unsafe {
         child.pre_exec(move || {
             // The one descriptor that the child shall inherit.
-            nix::errno::Errno::result(libc::fcntl(number, libc::F_SETFD, 0)).map(drop).map_err(Into::into)
+            nix::errno::Errno::result(libc::fcntl(number, libc::F_SETFD, 0))?;
+            if forgotten { ignore_children() } else { Ok(()) }
         });
     }
     let child = child.spawn().context("cannot start the private namespace")?;
@@ -183,7 +186,9 @@ fn by_terminal(signal: Signal, info: &siginfo) -> bool {
 /// Ready when somebody wants us to end now.
 async fn impatience(signals: &AsyncFd<Signals>) {
     while let Ok((signal, _)) = next(signals).await {
-        if matches!(signal, Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGHUP) {
+        let ends = matches!(signal, Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM | Signal::SIGHUP);
+        // What `nohup` and the like have had ignored is no wish of anybody's.
+        if ends && !is_ignored(signal) {
             return;
         }
     }

@@ -1,5 +1,6 @@
 //! From a file to a profile that can be run, with everything that is wrong with it.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -70,6 +71,24 @@ fn context() -> Context {
 /// The outbounds of `profile`; mistakes go to `report`.
 pub(super) fn outbounds(profile: &Profile, context: &Context, report: &mut Report) -> Outbounds {
     Outbounds::build(&profile.proxies, &profile.groups, context, report)
+}
+
+/// The names of the proxies that flows can go to as things stand: those that rules lead to, by the present members of groups.
+pub(super) fn used(profile: &Profile) -> HashSet<String> {
+    let outbounds = outbounds(profile, &context(), &mut Report::default());
+    let targets: Vec<&str> = match profile.mode {
+        Mode::Rule => profile.rules.iter().map(|placed| &*placed.rule.target).collect(),
+        Mode::Global => vec!["GLOBAL"],
+        Mode::Direct => Vec::new(),
+    };
+    let end = |name: &str| {
+        let mut index = outbounds.index(name)?;
+        while let Some(group) = outbounds.group(index) {
+            index = group.now().index;
+        }
+        Some(outbounds.outbound(index).name().to_owned())
+    };
+    targets.into_iter().filter_map(end).collect()
 }
 
 /// Checking asks for no name.

@@ -2,6 +2,8 @@
 
 mod advice;
 mod build;
+mod cleanup;
+mod closed;
 mod control;
 mod demo;
 mod doctor;
@@ -10,6 +12,7 @@ mod guard;
 mod limits;
 mod load;
 mod nameservers;
+mod places;
 mod plan;
 mod refusal;
 mod rights;
@@ -17,34 +20,21 @@ mod run;
 mod supervisor;
 mod worker;
 
+pub use cleanup::{Cleaned, cleanup};
+pub use closed::closed_note;
 pub use control::{Command, ask};
 pub use demo::{client as demo_client, demo};
 pub use doctor::{Diagnosis, Finding, Severity, doctor};
 pub use exec::{exec, exit_code, inside};
 pub use load::{Loaded, check, load};
-pub use plan::{Outline, plan};
+pub use places::STATE_OF_ROOT;
+pub use plan::{Outline, plan, plan_in_force};
 pub use run::{gateway_notes, run};
 
-/// Puts the host back after a crash, as the journal in `state` says; returns what was done, in words.
-/// `namespace_gone`: the network namespace of the crashed run, if it was another than this, exists no more.
-///
-/// Run by a service manager after a service that failed (`ExecStopPost=`), it leaves a kill switch closed: nobody asked
-/// for the end of that service.
+/// What a program does first that starts others: see to it that it is told of their end, whatever its parent ignored.
 ///
 /// # Errors
-/// A run is going on there, something could not be undone, or the changes were made in another network namespace.
-pub fn cleanup(state: &std::path::Path, namespace_gone: bool) -> anyhow::Result<String> {
-    let failed = std::env::var("SERVICE_RESULT").ok().filter(|result| result != "success");
-    let report = match &failed {
-        Some(_) => crate::platform::cleanup_closed(state, namespace_gone)?,
-        None => crate::platform::cleanup(state, namespace_gone)?,
-    };
-    if report == crate::platform::Report::default() {
-        // Whoever looks in the wrong place should see it.
-        return Ok(format!("nothing to undo: {} names no change", state.display()));
-    }
-    let because = failed.filter(|_| report.stays_closed).map(|result| {
-        format!(", because the service failed (SERVICE_RESULT={result}); `tunproxy cleanup`, typed by hand, opens it")
-    });
-    Ok(report.to_string() + &because.unwrap_or_default())
+/// The kernel refuses, which it never does.
+pub fn begin() -> std::io::Result<()> {
+    crate::platform::mind_children().map(drop)
 }

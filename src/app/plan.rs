@@ -7,12 +7,18 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use super::control::{Command, ask};
+use super::places::{STATE_OF_ROOT, hides_from_us};
 use super::run::Run;
 use crate::platform::{
     Before, Group, HostPlan, JournalError, Journalled, NftState, Numbers, Survey, holder, may_administer_network,
     nft_program,
 };
 use crate::profile::Profile;
+
+/// What there is to say of a run that has no TUN.
+const UNCHANGED: &str = "the one that runs has changed nothing: it has no TUN";
+/// The exit code where all that was seen is well, and not all could be seen.
+pub(super) const NOT_ALL_SEEN: u8 = 3;
 
 /// Changes of a host, in order, and what undoes them.
 #[derive(Debug, Serialize)]
@@ -46,14 +52,21 @@ pub fn plan(profile: &Profile, state: &Path) -> anyhow::Result<Outline> {
     let (mut unseen, mut obstacle) = (Vec::new(), None);
     let journal = Journalled::read(state).unwrap_or_else(|error| {
         match error {
-            JournalError::Version { .. } => obstacle = Some(error.to_string()),
-            _ => unseen.push(format!("what an earlier run may have left: {error}")),
+            JournalError::Io { .. } => unseen.push(format!("what an earlier run may have left: {error}")),
+            // A start cannot go past it either.
+            _ => obstacle = Some(error.to_string()),
         }
         Journalled::default()
     });
+    if hides_from_us(state) {
+        unseen.push(format!(
+            "whether root runs tunproxy, and what that has changed or left ({STATE_OF_ROOT} is closed to this user): sudo \
+             tunproxy plan"
+        ));
+    }
     match in_force(state) {
         Some(Ok(Some(plan))) => return Ok(of_the_running(&plan, &journal)),
-        Some(Ok(None)) => return Ok(Outline::empty(true, "the one that runs has changed nothing: it has no TUN")),
+        Some(Ok(None)) => return Ok(Outline::empty(true, UNCHANGED)),
         Some(Err(error)) => unseen.push(format!("what the one that runs has changed: {error:#}")),
         None => {}
     }
@@ -85,6 +98,21 @@ pub fn plan(profile: &Profile, state: &Path) -> anyhow::Result<Outline> {
     Ok(outline)
 }
 
+/// The changes that the run with its state in `state` has made.
+///
+/// # Errors
+/// Nobody answers there, or not in words that can be read.
+pub fn plan_in_force(state: &Path) -> anyhow::Result<Outline> {
+    let answer = ask(state, Command::Plan).context(
+        "which profile? Name it with --profile FILE, to see what a start would change. Without one this prints what the \
+         tunproxy that runs has changed, and there is none",
+    )?;
+    match read(answer)? {
+        Some(plan) => Ok(of_the_running(&plan, &Journalled::read(state)?)),
+        None => Ok(Outline::empty(true, UNCHANGED)),
+    }
+}
+
 /// What keeps a start from beginning, as far as the state directory tells.
 fn in_the_way(journal: &Journalled, state: &Path) -> Option<String> {
     let shown = state.display();
@@ -103,11 +131,14 @@ fn in_the_way(journal: &Journalled, state: &Path) -> Option<String> {
 
 /// What the run with the state directory `state` has changed; `None` where nobody answers.
 pub(super) fn in_force(state: &Path) -> Option<anyhow::Result<Option<HostPlan>>> {
-    let answer = ask(state, Command::Plan).ok()?;
-    Some(match answer.get("error") {
+    Some(read(ask(state, Command::Plan).ok()?))
+}
+
+fn read(answer: serde_json::Value) -> anyhow::Result<Option<HostPlan>> {
+    match answer.get("error").and_then(serde_json::Value::as_str) {
         Some(error) => Err(anyhow::anyhow!("it answers: {error}")),
         None => serde_json::from_value(answer).context("its answer cannot be read"),
-    })
+    }
 }
 
 fn of_the_running(plan: &HostPlan, journal: &Journalled) -> Outline {
@@ -154,10 +185,14 @@ impl Outline {
         }
     }
 
-    /// The exit code: 0 unless a start would be refused.
+    /// The exit code: 1 if a start would be refused, 3 if not everything could be looked at, else 0.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        u8::from(self.refused.is_some())
+        match (&self.refused, self.unseen.is_empty()) {
+            (Some(_), _) => 1,
+            (None, false) => NOT_ALL_SEEN,
+            (None, true) => 0,
+        }
     }
 }
 

@@ -23,7 +23,8 @@ use crate::dispatch::Core;
 use crate::dns;
 use crate::inbound::{Access, Listener};
 use crate::platform::{
-    Applied, Dialer, Fwmark, HostOptions, HostPlan, Journal, NftState, Report, Survey, TunQueue, Wishes, open_tun,
+    Applied, Dialer, Fwmark, HostError, HostOptions, HostPlan, Journal, NftState, Proof, Report, Survey, TunQueue,
+    Wishes, is_ignored, open_tun, unblock_signals,
 };
 use crate::profile::Profile;
 use crate::session::Inbound;
@@ -44,6 +45,8 @@ const DRAIN: Drain = Drain { quiet: Duration::from_millis(500), most: Duration::
 /// What could not be set up, and what to do about it; or what failed while running.
 pub fn run(profile: &Profile, state: &Path) -> anyhow::Result<()> {
     raise_descriptor_limit();
+    // Whoever started us may have had some blocked: a stop must come through.
+    unblock_signals()?;
     let profile = &rights::within(profile)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, Run { profile, state }.go())
@@ -124,8 +127,8 @@ impl Run<'_> {
         let doors: Vec<_> =
             listeners.into_iter().map(|listener| spawn_local(hand_on(listener, Rc::clone(&workers)))).collect();
         let (stop, mut stopped) = mpsc::channel(1);
-        let answers =
-            Answers { status: Box::new(self.status(&core, started)), plan: Box::new(move || plan_in_force(&in_force)) };
+        let status = Box::new(self.status(&core, &in_force, started));
+        let answers = Answers { status, plan: Box::new(move || plan_in_force(&in_force)) };
         let control = Rc::new(control);
         let answering = Rc::clone(&control);
         let answers = spawn_local(async move { answering.serve(answers, stop).await });
@@ -158,9 +161,13 @@ impl Run<'_> {
         let stays = result.is_err() && applied.as_mut().is_some_and(Applied::leave_closed);
         let reverted = applied.as_mut().filter(|_| !stays).map_or(Ok(()), Applied::revert);
         worker::end(&workers);
+        let back = reverted.map_err(anyhow::Error::from).and_then(|()| match applied.as_mut().filter(|_| !stays) {
+            Some(applied) => tell_proof(&applied.prove()),
+            None => Ok(()),
+        });
         // The state directory is free when the device is gone, and not before.
         drop((applied, held));
-        reverted.map_err(anyhow::Error::from).and(result)
+        back.and(result)
     }
 
     /// Opens the proxy ports, so that a port in use is known before anything is changed.
@@ -287,15 +294,19 @@ impl Run<'_> {
         Ok((workers?, plan))
     }
 
-    fn status(&self, core: &Arc<Core>, started: Instant) -> impl Fn() -> serde_json::Value + 'static {
+    fn status(&self, core: &Arc<Core>, board: &Board, started: Instant) -> impl Fn() -> serde_json::Value + 'static {
         let (core, mode, tun) = (Arc::clone(core), self.profile.mode, self.profile.tun.enable);
+        let (limit, board) = (build::memory_limit(self.profile), board.clone());
         move || {
+            let closed = board.read().is_some_and(|plan| plan.has_kill_switch());
             serde_json::json!({
                 "version": env!("CARGO_PKG_VERSION"),
                 "pid": std::process::id(),
                 "uptime_seconds": started.elapsed().as_secs(),
                 "mode": mode.to_string(),
                 "tun": tun,
+                "kill_switch": if closed { "closed" } else { "off" },
+                "memory_limit": limit,
                 "fake_addresses": core.dns.fake_names(),
                 "flows": core.counters.snapshot(),
                 "packets": core.counters.stacks(),
@@ -365,6 +376,23 @@ fn tell_replayed(report: &Report) {
     }
 }
 
+/// The last line of a run that has changed the host.
+fn tell_proof(proof: &Result<Proof, HostError>) -> anyhow::Result<()> {
+    match proof {
+        Ok(Proof { still, .. }) if !still.is_empty() => {
+            bail!("the host was put back, and a second look finds what would still be to do: {}", still.join("; "))
+        }
+        Ok(Proof { undone, left: 0, .. }) => {
+            tracing::info!("the host is as it was: {undone} changes undone, and looked at again");
+        }
+        Ok(Proof { undone, left, .. }) => tracing::warn!(
+            "{undone} changes undone, and looked at again; {left} were left, because somebody has changed them since"
+        ),
+        Err(error) => tracing::warn!("the host was put back, and could not be looked at again: {error}"),
+    }
+    Ok(())
+}
+
 /// Gives accepted clients to the workers in turn.
 async fn hand_on(listener: Listener, workers: Rc<Vec<Worker>>) {
     let next = std::cell::Cell::new(0_usize);
@@ -378,31 +406,49 @@ async fn hand_on(listener: Listener, workers: Rc<Vec<Worker>>) {
     }
 }
 
-/// The signals that mean something to a run; while it is there, none of them kills the process.
+/// The signals that mean something to a run; while it is there, none of them kills the process. One that was ignored when
+/// we began stays so (`nohup`, a shell's job in the background), except SIGTERM: somebody must be able to end us.
 struct Signals {
-    interrupt: Signal,
+    interrupt: Option<Signal>,
     terminate: Signal,
-    hangup: Signal,
+    hangup: Option<Signal>,
 }
 
 impl Signals {
     fn new() -> io::Result<Self> {
-        let [interrupt, terminate, hangup] =
-            [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
-        Ok(Self { interrupt: interrupt?, terminate: terminate?, hangup: hangup? })
+        let unless_ignored = |kind: SignalKind| match nix::sys::signal::Signal::try_from(kind.as_raw_value()) {
+            Ok(known) if is_ignored(known) => {
+                tracing::info!("{known} is ignored, as it was when this program was started");
+                Ok(None)
+            }
+            _ => signal(kind).map(Some),
+        };
+        Ok(Self {
+            interrupt: unless_ignored(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: unless_ignored(SignalKind::hangup())?,
+        })
     }
 
     /// Returns when it is time to stop.
     async fn end(&mut self) {
         loop {
             tokio::select! {
-                _ = self.interrupt.recv() => return,
+                () = heard(&mut self.interrupt) => return,
                 _ = self.terminate.recv() => return,
-                _ = self.hangup.recv() => {
+                () = heard(&mut self.hangup) => {
                     tracing::warn!("reload is not there yet: SIGHUP changes nothing, restart to read the profile again");
                 }
             }
         }
+    }
+}
+
+/// Returns when the signal comes, if it is one that we listen to.
+async fn heard(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
     }
 }
 

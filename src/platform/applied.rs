@@ -24,10 +24,12 @@ use super::{Netlink, NetlinkError, QUEUE_LENGTH, may_administer_network};
 mod closing;
 mod look;
 mod ours;
+mod proof;
 mod release;
 mod rewriting;
 mod settle;
 
+pub use proof::Proof;
 pub use settle::{Seen, SettleError, Settled};
 
 /// Why the host could not be changed, or changed back.
@@ -183,6 +185,8 @@ pub struct Applied {
     firewall_seen: Option<NftState>,
     settling: settle::Settling,
     reverted: bool,
+    /// From the moment on in which the host is given back.
+    back: Option<proof::Back>,
 }
 
 impl HostPlan {
@@ -212,6 +216,7 @@ impl HostPlan {
             firewall_seen: None,
             settling: settle::Settling::default(),
             reverted: false,
+            back: None,
         };
         let done = applied.run().and_then(|()| match applied.take_over() {
             // Ours is closed by now. What is left of the other is on record.
@@ -405,6 +410,7 @@ impl Applied {
 
     fn undo_all(&mut self) -> Result<(), HostError> {
         self.reverted = true;
+        self.back.get_or_insert_default();
         let (mut failed, mut void) = (Vec::new(), Vec::new());
         while let Some(done) = self.done.pop() {
             match self.undo(&done) {
@@ -426,17 +432,25 @@ impl Applied {
     fn undo(&mut self, done: &Done) -> Result<Option<u64>, String> {
         match done {
             // It goes when it is dropped.
-            Done::Firewall(_) => Ok(None),
+            Done::Firewall(_) => {
+                self.back.iter_mut().for_each(|back| back.others += 1);
+                Ok(None)
+            }
             Done::Resolved => {
                 resolv_conf::forget_resolved(&self.plan.tun);
+                self.back.iter_mut().for_each(|back| back.others += 1);
                 Ok(None)
             }
             Done::Change(id, undo) => match undo.perform(&mut self.netlink) {
                 Ok(Undone::LeftAlone) => {
                     tracing::warn!("somebody changed it since, so it stays: {undo}");
+                    self.back.iter_mut().for_each(|back| back.left += 1);
                     Ok(*id)
                 }
-                Ok(_) => Ok(*id),
+                Ok(_) => {
+                    self.back.iter_mut().for_each(|back| back.undone.push(undo.clone()));
+                    Ok(*id)
+                }
                 Err(error) => Err(format!("{undo}: {error}")),
             },
         }

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::Netlink;
 use super::applied::HostError;
 use super::journal::{Journal, Origin};
+use super::proof::still_in_place;
 use super::routing::Rule;
 use super::undo::{Undo, Undone};
 
@@ -43,6 +44,9 @@ impl fmt::Display for Report {
         }
         if self.unreadable > 0 {
             write!(f, ", {} torn lines skipped", self.unreadable)?;
+        }
+        if self.left_alone.is_empty() && !self.stays_closed {
+            f.write_str(": read again, the host is as it was before that run")?;
         }
         if self.stays_closed {
             f.write_str("\nthe kill switch stays closed: nothing but the LAN is reached until the next start")?;
@@ -118,7 +122,7 @@ impl Journal {
         let elsewhere = |namespace| HostError::Elsewhere { journal: self.path().to_owned(), namespace };
         let due = self.leftovers.due().map_err(elsewhere)?;
         let mut report = Report { unreadable: self.leftovers.unreadable, died: due.died.len(), ..Report::default() };
-        let (mut failed, mut kept, mut void) = (Vec::new(), Vec::new(), due.died);
+        let (mut failed, mut kept, mut void, mut done) = (Vec::new(), Vec::new(), due.died, Vec::new());
         if !due.undos.is_empty() {
             let mut netlink = Netlink::open()?;
             for (id, undo) in due.undos {
@@ -127,20 +131,36 @@ impl Journal {
                     kept.push((id, undo));
                     continue;
                 }
-                void.push(id);
                 match undo.perform(&mut netlink) {
-                    Ok(Undone::Restored) => report.restored.push(undo.to_string()),
-                    Ok(Undone::AlreadyGone) => report.already_gone += 1,
-                    Ok(Undone::LeftAlone) => report.left_alone.push(undo.to_string()),
+                    Ok(Undone::Restored) => done.push((id, undo)),
+                    Ok(Undone::AlreadyGone) => {
+                        void.push(id);
+                        report.already_gone += 1;
+                    }
+                    Ok(Undone::LeftAlone) => {
+                        void.push(id);
+                        report.left_alone.push(undo.to_string());
+                    }
                     Err(error) => {
                         failed.push(error.to_string());
-                        void.pop();
                         kept.push((id, undo));
                     }
                 }
             }
+            // Only what a second look finds gone counts as undone.
+            let undos: Vec<&Undo> = done.iter().map(|(_, undo)| undo).collect();
+            let still: Vec<Undo> = still_in_place(&mut netlink, &undos)?.into_iter().cloned().collect();
+            for (id, undo) in done {
+                if still.contains(&undo) {
+                    failed.push(format!("{undo}: it was done, and the change is there all the same"));
+                    kept.push((id, undo));
+                } else {
+                    void.push(id);
+                    report.restored.push(undo.to_string());
+                }
+            }
         }
-        kept.reverse();
+        kept.sort_by_key(|(id, _)| *id);
         self.leftovers.undos = kept;
         self.leftovers.unreadable = 0;
         if failed.is_empty() {

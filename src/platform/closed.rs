@@ -1,5 +1,9 @@
-//! What keeps traffic in when nothing carries it: routes that refuse, behind those that lead into the TUN.
+//! What keeps traffic in when nothing carries it: routes that refuse, behind those that lead into the TUN. And whether a run
+//! that ended has left it so.
 
+use super::Netlink;
+use super::firewall::ruleset;
+use super::imp::nft;
 use super::plan::HostOptions;
 use super::routing::{Route, RouteKind};
 use super::survey::{NftState, Survey};
@@ -32,6 +36,32 @@ pub(super) fn by_another(survey: &Survey) -> Option<String> {
         "the kill switch of another run is closed (firewall table {table}): nothing gets past it. `tunproxy cleanup` with \
          the --state-dir of that run opens it; if that directory is lost, docs/host-changes.md says how to do it by hand"
     ))
+}
+
+/// A kill switch by its firewall table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KillSwitch {
+    /// The table's name.
+    pub table: String,
+    /// The TUN that it lets out.
+    pub tun: String,
+}
+
+impl KillSwitch {
+    /// Those in `ruleset`, as `nft list ruleset` prints it.
+    #[must_use]
+    pub fn in_rules(ruleset: &str) -> Vec<Self> {
+        ruleset::kill_switches(ruleset).into_iter().map(|(table, tun)| Self { table, tun }).collect()
+    }
+}
+
+/// The kill switch that is closed on this host without a TUN behind it: of a run that ended. None where the firewall may not
+/// be looked at.
+#[must_use]
+pub fn left_closed() -> Option<KillSwitch> {
+    let found = KillSwitch::in_rules(&nft::ruleset().ok()?);
+    let netlink = Netlink::open().ok()?;
+    found.into_iter().find(|found| netlink.index(&found.tun).is_err())
 }
 
 /// The refusing routes of a kill switch, behind each route into the TUN, so that what the rules take ends there when the

@@ -15,11 +15,13 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::undo::Undo;
+pub use error::JournalError;
 pub use reading::Rehearsal;
 pub(super) use reading::{Leftovers, Origin};
 
 #[cfg(test)]
 mod bad_input_tests;
+mod error;
 mod file;
 mod reading;
 
@@ -32,74 +34,6 @@ const MAGIC: &str = "tunproxy-journal";
 const LONG: usize = 1024;
 /// How long the last child of a dead run may hold on to the state directory.
 const LAST_BREATH: Duration = Duration::from_secs(2);
-/// What to do about a journal that cannot be used.
-const REMEDY: &str = "Undo by hand what it stood for (`ip rule` and `ip -6 rule` show our rules as `proto kernel`, \
-                      from priority 9000 on), or reboot; look at /etc/resolv.conf; then delete the file";
-
-/// Why the journal cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum JournalError {
-    /// Somebody else has the state directory.
-    #[error("another run (process {pid}) uses {}; stop it, or give this one its own --state-dir", dir.display())]
-    Locked {
-        /// The state directory.
-        dir: PathBuf,
-        /// The process that holds it, as far as it says.
-        pid: String,
-    },
-    /// A newer program wrote it.
-    #[error(
-        "{} is of version {found}, this program knows versions {OLDEST} to {VERSION}: run `cleanup` with the version that \
-         wrote it, or reboot and delete the file", path.display()
-    )]
-    Version {
-        /// The journal.
-        path: PathBuf,
-        /// Its version.
-        found: String,
-    },
-    /// It does not begin as a journal does.
-    #[error(
-        "{} is no journal of tunproxy, or its first line is damaged; nothing was undone. Is this the right state \
-         directory? {REMEDY}", path.display()
-    )]
-    Foreign {
-        /// The journal.
-        path: PathBuf,
-    },
-    /// A line was changed after it had been written. What it stood for is not known, so nothing is undone.
-    #[error(
-        "line {line} of {} {why}: somebody edited it, or the disk damaged it. Nothing was undone. {REMEDY}",
-        path.display()
-    )]
-    Damaged {
-        /// The journal.
-        path: PathBuf,
-        /// The line, counted from 1.
-        line: usize,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// It is nothing that a run of ours writes, or others may have written it.
-    #[error("{} {why}; nothing was undone. Put it aside, or name another --state-dir", path.display())]
-    Untrusted {
-        /// The journal.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// The file system refuses.
-    #[error("{act} {}: {source}{}", path.display(), file::advice(path, source))]
-    Io {
-        /// What was tried.
-        act: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-}
-
 /// The kernel and the network namespace that changes were made in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Place {
@@ -315,7 +249,11 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, JournalError> {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => {
                 let note = lock.set_len(0).and_then(|()| (&*lock).write_all(std::process::id().to_string().as_bytes()));
-                note.map_err(io("write"))?;
+                match note {
+                    // It is for people to read. A clean-up must go on where a crash has filled the disk.
+                    Err(error) if is_full(&error) => {}
+                    note => note.map_err(io("write"))?,
+                }
                 return Ok(lock);
             }
             Err((again, Errno::EWOULDBLOCK)) => {
@@ -331,6 +269,11 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, JournalError> {
             Err((_, errno)) => return Err(io("lock")(errno.into())),
         }
     }
+}
+
+/// Whether there is no room for what was to be written.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// A record with its checksum in front and a line break behind.

@@ -133,18 +133,27 @@ impl Survey {
 /// a run from starting meanwhile.
 #[must_use]
 pub fn holder(state_dir: &Path) -> Option<i32> {
-    let inode = fs::metadata(state_dir.join("lock")).ok()?.ino();
-    holder_in(&fs::read_to_string("/proc/locks").ok()?, inode)
+    let path = state_dir.join("lock");
+    let file = fs::metadata(&path).ok()?;
+    // Whoever may not read it takes the device's word.
+    let noted = fs::read_to_string(&path).ok().and_then(|note| note.trim().parse().ok());
+    holder_in(&fs::read_to_string("/proc/locks").ok()?, (file.dev(), file.ino()), noted)
 }
 
-/// Looks for the lock on `inode` among those of proc_locks(5): "1: FLOCK  ADVISORY  WRITE 4711 00:1f:4242 0 EOF".
-fn holder_in(locks: &str, inode: u64) -> Option<i32> {
+/// Looks for the lock on the file (device, inode) among those of proc_locks(5): "1: FLOCK  ADVISORY  WRITE 4711 00:1f:4242 0
+/// EOF". Some file systems (btrfs) show files another device than the one that stands there; then `noted` has to be the
+/// process: an inode's number alone is that of many files.
+fn holder_in(locks: &str, (device, inode): (u64, u64), noted: Option<i32>) -> Option<i32> {
     locks.lines().find_map(|line| {
         let mut words = line.split_whitespace().skip(1);
         (words.next()? == "FLOCK").then_some(())?;
-        let (pid, file) = (words.nth(2)?, words.next()?);
-        let number = file.rsplit(':').next()?.parse::<u64>().ok()?;
-        (number == inode).then(|| pid.parse().ok()).flatten()
+        let (pid, file) = (words.nth(2)?.parse::<i32>().ok()?, words.next()?);
+        let mut parts = file.split(':');
+        let mut hex = || u64::from_str_radix(parts.next()?, 16).ok();
+        let shown = (hex()?, hex()?);
+        let number = parts.next()?.parse::<u64>().ok()?;
+        let same = shown == (nix::sys::stat::major(device), nix::sys::stat::minor(device)) || noted == Some(pid);
+        (number == inode && same).then_some(pid)
     })
 }
 
@@ -156,11 +165,16 @@ mod tests {
     use crate::platform::{HostPlan, Wishes};
 
     #[test]
-    fn a_lock_is_told_by_its_inode() {
+    fn a_lock_is_told_by_its_device_and_inode() {
         let locks = "1: POSIX  ADVISORY  WRITE 7 00:1f:42 0 EOF\n2: FLOCK  ADVISORY  WRITE 4711 fe:01:42 0 EOF\n";
-        assert_eq!(holder_in(locks, 42), Some(4711));
-        assert_eq!(holder_in(locks, 43), None);
-        assert_eq!(holder_in("2: FLOCK", 42), None);
+        let device = nix::sys::stat::makedev(0xfe, 1);
+        assert_eq!(holder_in(locks, (device, 42), None), Some(4711));
+        assert_eq!(holder_in(locks, (device, 43), Some(4711)), None);
+        // A file of another disk has the same number.
+        let other = nix::sys::stat::makedev(0, 0x1f);
+        assert_eq!(holder_in(locks, (other, 42), Some(7)), None);
+        assert_eq!(holder_in(locks, (other, 42), Some(4711)), Some(4711));
+        assert_eq!(holder_in("2: FLOCK", (device, 42), None), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod journalled;
 mod layout;
 mod outline;
 mod plan;
+mod proof;
 mod resolver;
 mod routing;
 mod selection;
@@ -31,13 +32,15 @@ use linux as imp;
 /// kernel's default of 500 loses datagrams at a tenth of the rate that it forwards by itself.
 const QUEUE_LENGTH: u32 = 4096;
 
-pub use applied::{Applied, HostError, Seen, SettleError, Settled, Step};
+pub use applied::{Applied, HostError, Proof, Seen, SettleError, Settled, Step};
 pub use cleanup::{Report, cleanup, cleanup_closed};
+pub use closed::{KillSwitch, left_closed};
 pub use dialer::{Dialer, Fwmark, UdpSocket, descriptors_for_flows, is_spare};
 pub use firewall::Nft;
 pub use imp::capability::{Capability, may_administer_network, program_may_administer_network};
 pub use imp::echo::EchoSocket;
 pub use imp::holder::tcp_listener;
+pub use imp::inherited::{ignore_children, is_ignored, mind_children, unblock_signals};
 pub use imp::memory::memory;
 pub use imp::netlink::{Netlink, NetlinkError};
 pub use imp::nft::{program as nft_program, ruleset as firewall_rules};

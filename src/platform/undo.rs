@@ -32,6 +32,17 @@ pub(super) enum OldFile {
     },
 }
 
+impl OldFile {
+    /// Whether whoever reads it finds `text`.
+    pub(super) fn reads_as(&self, text: &str) -> bool {
+        match self {
+            // Nobody would have rewritten what already said the same.
+            Self::Missing | Self::Link(_) => false,
+            Self::File { content, .. } => content == text.as_bytes(),
+        }
+    }
+}
+
 /// The inverse of one change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Undo {

@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::decode::{Decode, integer, mismatch, scalar};
+use super::known;
 use super::nearest::nearest;
 use super::node::{Entry, Node, Place, Value};
 use super::report::{Diagnostic, Report};
@@ -200,9 +201,11 @@ impl<'a> Fields<'a> {
             let message = format!("`{}` is not a known key and is ignored", super::node::shortened(&key.text));
             let diagnostic = self.report.warn_once(key, path, message);
             unknown += 1;
-            let near = if unknown > MOST_HINTS { None } else { nearest(&key.text, self.known.iter().copied()) };
-            if let Some(name) = near {
-                diagnostic.hint(format!("did you mean `{name}`?"));
+            if unknown > MOST_HINTS {
+                continue;
+            }
+            if let Some(hint) = meant(&self.path, &self.known, &key.text) {
+                diagnostic.hint(hint);
             }
         }
     }
@@ -221,6 +224,30 @@ impl<'a> Fields<'a> {
                     a.eq_ignore_ascii_case(&b)
                 }))
     }
+}
+
+/// What `key` was probably meant to be, which the mapping at `path` does not know: a key of another section, or a slip of the
+/// finger.
+fn meant(path: &str, known: &[&'static str], key: &str) -> Option<String> {
+    let there = known::sections_of(key);
+    // Entries of lists have keys of their own, by which many a word of the sections means something else.
+    if !there.is_empty() && !path.contains('[') {
+        return Some(format!("`{key}` belongs {}", places(&there)));
+    }
+    if let Some(name) = nearest(key, known.iter().copied()) {
+        return Some(format!("did you mean `{name}`?"));
+    }
+    let name = known::nearest_heeded(key).filter(|_| !path.contains('['))?;
+    Some(format!("did you mean `{name}`? That belongs {}", places(&known::sections_of(name))))
+}
+
+/// Where a key of these sections is to be written.
+fn places(sections: &[&str]) -> String {
+    let place = |section: &&str| match *section {
+        "" => "at the top level, at the left edge of the file".to_owned(),
+        section => format!("under `{section}:`"),
+    };
+    sections.iter().map(place).collect::<Vec<_>>().join(", or ")
 }
 
 fn join(path: &str, key: &str) -> String {

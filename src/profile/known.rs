@@ -1,6 +1,8 @@
-//! Keys of mihomo that load and are not heeded yet. docs/profile.md lists them; a test holds it to that.
+//! Keys of mihomo that load and are not heeded yet. docs/profile.md lists them; a test holds it to that. And in which section
+//! which key belongs, for who writes one into another.
 
 use super::fields::Fields;
+use super::nearest::nearest;
 
 /// Keys at the top level.
 pub(super) const TOP_LEVEL: &[&str] = &[
@@ -137,6 +139,104 @@ pub(super) const DNS: &[&str] = &[
     "use-hosts",
     "use-system-hosts",
 ];
+
+/// Keys that are heeded, by their section; a test holds them to what is asked for. The top level has no name.
+pub(super) const HEEDED: &[(&str, &[&str])] = &[
+    (
+        "",
+        &[
+            "allow-lan",
+            "authentication",
+            "bind-address",
+            "dns",
+            "interface-name",
+            "ipv6",
+            "lan-allowed-ips",
+            "lan-disallowed-ips",
+            "log-level",
+            "memory-limit",
+            "mixed-port",
+            "mode",
+            "port",
+            "proxies",
+            "proxy-groups",
+            "routing-mark",
+            "rules",
+            "skip-auth-prefixes",
+            "socks-port",
+            "tun",
+        ],
+    ),
+    (
+        "tun",
+        &[
+            "auto-detect-interface",
+            "auto-forward",
+            "auto-route",
+            "device",
+            "disable-icmp-forwarding",
+            "dns-hijack",
+            "enable",
+            "endpoint-independent-nat",
+            "exclude-interface",
+            "exclude-uid",
+            "exclude-uid-range",
+            "icmp-timeout",
+            "include-interface",
+            "include-uid",
+            "include-uid-range",
+            "inet4-route-address",
+            "inet4-route-exclude-address",
+            "inet6-address",
+            "inet6-route-address",
+            "inet6-route-exclude-address",
+            "iproute2-rule-index",
+            "iproute2-table-index",
+            "kill-switch",
+            "mtu",
+            "route-address",
+            "route-exclude-address",
+            "stack",
+            "strict-route",
+            "udp-timeout",
+        ],
+    ),
+    (
+        "dns",
+        &[
+            "default-nameserver",
+            "enable",
+            "enhanced-mode",
+            "fake-ip-filter",
+            "fake-ip-filter-mode",
+            "fake-ip-range",
+            "fake-ip-range6",
+            "fake-ip-ttl",
+            "ipv6",
+            "listen",
+            "nameserver",
+        ],
+    ),
+];
+
+/// The sections that have `key`: those where it is heeded, or, where there is none, those where it is known.
+pub(super) fn sections_of(key: &str) -> Vec<&'static str> {
+    let heeded: Vec<&str> =
+        HEEDED.iter().filter(|(_, keys)| keys.contains(&key)).map(|(section, _)| *section).collect();
+    if !heeded.is_empty() {
+        return heeded;
+    }
+    let top: Vec<&str> = SUBTREES.iter().map(|(key, _)| *key).collect();
+    let reasoned: Vec<&str> = TUN_WITH_REASON.iter().flat_map(|(keys, _)| *keys).copied().collect();
+    let flat = [("", TOP_LEVEL), ("", &top), ("tun", TUN), ("tun", &reasoned), ("dns", DNS)];
+    let known = flat.into_iter().chain(SUBTREES.iter().map(|(section, keys)| (*section, *keys)));
+    known.filter(|(_, keys)| keys.contains(&key)).map(|(section, _)| section).collect()
+}
+
+/// The heeded key that `word`, which no section has, was probably meant to be.
+pub(super) fn nearest_heeded(word: &str) -> Option<&'static str> {
+    nearest(word, HEEDED.iter().flat_map(|(_, keys)| *keys).copied())
+}
 
 /// One warning for each sub-tree that is written, and one for each unknown key in it.
 pub(super) fn subtrees(fields: &mut Fields<'_>) {

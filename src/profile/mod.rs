@@ -53,7 +53,11 @@ pub fn load(path: &Path) -> (Option<Profile>, Report) {
         Ok(bytes) => read(&name, &bytes),
         Err(error) => {
             let mut report = Report::new(name, "");
-            report.error(Position::default(), "", format!("the profile cannot be read: {error}"));
+            let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+            let said = report.error(Position::default(), "", format!("the profile cannot be read: {error}"));
+            if denied {
+                said.hint("it is for other users (`ls -l` shows for whom): read it as one of them, or with sudo");
+            }
             (None, report)
         }
     }

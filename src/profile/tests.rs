@@ -305,6 +305,52 @@ fn every_key_that_the_decoder_asks_for_is_documented_and_the_other_way_round() {
 }
 
 #[test]
+fn a_key_in_the_wrong_section_is_told_where_it_belongs() {
+    let hint = |text: &str| said(&format!("mode: direct\n{text}\n"));
+    for (text, words) in [
+        ("tun: { memory-limit: 64MB }", "`memory-limit` belongs at the top level"),
+        ("kill-switch: true", "`kill-switch` belongs under `tun:`"),
+        ("dns: { dns-hijack: [any:53] }", "`dns-hijack` belongs under `tun:`"),
+        ("tun: { dns: { enable: true } }", "`dns` belongs at the top level"),
+        ("tun: { nameserver: [192.0.2.1] }", "`nameserver` belongs under `dns:`"),
+        ("enable: true", "`enable` belongs under `tun:`, or under `dns:`"),
+        ("dns: { nameserver-policy2: 1, hosts: {} }", "`hosts` belongs at the top level"),
+        ("tun: { store-selected: true }", "`store-selected` belongs under `profile:`"),
+        ("sniffer: { auto-route: true }", "`auto-route` belongs under `tun:`"),
+        ("tun: { memory-limt: 64MB }", "did you mean `memory-limit`? That belongs at the top level"),
+    ] {
+        assert!(hint(text).contains(&format!("hint: {words}")), "{words} in: {}", hint(text));
+    }
+    // What is misspelt where it belongs comes first.
+    assert!(hint("tun: { auto-rout: true }").contains("did you mean `auto-route`?\n"));
+}
+
+#[test]
+fn every_heeded_key_of_a_section_is_known_to_belong_there() {
+    let (_, report) = read("p.yaml", b"tun: {enable: false}\ndns: {enable: false}\nmode: direct\n");
+    let unheeded = |key: &str| match key.split_once('.') {
+        Some(("tun", key)) => {
+            known::TUN.contains(&key) || known::TUN_WITH_REASON.iter().any(|(keys, _)| keys.contains(&key))
+        }
+        Some(("dns", key)) => known::DNS.contains(&key),
+        _ => known::TOP_LEVEL.contains(&key) || known::SUBTREES.iter().any(|(name, _)| *name == key),
+    };
+    let asked: BTreeSet<String> = report.asked.iter().filter(|key| !unheeded(key)).cloned().collect();
+    let dot = |section: &str| if section.is_empty() { String::new() } else { format!("{section}.") };
+    let listed = known::HEEDED.iter().flat_map(|(section, keys)| keys.iter().map(move |key| dot(section) + key));
+    assert_eq!(listed.collect::<BTreeSet<String>>(), asked);
+}
+
+#[test]
+fn a_kill_switch_that_leaves_this_host_open_is_warned_of() {
+    let said = |more: &str| said(&format!("mode: direct\ntun: {{ enable: true, kill-switch: true{more} }}\n"));
+    for more in [", include-interface: [lan0]", ", exclude-interface: [lo]"] {
+        assert!(said(more).contains("tun.kill-switch: the kill switch leaves this host itself open"), "{more}");
+    }
+    assert!(!said("").contains("open") && !said(", include-interface: [lan0, lo]").contains("open"));
+}
+
+#[test]
 fn keys_without_effect_are_documented_as_such() {
     for (heading, keys) in [("", known::TOP_LEVEL), ("tun", known::TUN), ("dns", known::DNS)] {
         let text = section(heading);

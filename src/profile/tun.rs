@@ -97,6 +97,13 @@ impl Tun {
             disable_icmp_forwarding: fields.or("disable-icmp-forwarding", false),
             selection: Selection::decode(&mut fields),
         };
+        if tun.kill_switch && !tun.selection.takes_own_traffic() {
+            let message =
+                "the kill switch leaves this host itself open: the interfaces here leave out what it sends (`lo`)";
+            fields
+                .warn("kill-switch", message)
+                .hint("add `lo` to `include-interface`, or take it out of `exclude-interface`");
+        }
         // UDP always is.
         fields.or("endpoint-independent-nat", true);
         fields.without_effect(known::TUN);

@@ -3,6 +3,8 @@
 use std::fs;
 use std::process::Command;
 
+use nix::sys::signal::Signal;
+
 use super::support::client::act_in;
 use super::support::sites::NAME;
 use super::support::tunproxy::{Place, Said};
@@ -156,6 +158,10 @@ fn what_somebody_put_there_while_we_ran_stays() {
                 sh("rm -f /etc/resolv.conf; echo 'search lan' > /etc/resolv.conf");
                 let tunproxy = desktop().start(&lab.host);
                 assert!(fs::read_to_string(FILE).unwrap().contains(OURS));
+                if crash {
+                    // It would see the change, and have nothing to leave by the time it is killed.
+                    tunproxy.signal(Signal::SIGSTOP);
+                }
                 sh(replaced);
                 let theirs = sh("stat -c '%F %i' /etc/resolv.conf; cat /etc/resolv.conf");
                 if crash {

@@ -9,6 +9,7 @@ mod closed;
 mod halves;
 mod host;
 mod netlink;
+mod proof;
 mod sandbox;
 mod traffic;
 mod undone;

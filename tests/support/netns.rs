@@ -10,6 +10,7 @@ use std::{io, path::Path};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::{SigHandler, Signal};
 
 use super::{needs, program, world};
 
@@ -137,6 +138,8 @@ impl Netns {
         // SAFETY: between fork and exec only system calls are made, on memory prepared before the fork.
         unsafe {
             command.pre_exec(move || {
+                // Whoever runs the tests may have it ignored: a shell does, for its jobs in the background.
+                nix::sys::signal::signal(Signal::SIGINT, SigHandler::SigDfl)?;
                 setns(ns.0.file.as_fd(), CloneFlags::CLONE_NEWNET)?;
                 own_resolv_conf.as_deref().map_or(Ok(()), bind_resolv_conf)
             });

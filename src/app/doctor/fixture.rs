@@ -35,7 +35,7 @@ pub(super) fn warnings(found: &[Finding]) -> Vec<String> {
 pub(super) fn quiet() -> Record {
     Record {
         run: RunState::Absent,
-        journal: Ok(Journal::default()),
+        journal: Ok(Some(Journal::default())),
         survey: survey(),
         links: vec![link(1, "lo", 65536), link(2, "eth0", 1500)],
         our_routes: Vec::new(),
@@ -53,7 +53,7 @@ pub(super) fn quiet() -> Record {
             kernel: "6.18.3-arch1".to_owned(),
             descriptors: 1 << 19,
             open: None,
-            state: StateDir { path: "/var/lib/tunproxy".to_owned(), closed: None, free: 1 << 30 },
+            state: StateDir { path: "/var/lib/tunproxy".to_owned(), closed: None, hidden: false, free: 1 << 30 },
         },
         profile: Some(Wanted { tun: true, device: TUN.to_owned(), fake_ip: true, ..Wanted::default() }),
         probes: Probes { nameservers: vec![("192.168.1.1".to_owned(), Ok(()))], ..Probes::default() },

@@ -12,25 +12,24 @@ use nix::unistd::{AccessFlags, access, geteuid};
 use super::super::build;
 use super::super::control::{Command, ask};
 use super::super::load::Loaded;
+use super::super::places::hides_from_us;
 use super::super::plan;
 use super::super::refusal::{NODE, closed};
 use super::super::run::Run;
 use super::checks::NAMESPACES;
 use super::probe;
 use super::record::{
-    Firewall, Journal, Probes, Record, ResolvConf, Resolver, Rights, RunState, StateDir, System, Wanted,
+    Firewall, Journal, Probes, Record, ResolvConf, Resolver, Rights, RunState, StateDir, System, Unusable, Wanted,
 };
 use crate::dns;
 use crate::net::Name;
 use crate::platform::{
-    Family, HostPlan, Journalled, Netlink, NftState, Survey, firewall_rules, holder, may_administer_network,
-    nft_program, program_may_administer_network, read_parameter,
+    Family, HostPlan, JournalError, Journalled, Netlink, NftState, Survey, firewall_rules, holder,
+    may_administer_network, nft_program, program_may_administer_network, read_parameter,
 };
 use crate::profile::Profile;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// Where the state of a run by root is, by default.
-const STATE_OF_ROOT: &str = "/var/lib/tunproxy";
 
 /// Gathers all but what answers on the network. What could not be looked at is added to `unseen`, in words.
 ///
@@ -43,7 +42,7 @@ pub(super) fn host(loaded: Option<&Loaded>, state: &Path, unseen: &mut Vec<Strin
     let run = run_state(state, unseen);
     let plan = match &run {
         RunState::Answers { plan, .. } => plan.as_deref(),
-        RunState::Absent | RunState::Silent(_) => None,
+        RunState::Absent | RunState::Silent(_) | RunState::Hidden => None,
     };
     let our_routes = match plan {
         Some(plan) => {
@@ -108,27 +107,33 @@ fn run_state(state: &Path, unseen: &mut Vec<String>) -> RunState {
             };
             if !answer.as_ref().is_err_and(|error| !forbidden(error)) {
                 unseen.push(format!("the run with the state directory {}: ask as its user, or root", state.display()));
-                return RunState::Absent;
+                return RunState::Hidden;
             }
-            if !geteuid().is_root() && state != Path::new(STATE_OF_ROOT) && Path::new(STATE_OF_ROOT).exists() {
-                unseen.push("a tunproxy that root runs: sudo tunproxy doctor sees it".to_owned());
+            if let Some(pid) = holder(state) {
+                return RunState::Silent(pid);
             }
-            holder(state).map_or(RunState::Absent, RunState::Silent)
+            if hides_from_us(state) {
+                unseen.push("a tunproxy that root runs, or what it has left: sudo tunproxy doctor sees it".to_owned());
+                return RunState::Hidden;
+            }
+            RunState::Absent
         }
     }
 }
 
-fn journal(state: &Path, unseen: &mut Vec<String>) -> Result<Journal, String> {
+fn journal(state: &Path, unseen: &mut Vec<String>) -> Result<Option<Journal>, Unusable> {
     let journal = match Journalled::read(state) {
         Ok(journal) => journal,
-        Err(error) if !geteuid().is_root() && access(state, AccessFlags::X_OK).is_err() => {
-            unseen.push(format!("what an earlier run may have left: {error}"));
-            return Ok(Journal::default());
+        Err(JournalError::Io { path, source, .. })
+            if source.kind() == io::ErrorKind::PermissionDenied && !geteuid().is_root() =>
+        {
+            unseen.push(format!("what an earlier run may have left: {} is another user's", path.display()));
+            return Ok(None);
         }
-        Err(error) => return Err(error.to_string()),
+        Err(error) => return Err(Unusable { what: error.what(), advice: error.advice() }),
     };
     let elsewhere = journal.is_of_elsewhere() && !journal.is_empty();
-    Ok(Journal { commands: journal.commands(), elsewhere, rules: journal.rules().cloned().collect() })
+    Ok(Some(Journal { commands: journal.commands(), elsewhere, rules: journal.rules().cloned().collect() }))
 }
 
 fn resolv_conf() -> ResolvConf {
@@ -155,7 +160,7 @@ fn system(run: &RunState, state: &Path, unseen: &mut Vec<String>) -> System {
     let kernel = read_parameter("kernel/osrelease").unwrap_or_default();
     let open = match run {
         RunState::Answers { pid, .. } => open_files(*pid),
-        RunState::Absent | RunState::Silent(_) => None,
+        RunState::Absent | RunState::Silent(_) | RunState::Hidden => None,
     };
     System { now: SystemTime::now(), built, kernel, descriptors, open, state: state_dir(state, unseen) }
 }
@@ -171,16 +176,20 @@ fn open_files(pid: u64) -> Option<(u64, u64)> {
 /// A run makes the directory if it is missing: then its first ancestor that is there counts.
 fn state_dir(state: &Path, unseen: &mut Vec<String>) -> StateDir {
     let there: PathBuf = state.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned();
-    let closed = match access(&there, AccessFlags::W_OK) {
-        Ok(()) => None,
+    let (closed, hidden) = match access(&there, AccessFlags::W_OK) {
+        Ok(()) => (None, false),
         Err(nix::errno::Errno::EACCES) if !geteuid().is_root() => {
-            unseen.push(format!("whether a run could write to {}: it is another user's", there.display()));
-            None
+            unseen.push(format!(
+                "whether a run could write to {}: {} is another user's",
+                state.display(),
+                there.display()
+            ));
+            (None, true)
         }
-        Err(error) => Some(error.desc().to_owned()),
+        Err(error) => (Some(error.desc().to_owned()), false),
     };
     let free = nix::sys::statvfs::statvfs(&there).map_or(u64::MAX, |it| it.blocks_available() * it.fragment_size());
-    StateDir { path: state.display().to_string(), closed, free }
+    StateDir { path: state.display().to_string(), closed, hidden, free }
 }
 
 fn wanted(loaded: &Loaded) -> Wanted {

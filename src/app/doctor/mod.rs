@@ -21,6 +21,7 @@ use serde::Serialize;
 pub use finding::{Finding, Severity};
 
 use super::load;
+use super::plan::NOT_ALL_SEEN;
 use record::Record;
 
 /// What is wrong with a host, and what is not.
@@ -41,9 +42,8 @@ pub fn doctor(profile: Option<&Path>, state: &Path) -> anyhow::Result<Diagnosis>
     let loaded = profile.map(load::check);
     let mut record = gather::host(loaded.as_ref(), state, &mut unseen)?;
     let usable = loaded.as_ref().filter(|loaded| !loaded.report.has_errors());
-    let profile = usable.and_then(|loaded| loaded.profile.as_ref());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    record.probes = runtime.block_on(probe::all(&record, profile));
+    record.probes = runtime.block_on(probe::all(&record, usable));
     if record.probes.captured {
         unseen.push(
             "nameservers and proxies past the run, which takes CAP_NET_ADMIN: root may ask them (sudo tunproxy doctor)"
@@ -65,10 +65,14 @@ impl Diagnosis {
         self.findings.iter().filter(|finding| finding.severity == severity).count()
     }
 
-    /// The exit code: 1 when something does not work.
+    /// The exit code: 1 when something does not work, 3 when nothing was found and not everything could be looked at.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        u8::from(self.count(Severity::Problem) > 0)
+        match (self.count(Severity::Problem), self.unseen.is_empty()) {
+            (1.., _) => 1,
+            (0, false) => NOT_ALL_SEEN,
+            (0, true) => 0,
+        }
     }
 }
 
@@ -121,9 +125,10 @@ mod tests {
         let json = serde_json::to_value(&diagnosis).unwrap();
         assert_eq!(json["findings"][0]["check"], "device");
         assert_eq!(json["findings"][0]["severity"], "problem");
-        assert!(json["findings"][0]["do"].as_str().is_some_and(|advice| advice.contains("restart")));
+        assert!(json["findings"][0]["do"].as_str().is_some_and(|advice| advice.contains("log")));
         let healthy = Diagnosis { findings: findings(&fixture::quiet()), unseen: Vec::new() };
         assert_eq!(healthy.exit_code(), 0);
+        assert_eq!(Diagnosis { unseen: vec!["the moon".to_owned()], ..healthy }.exit_code(), NOT_ALL_SEEN);
     }
 
     #[test]

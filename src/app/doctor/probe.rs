@@ -12,9 +12,10 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::super::build::Addresses;
+use super::super::load::{self, Loaded};
 use super::super::nameservers;
 use super::gather::hijacks;
-use super::record::{Probes, Record, ResolvConf};
+use super::record::{Probes, Record, ResolvConf, Server};
 use crate::dns::{self, Dns};
 use crate::net::{Address, Host, Lookup};
 use crate::outbound::KINDS;
@@ -31,7 +32,8 @@ const CONNECTION: Duration = Duration::from_secs(6);
 const DNS: u16 = 53;
 
 /// Asks everybody.
-pub(super) async fn all(record: &Record, profile: Option<&Profile>) -> Probes {
+pub(super) async fn all(record: &Record, loaded: Option<&Loaded>) -> Probes {
+    let profile = loaded.and_then(|loaded| loaded.profile.as_ref());
     let plan = record.plan().filter(|plan| !plan.rules.is_empty());
     let plain = Dialer::default();
     let listed = system_nameservers(record);
@@ -45,8 +47,8 @@ pub(super) async fn all(record: &Record, profile: Option<&Profile>) -> Probes {
     let answers =
         async { if captured { Vec::new() } else { nameservers_answer(&past, record, profile, &listed).await } };
     let connections = async {
-        match profile {
-            Some(profile) if !captured => servers_answer(&past, profile).await,
+        match (profile, loaded) {
+            (Some(profile), Some(loaded)) if !captured => servers_answer(&past, profile, loaded.report.file()).await,
             _ => Vec::new(),
         }
     };
@@ -136,30 +138,53 @@ async fn exchange(socket: &platform::UdpSocket) -> Result<Vec<IpAddr>, String> {
 }
 
 /// Connects to each proxy of the kinds that are built.
-async fn servers_answer(dialer: &Dialer, profile: &Profile) -> Vec<(String, Result<(), String>)> {
+async fn servers_answer(dialer: &Dialer, profile: &Profile, file: &str) -> Vec<Server> {
     let built = |kind: &str| KINDS.iter().any(|it| it.name == kind);
-    let servers: Vec<(String, Address)> = profile
+    let used = load::used(profile);
+    let servers: Vec<(Server, Address)> = profile
         .proxies
         .iter()
         .filter(|proxy| built(&proxy.kind))
         .filter_map(|proxy| {
             let text = |key: &str| proxy.node.child(key).and_then(|node| node.text());
             let address = Address { host: Host::parse(text("server")?).ok()?, port: text("port")?.parse().ok()? };
-            Some((format!("{} ({address})", proxy.name), address))
+            let server = Server {
+                shown: format!("{} ({address})", proxy.name),
+                place: format!("{file}:{}", proxy.node.child("server")?.place.at.line),
+                used: used.contains(&proxy.name),
+                example: is_example(&address.host),
+                outcome: Ok(()),
+            };
+            Some((server, address))
         })
         .collect();
     if servers.is_empty() {
         return Vec::new();
     }
     let lookup = lookup(dialer, profile);
-    join_all(servers.into_iter().map(|(shown, address)| {
+    join_all(servers.into_iter().map(|(server, address)| {
         let lookup = &lookup;
         async move {
             let connected = timeout(CONNECTION, connect(dialer, lookup.as_deref(), &address)).await;
-            (shown, connected.unwrap_or_else(|_| Err(format!("no answer in {} s", CONNECTION.as_secs()))))
+            let outcome = connected.unwrap_or_else(|_| Err(format!("no answer in {} s", CONNECTION.as_secs())));
+            Server { outcome, ..server }
         }
     }))
     .await
+}
+
+/// Whether nobody can have this address: those of RFC 5737 and RFC 3849, the names of RFC 2606.
+fn is_example(host: &Host) -> bool {
+    match host {
+        Host::Ip(IpAddr::V4(ip)) => ip.is_documentation(),
+        Host::Ip(IpAddr::V6(ip)) => ip.segments()[..2] == [0x2001, 0xdb8],
+        Host::Name(name) => {
+            let under = |domain: &str| {
+                name.as_str().strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            };
+            ["example", "invalid", "test", "example.com", "example.net", "example.org"].into_iter().any(under)
+        }
+    }
 }
 
 /// The way in which a run would look names up.
@@ -197,4 +222,20 @@ async fn connect(
         }
     }
     Err(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_stands_for_others_is_known_as_an_example() {
+        let is = |host: &str| is_example(&Host::parse(host).unwrap());
+        for host in ["192.0.2.1", "198.51.100.7", "203.0.113.9", "2001:db8::1", "proxy.example", "a.example.com"] {
+            assert!(is(host), "{host}");
+        }
+        for host in ["192.168.1.1", "198.18.0.1", "2001:db9::1", "myexample.com", "example.de", "localhost"] {
+            assert!(!is(host), "{host}");
+        }
+    }
 }

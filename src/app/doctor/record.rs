@@ -13,8 +13,8 @@ use crate::platform::{Family, HostPlan, Rule, RuleAction, SeenLink, SeenRoute, S
 pub(super) struct Record {
     /// The run that has the state directory.
     pub(super) run: RunState,
-    /// What an earlier run left; of a run that goes on, what it would undo.
-    pub(super) journal: Result<Journal, String>,
+    /// What an earlier run left; of a run that goes on, what it would undo. `None`: this user may not look.
+    pub(super) journal: Result<Option<Journal>, Unusable>,
     /// Links, rules, routes, addresses, parameters, firewall in short.
     pub(super) survey: Survey,
     /// The interfaces as they are.
@@ -49,6 +49,15 @@ pub(super) enum RunState {
     },
     /// A process holds the state directory and does not answer.
     Silent(i32),
+    /// This user may not ask, so that there may be one.
+    Hidden,
+}
+
+/// A journal that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unusable {
+    pub(super) what: String,
+    pub(super) advice: String,
 }
 
 /// A journal in short.
@@ -121,6 +130,8 @@ pub(super) struct StateDir {
     pub(super) path: String,
     /// Why nothing can be written there.
     pub(super) closed: Option<String>,
+    /// It is another user's, so that nobody knows.
+    pub(super) hidden: bool,
     /// Bytes that are free.
     pub(super) free: u64,
 }
@@ -149,10 +160,25 @@ pub(super) struct Probes {
     pub(super) question: Option<(SocketAddr, Result<Vec<IpAddr>, String>)>,
     /// The nameservers that a run asks, asked past it.
     pub(super) nameservers: Vec<(String, Result<(), String>)>,
-    /// The proxy servers of the profile by name and address, connected to past the run.
-    pub(super) servers: Vec<(String, Result<(), String>)>,
+    /// The proxy servers of the profile, connected to past the run.
+    pub(super) servers: Vec<Server>,
     /// Probes could not be sent past the run, and were left out.
     pub(super) captured: bool,
+}
+
+/// A proxy's server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Server {
+    /// The proxy's name and the server's address.
+    pub(super) shown: String,
+    /// Where the profile has it: `FILE:LINE`.
+    pub(super) place: String,
+    /// Some rule sends flows there as things stand.
+    pub(super) used: bool,
+    /// The address is reserved for examples (RFC 2606, RFC 3849, RFC 5737), so that nobody has it.
+    pub(super) example: bool,
+    /// Whether it takes connections.
+    pub(super) outcome: Result<(), String>,
 }
 
 impl Record {
@@ -160,22 +186,24 @@ impl Record {
     pub(super) fn plan(&self) -> Option<&HostPlan> {
         match &self.run {
             RunState::Answers { plan, .. } => plan.as_deref(),
-            RunState::Absent | RunState::Silent(_) => None,
+            RunState::Absent | RunState::Silent(_) | RunState::Hidden => None,
         }
     }
 
     /// Rules that are not ours.
     pub(super) fn foreign_rules(&self) -> impl Iterator<Item = &Rule> {
         let ours = self.plan().map_or(&[][..], |plan| &plan.rules);
-        let left = self.journal.as_ref().map_or(&[][..], |journal| &journal.rules);
+        let left = self.journal.as_ref().ok().and_then(Option::as_ref).map_or(&[][..], |journal| &journal.rules);
         self.survey.rules.iter().filter(move |rule| !ours.contains(rule) && !left.contains(rule))
     }
 
-    /// Interfaces that lead to the internet, the TUN left out.
+    /// Interfaces that lead to the internet, the TUN left out, and that of a run that this user cannot see.
     pub(super) fn uplinks(&self) -> Vec<&SeenLink> {
         let tun = self.plan().map(|plan| plan.tun.as_str());
         let up = self.survey.uplinks();
-        self.links.iter().filter(|link| up.contains(&link.index) && Some(link.name.as_str()) != tun).collect()
+        let ours =
+            |link: &SeenLink| Some(link.name.as_str()) == tun || (link.kind == "tun" && is_default_name(&link.name));
+        self.links.iter().filter(|link| up.contains(&link.index) && !ours(link)).collect()
     }
 
     /// Whether there is a way to the internet besides the TUN.
@@ -202,6 +230,11 @@ impl Record {
     pub(super) fn is_gateway(&self) -> bool {
         self.profile.as_ref().is_some_and(|profile| profile.gateway)
     }
+}
+
+/// Whether a TUN with this name is one of ours, as far as a name tells.
+pub(super) fn is_default_name(name: &str) -> bool {
+    name.starts_with("tunproxy")
 }
 
 /// Whether a prefix is all of its family, or half of it.

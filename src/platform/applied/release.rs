@@ -20,6 +20,7 @@ impl Applied {
         if self.plan.has_kill_switch() {
             return Ok(());
         }
+        self.back.get_or_insert_default();
         let forwarding = Family::BOTH.into_iter().filter(|family| forwards(*family)).collect::<Vec<_>>();
         let (mut kept, mut void, mut failed) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(done) = self.done.pop() {

@@ -244,10 +244,10 @@ fn a_refusal_says_whose_file_it_is_and_how_to_give_it_away() {
     let path = dir.path().join("lock");
     fs::write(&path, "").unwrap();
     let [refused, missing] = [io::ErrorKind::PermissionDenied, io::ErrorKind::NotFound].map(io::Error::from);
-    assert_eq!(file::advice(&path, &refused), "", "it is our own");
+    assert_eq!(file::advice("read", &path, &refused), "", "it is our own");
     let others = if chown(&path, Some(12345), None).is_ok() { path } else { "/etc/passwd".into() };
-    assert_eq!(file::advice(&others, &missing), "");
-    let said = file::advice(&others, &refused);
+    assert_eq!(file::advice("read", &others, &missing), "");
+    let said = file::advice("read", &others, &refused);
     let us = nix::unistd::geteuid();
     let folder = others.parent().unwrap().display();
     assert!(said.contains("belongs to uid") && said.contains(&format!("sudo chown -R {us} {folder}")), "{said}");

@@ -52,19 +52,48 @@ fn distrust(path: &Path, file: &File) -> io::Result<Option<String>> {
     Ok((mode & 0o022 != 0).then(|| format!("may be written by others (mode {mode:04o})")))
 }
 
-/// What a person can do about `error` at `path`, a file of the state directory.
-pub(super) fn advice(path: &Path, error: &io::Error) -> String {
-    let owner = match error.kind() {
-        io::ErrorKind::PermissionDenied => fs::symlink_metadata(path).ok().map(|found| found.uid()),
-        _ => None,
-    };
-    let us = geteuid().as_raw();
-    match (owner.filter(|owner| *owner != us), path.parent()) {
-        (Some(owner), Some(folder)) => format!(
-            "; it belongs to uid {owner}, by whom another run was. Run it as that user, or give all of the directory \
-             to this one: sudo chown -R {us} {}",
-            folder.display()
-        ),
+/// What a person can do about `error` at `path`, a state directory that cannot be made (`act` is "create") or a file in one.
+/// Empty where nothing comes to mind.
+pub(super) fn advice(act: &str, path: &Path, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied if act != "create" => of_another(path),
+        io::ErrorKind::PermissionDenied => ELSEWHERE.to_owned(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "make room there; a new run may have another directory (--state-dir)".to_owned()
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "make it writable again (`mount -o remount,rw`); a new run may have another directory (--state-dir)"
+                .to_owned()
+        }
+        // What has the name of a directory that is to be made.
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => "name a directory with --state-dir".to_owned(),
         _ => String::new(),
+    }
+}
+
+/// What to do where this user may not write.
+const ELSEWHERE: &str = "name a directory that this user may write to with --state-dir, or run it with sudo";
+
+/// What to do where this user may not touch a file of the state directory: it or the directory tells whose it is.
+fn of_another(path: &Path) -> String {
+    let folder = path.parent().unwrap_or(path);
+    let owner = [path, folder].into_iter().find_map(|at| Some(fs::symlink_metadata(at).ok()?.uid()));
+    let us = geteuid().as_raw();
+    match owner {
+        // Its mode is somebody's wish.
+        Some(owner) if owner == us => String::new(),
+        Some(owner) => {
+            let run = if owner == 0 {
+                "Run it with sudo".to_owned()
+            } else {
+                format!("Run it as that user (sudo -u '#{owner}')")
+            };
+            format!(
+                "it belongs to uid {owner}, by whom another run was. {run}; or, if that is over and undone, give all of the \
+                 directory to this user: sudo chown -R {us} {}",
+                folder.display()
+            )
+        }
+        None => ELSEWHERE.to_owned(),
     }
 }

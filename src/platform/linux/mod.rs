@@ -3,6 +3,7 @@
 pub(super) mod capability;
 pub(super) mod echo;
 pub(super) mod holder;
+pub(super) mod inherited;
 mod listeners;
 pub(super) mod memory;
 pub(super) mod netlink;

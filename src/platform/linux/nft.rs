@@ -57,7 +57,7 @@ pub(in crate::platform) fn survey() -> NftState {
             tables: ruleset::table_names(&ruleset).collect(),
             mark_bits: ruleset::mark_bits(&ruleset),
             dropping_forward: ruleset::dropping_forward(&ruleset),
-            kill_switches: ruleset::kill_switches(&ruleset),
+            kill_switches: ruleset::kill_switches(&ruleset).into_iter().map(|(table, _)| table).collect(),
         },
         Err(why) => NftState::Missing(why),
     }

@@ -119,7 +119,7 @@ fn proxies_that_cannot_be_reached_are_told_from_those_that_can() {
              - {{ name: closed, type: socks5, server: {V4}, port: 1081 }}\n\
              - {{ name: nowhere, type: socks5, server: no-such-name.test, port: 1080 }}\n\
              - {{ name: silent, type: socks5, server: {BLACK_HOLE_V4}, port: 1080 }}\n\
-             rules: ['MATCH,alive']\n"
+             rules: ['DST-PORT,1,closed', 'DST-PORT,2,nowhere', 'DST-PORT,3,silent', 'MATCH,alive']\n"
         ));
         let look = || {
             let told = told(&examine(&place, &lab.host), "problem");

@@ -81,7 +81,7 @@ fn broken_while_running(break_it: impl Fn(&Topology), words: &[&str]) {
 fn a_rule_that_was_deleted_is_missed() {
     run(&[TUN], || {
         let delete = |lab: &Topology| drop(lab.host.ip("-6 rule del priority 9043"));
-        broken_while_running(delete, &["ip -6 rule add priority 9043 lookup 2022", "restart"]);
+        broken_while_running(delete, &["ip -6 rule add priority 9043 lookup 2022", "look again"]);
     });
 }
 
@@ -111,7 +111,7 @@ fn a_vpn_that_came_after_us_is_to_be_let_pass() {
             lab.host.ip("route add default via 192.168.1.1 table 51820");
             lab.host.ip("rule add priority 32764 not fwmark 0xca6c lookup 51820");
         };
-        broken_while_running(wg_quick, &["0xca6c", "restart tunproxy"]);
+        broken_while_running(wg_quick, &["0xca6c", "look again"]);
     });
 }
 
@@ -158,7 +158,7 @@ fn a_strict_reverse_path_filter_is_named_where_it_hurts() {
         let _sites = Sites::open(&lab);
         let run = frozen(&lab, &gateway());
         lab.host.sysctl("net.ipv4.conf.eth0.rp_filter", "1");
-        run.assert_one(&lab, "problem", &["eth0 has become strict", "restart tunproxy"]);
+        run.assert_one(&lab, "problem", &["eth0 has become strict", "look again"]);
     });
 }
 
@@ -187,7 +187,7 @@ fn a_resolv_conf_that_somebody_changed_while_we_run_is_named() {
         let _sites = Sites::open(&lab);
         let run = frozen(&lab, &desktop());
         set_resolv_conf("nameserver fe80::1%eth0\n");
-        run.assert_one(&lab, "problem", &["fe80::1%eth0, an address of one link", "restart tunproxy"]);
+        run.assert_one(&lab, "problem", &["fe80::1%eth0, an address of one link", "look again"]);
     });
 }
 

@@ -11,20 +11,25 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
     let Some(tun) = record.links.iter().find(|link| link.name == plan.tun) else {
         return vec![Finding::problem(
             format!("the TUN {} is gone, though tunproxy runs", plan.tun),
-            "restart tunproxy; its log says when the device went",
+            "tunproxy ends by itself then, and puts the host back: look again, and see who deleted it in its log. If it \
+             does not end, stop it: `sudo tunproxy stop`",
         )];
     };
     if !tun.up {
         return vec![Finding::problem(
             format!("the TUN {} is down", tun.name),
-            format!("restart tunproxy: with `ip link set {} up` alone its routes do not come back", tun.name),
+            "tunproxy switches it on again within a second, with its routes: look again. If it stays down, its log says \
+             why",
         )];
     }
     let mut found = Vec::new();
     if tun.mtu != plan.mtu {
         found.push(Finding::warning(
             format!("the TUN's MTU is {}, and tunproxy set it to {}", tun.mtu, plan.mtu),
-            format!("set it back: `sudo ip link set {} mtu {}`", tun.name, plan.mtu),
+            format!(
+                "tunproxy sets it back within a second: look again. If it does not, `sudo ip link set {} mtu {}`",
+                tun.name, plan.mtu
+            ),
         ));
     }
     for uplink in record.uplinks().into_iter().filter(|uplink| uplink.mtu < ORDINARY && uplink.mtu < tun.mtu) {

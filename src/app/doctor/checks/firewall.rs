@@ -40,7 +40,8 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
         true => vec![Finding::fine(format!("the firewall table inet {} is loaded", nft.table))],
         false => vec![Finding::problem(
             format!("the firewall table inet {} is not there, or lacks chains: {LOST}", nft.table),
-            "restart tunproxy; its log says why the table could not be loaded or when its nft ended",
+            "tunproxy loads it again within a second: look again. If it is still away, its log says why it cannot be \
+             loaded",
         )],
     }
 }

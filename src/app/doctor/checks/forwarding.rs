@@ -96,8 +96,8 @@ fn strict(record: &Record) -> Vec<Finding> {
                      there are dropped"
                 ),
                 format!(
-                    "restart tunproxy, which then sets what is needed; or set it back: `sudo sysctl -w \
-                     net.ipv4.conf.{name}.rp_filter=2`"
+                    "tunproxy sets what is needed for that within a second: look again. If it is still so, set it back: \
+                     `sudo sysctl -w net.ipv4.conf.{name}.rp_filter=2`"
                 ),
             )
         })

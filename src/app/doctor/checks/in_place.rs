@@ -4,8 +4,10 @@ use super::super::finding::Finding;
 use super::super::record::Record;
 use crate::platform::{HostPlan, Route, RouteKind, Rule, parameter_name, rule_command};
 
-const RESTART: &str = "somebody has undone it: a network service, a VPN, or `ip rule flush`. Find out who, and restart \
-                       tunproxy";
+/// The run stands guard over all of this by itself.
+const LOOK_AGAIN: &str = "somebody has undone it: a network service, a VPN, or `ip rule flush`. tunproxy puts it back within a \
+                          second: look again. If it is still away, or goes again and again, its log says more; find out \
+                          who does it";
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
     let Some(plan) = record.plan() else { return Vec::new() };
@@ -26,7 +28,7 @@ fn rules(record: &Record, plan: &HostPlan) -> Option<Finding> {
     let again = rule_command("add", first);
     Some(Finding::problem(
         format!("{} of {} rules of ours are gone: `{again}`{}", gone.len(), plan.rules.len(), and_so_on(&gone)),
-        RESTART,
+        LOOK_AGAIN,
     ))
 }
 
@@ -41,14 +43,14 @@ fn routes(record: &Record, plan: &HostPlan) -> Option<Finding> {
     let first = gone.first()?;
     Some(Finding::problem(
         format!("{} of {} routes of ours are gone: {first}{}", gone.len(), plan.routes.len(), and_so_on(&gone)),
-        RESTART,
+        LOOK_AGAIN,
     ))
 }
 
 fn addresses(record: &Record, plan: &HostPlan) -> Option<Finding> {
     let tun = record.links.iter().find(|link| link.name == plan.tun)?.index;
     let gone = plan.addresses.iter().find(|wanted| !record.survey.addresses.contains(&(tun, **wanted)))?;
-    Some(Finding::problem(format!("the TUN has lost its address {gone}"), RESTART))
+    Some(Finding::problem(format!("the TUN has lost its address {gone}"), LOOK_AGAIN))
 }
 
 fn parameters(record: &Record, plan: &HostPlan) -> Vec<Finding> {
@@ -57,7 +59,17 @@ fn parameters(record: &Record, plan: &HostPlan) -> Vec<Finding> {
         let (name, value) = (parameter_name(&wanted.path), &wanted.value);
         Some(Finding::problem(
             format!("the parameter {name} is {now}, and has to be {value} while tunproxy runs"),
-            format!("set it back: `sudo sysctl -w {name}={value}`; and find out who changed it"),
+            match name.ends_with("forward") || name.ends_with("forwarding") {
+                true => format!(
+                    "tunproxy sets it back within a second: look again. If it is still so, `sudo sysctl -w {name}={value}`, \
+                     and find out who changes it"
+                ),
+                // Of the others the kernel tells nobody.
+                false => format!(
+                    "set it back: `sudo sysctl -w {name}={value}` (tunproxy does, with the next change of this host's \
+                     network); and find out who changed it"
+                ),
+            },
         ))
     });
     changed.collect()

@@ -1,7 +1,7 @@
 //! Other programs that route: VPNs, proxies, and rules that are asked before ours.
 
 use super::super::finding::Finding;
-use super::super::record::Record;
+use super::super::record::{Record, is_default_name};
 use crate::platform::{Family, HostPlan, MarkMatch, Rule, RuleAction, SeenLink};
 
 /// Kinds of interfaces that lead into a tunnel of somebody else.
@@ -58,7 +58,8 @@ fn before_ours(record: &Record, plan: &HostPlan) -> Vec<Finding> {
             Finding::problem(
                 format!("another program's rule is asked before ours and takes the traffic: {rule}"),
                 format!(
-                    "stop that program and start it before tunproxy, or restart tunproxy; our rules begin at {first}"
+                    "tunproxy moves its rules before such a one by itself, if there is room (they begin at {first}): look \
+                     again. If it stays, stop that program, or have it choose a priority above ours"
                 ),
             )
         })
@@ -85,7 +86,7 @@ fn marks_without_bypass(record: &Record, plan: &HostPlan) -> Vec<Finding> {
                     "another program (a VPN?) has begun to route by the mark {mark:#x}/{mask:#x} after tunproxy was \
                      started ({rule}): its own packets enter our TUN"
                 ),
-                "restart tunproxy, so that it lets that mark pass",
+                "tunproxy lets a new mark pass within a second: look again. If it is still so, its log says why",
             )
         })
         .collect();
@@ -107,7 +108,7 @@ fn other_captures(record: &Record) -> Vec<Finding> {
             continue;
         }
         seen.push(link.index);
-        if link.name.starts_with("tunproxy") {
+        if is_default_name(&link.name) {
             found.push(Finding::warning(
                 format!(
                     "a tunproxy with another state directory takes this host's traffic into {} ({rule})",

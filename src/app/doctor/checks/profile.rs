@@ -1,7 +1,7 @@
 //! The profile: its mistakes, and whether its proxies can be reached.
 
 use super::super::finding::Finding;
-use super::super::record::Record;
+use super::super::record::{Record, Server};
 
 /// More errors than this say nothing more.
 const MOST: usize = 5;
@@ -26,13 +26,8 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
         ));
     }
     let servers = &record.probes.servers;
-    let dead = servers.iter().filter_map(|(server, outcome)| Some((server, outcome.as_ref().err()?)));
-    found.extend(dead.map(|(server, why)| {
-        Finding::problem(
-            format!("the proxy {server} cannot be reached from here: {why}"),
-            "look whether its `server` and `port` are right and whether it runs; what goes there is refused meanwhile",
-        )
-    }));
+    let dead = servers.iter().filter_map(|server| Some((server, server.outcome.as_ref().err()?)));
+    found.extend(dead.map(|(server, why)| unreachable(server, why)));
     if found.is_empty() {
         found.push(Finding::fine(match servers.len() {
             0 => "the profile can be run".to_owned(),
@@ -40,6 +35,21 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
         }));
     }
     found
+}
+
+/// A proxy that does not answer. It matters only where flows go there.
+fn unreachable(server: &Server, why: &str) -> Finding {
+    let Server { shown, place, used, example, .. } = server;
+    let placeholder = if *example { ". It is a placeholder: its address is reserved for examples" } else { "" };
+    let what = format!("the proxy {shown} cannot be reached from here: {why}{placeholder}");
+    let advice = match example {
+        true => format!("write your own proxy's `server` and `port` at {place}, or take it out"),
+        false => format!("look whether its `server` and `port` are right ({place}) and whether it runs"),
+    };
+    match used {
+        true => Finding::problem(what, advice + "; what goes there is refused meanwhile"),
+        false => Finding::warning(what + "; no rule leads there as things stand", advice),
+    }
 }
 
 #[cfg(test)]
@@ -56,12 +66,25 @@ mod tests {
     #[test]
     fn mistakes_and_dead_proxies_are_named() {
         let mut record = quiet();
-        record.probes.servers = vec![
-            ("alive (203.0.113.3:1080)".to_owned(), Ok(())),
-            ("dead (203.0.113.4:1080)".to_owned(), Err("connection refused".to_owned())),
-        ];
-        assert!(only_problem(&check(&record)).unwrap().what.contains("dead (203.0.113.4:1080)"));
-        record.probes.servers.truncate(1);
+        let server = |shown: &str, outcome| Server {
+            shown: shown.to_owned(),
+            place: "mine.yaml:7".to_owned(),
+            used: true,
+            example: false,
+            outcome,
+        };
+        let dead = server("dead (9.9.9.9:1080)", Err("connection refused".to_owned()));
+        record.probes.servers = vec![server("alive (9.9.9.8:1080)", Ok(())), dead.clone()];
+        let found = check(&record);
+        let problem = only_problem(&found).unwrap();
+        assert!(problem.what.contains("dead (9.9.9.9:1080)") && problem.advice.contains("mine.yaml:7"), "{problem:?}");
+        // One that nothing goes to may be what the profile came with.
+        record.probes.servers = vec![Server { used: false, example: true, ..dead.clone() }];
+        assert!(only_problem(&check(&record)).is_none());
+        assert!(warnings(&check(&record))[0].contains("is a placeholder"), "{:?}", check(&record));
+        record.probes.servers = vec![Server { example: true, ..dead }];
+        assert!(only_problem(&check(&record)).unwrap().what.contains("is a placeholder"));
+        record.probes.servers = vec![server("alive (9.9.9.8:1080)", Ok(()))];
         record.profile.as_mut().unwrap().warnings = 2;
         assert!(warnings(&check(&record))[0].contains("2 in all"));
         record.profile.as_mut().unwrap().errors = vec!["3:1: rules: expected a list".to_owned()];

@@ -52,11 +52,12 @@ fn shape(record: &Record) -> Option<Finding> {
 
 /// What stands in resolv.conf must be what the plan was made for.
 fn while_running(plan: &HostPlan, text: &str, listed: &[&str]) -> Option<Finding> {
-    let restart = "restart tunproxy, so that it looks at the file again; and find out who writes it";
+    let again = "tunproxy follows that file: look again in some seconds. If it is still so, its log says why; and find out who \
+                 writes it";
     match &plan.dns {
         DnsPlan::Rewrite { text: ours, .. } if text != ours => Some(Finding::problem(
             "tunproxy had written /etc/resolv.conf, and somebody has written something else into it since",
-            restart,
+            again,
         )),
         DnsPlan::Rewrite { .. } => None,
         DnsPlan::Untouched | DnsPlan::Resolved { .. } if plan.rules.is_empty() => None,
@@ -67,11 +68,11 @@ fn while_running(plan: &HostPlan, text: &str, listed: &[&str]) -> Option<Finding
                     format!(
                         "/etc/resolv.conf now names {server}, an address of one link: such questions go past tunproxy"
                     ),
-                    restart,
+                    again,
                 )),
                 (None, true) => Some(Finding::problem(
                     "/etc/resolv.conf names no nameserver any more: programs find no names",
-                    restart,
+                    again,
                 )),
                 (None, false) => None,
             }

@@ -30,11 +30,14 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
         (Some(_) | None, true) => {}
     }
     if !rights.network && !rights.by_file {
-        found.push(Finding::fine(format!(
-            "this user cannot start a run with a TUN: use sudo, or give the program the right once: `sudo setcap \
-             cap_net_admin,cap_net_raw,cap_net_bind_service+ep {}`",
-            std::env::current_exe().map_or_else(|_| "tunproxy".to_owned(), |path| path.display().to_string())
-        )));
+        found.push(Finding::warning(
+            "this user cannot start a run with a TUN, only `exec` and `demo`",
+            format!(
+                "use sudo, or give the program the right once: `sudo setcap \
+                 cap_net_admin,cap_net_raw,cap_net_bind_service+ep {}`",
+                std::env::current_exe().map_or_else(|_| "tunproxy".to_owned(), |path| path.display().to_string())
+            ),
+        ));
     } else if found.is_empty() {
         found.push(Finding::fine("a TUN may be made, and private namespaces too"));
     }
@@ -83,7 +86,7 @@ mod tests {
         let mut record = quiet();
         (record.rights.network, record.rights.node_closed) = (false, Some("Permission denied".to_owned()));
         let found = check(&record);
-        assert!(only_problem(&found).is_none() && found[0].what.contains("setcap"), "{found:?}");
+        assert!(only_problem(&found).is_none() && found[0].advice.contains("setcap"), "{found:?}");
     }
 
     #[test]

@@ -1,14 +1,18 @@
 //! Whether tunproxy runs, and what an earlier run has left.
 
+use std::path::Path;
+
 use super::super::finding::Finding;
 use super::super::record::{Record, RunState};
-use crate::platform::{Rule, RuleAction, rule_command};
+use crate::app::closed::how_to_open;
+use crate::platform::{KillSwitch, Rule, RuleAction, rule_command};
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
     match &record.run {
         RunState::Answers { pid, seconds, plan } => {
             let tun = plan.as_ref().map_or("without a TUN".to_owned(), |plan| format!("with the TUN {}", plan.tun));
-            vec![Finding::fine(format!("tunproxy runs: process {pid}, since {seconds} s, {tun}"))]
+            let runs = Finding::fine(format!("tunproxy runs: process {pid}, since {seconds} s, {tun}"));
+            [runs].into_iter().chain(closed(record)).collect()
         }
         RunState::Silent(pid) => vec![Finding::problem(
             format!("process {pid} holds the state directory {} and does not answer", record.system.state.path),
@@ -17,25 +21,31 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
                  `kill -9 {pid}`, and then `tunproxy cleanup`"
             ),
         )],
-        RunState::Absent => absent(record),
+        RunState::Absent | RunState::Hidden => absent(record),
     }
 }
 
 fn absent(record: &Record) -> Vec<Finding> {
     let mut found = match &record.journal {
-        Err(why) => vec![Finding::problem(
-            format!("the journal of an earlier run cannot be read: {why}"),
-            "run `tunproxy cleanup` with the version that wrote it, as a user who may read it",
+        Err(journal) => vec![Finding::problem(
+            format!(
+                "the journal of an earlier run cannot be used, neither by a start nor by a clean-up: {}",
+                journal.what
+            ),
+            journal.advice.clone(),
         )],
-        Ok(journal) if journal.commands.is_empty() && !journal.elsewhere => {
-            vec![Finding::fine("tunproxy does not run here, and no earlier run has left anything")]
-        }
-        Ok(journal) if journal.elsewhere => vec![Finding::problem(
+        // Whoever may not look is told so elsewhere.
+        Ok(None) => Vec::new(),
+        Ok(Some(journal)) if journal.commands.is_empty() && !journal.elsewhere => match record.run {
+            RunState::Hidden => Vec::new(),
+            _ => vec![Finding::fine("tunproxy does not run here, and no earlier run has left anything")],
+        },
+        Ok(Some(journal)) if journal.elsewhere => vec![Finding::problem(
             "an earlier run ended in another network namespace without putting it back",
             "run `tunproxy cleanup` in that namespace (nsenter --net=...); if it is gone, `tunproxy cleanup \
              --namespace-gone`",
         )],
-        Ok(journal) => vec![Finding::problem(
+        Ok(Some(journal)) => vec![Finding::problem(
             format!(
                 "an earlier run ended without putting the host back: {} changes are left, and undone by `{}` and the like",
                 journal.commands.len(),
@@ -52,14 +62,16 @@ fn absent(record: &Record) -> Vec<Finding> {
 /// A kill switch that no run stands behind, whether a journal knows of it or not.
 fn closed(record: &Record) -> Option<Finding> {
     let ruleset = record.firewall.ruleset.as_ref().ok()?;
-    let is_closed = ruleset.lines().any(|line| line.trim_start().starts_with("comment \"kill switch of "));
-    is_closed.then(|| {
-        Finding::problem(
-            "the kill switch of an earlier run is closed: nothing leaves this host but to its own networks",
-            "start tunproxy again, or open it with `sudo tunproxy cleanup`, with the --state-dir of that run if it had \
-             one; if that directory is lost, docs/host-changes.md says how to open it by hand",
-        )
-    })
+    let has_tun = |found: &KillSwitch| record.links.iter().any(|link| link.name == found.tun);
+    let found = KillSwitch::in_rules(ruleset).into_iter().find(|found| !has_tun(found))?;
+    Some(Finding::problem(
+        format!(
+            "the kill switch of an earlier run is closed (firewall table inet {}): nothing leaves this host but to its own \
+             networks",
+            found.table
+        ),
+        format!("open it with {}", how_to_open(Path::new(&record.system.state.path))),
+    ))
 }
 
 /// Rules as we make them that look into empty tables, and that no journal of ours knows.
@@ -85,9 +97,9 @@ fn strays(record: &Record) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::super::super::fixture::{only_problem, quiet, running};
-    use super::super::super::record::Journal;
+    use super::super::super::record::{Journal, Unusable};
     use super::*;
-    use crate::platform::{Family, RouteTable};
+    use crate::platform::{Family, RouteTable, SeenLink};
 
     #[test]
     fn a_run_that_answers_and_a_host_without_one_are_fine() {
@@ -104,10 +116,10 @@ mod tests {
     #[test]
     fn leftovers_of_a_crash_are_to_be_cleaned_up() {
         let journal = Journal { commands: vec!["ip -4 rule delete priority 9000".to_owned()], ..Journal::default() };
-        let found = check(&Record { journal: Ok(journal), ..quiet() });
+        let found = check(&Record { journal: Ok(Some(journal)), ..quiet() });
         assert!(only_problem(&found).unwrap().advice.contains("sudo tunproxy cleanup"), "{found:?}");
         let elsewhere = Journal { elsewhere: true, ..Journal::default() };
-        let found = check(&Record { journal: Ok(elsewhere), ..quiet() });
+        let found = check(&Record { journal: Ok(Some(elsewhere)), ..quiet() });
         assert!(only_problem(&found).unwrap().advice.contains("--namespace-gone"), "{found:?}");
     }
 
@@ -119,6 +131,23 @@ mod tests {
         let found = check(&record);
         assert!(only_problem(&found).unwrap().advice.contains("sudo tunproxy cleanup"), "{found:?}");
         assert!(closed(&quiet()).is_none());
+        // That of a run which goes on, with another state directory, has its TUN.
+        record.links.push(SeenLink { name: "tunproxy0".to_owned(), ..SeenLink::default() });
+        assert!(closed(&record).is_none());
+    }
+
+    #[test]
+    fn what_nobody_could_see_is_not_called_fine() {
+        assert!(check(&Record { journal: Ok(None), ..quiet() }).is_empty());
+        assert!(check(&Record { run: RunState::Hidden, ..quiet() }).is_empty());
+    }
+
+    #[test]
+    fn a_journal_that_a_clean_up_refuses_is_told_with_what_helps() {
+        let journal = Unusable { what: "line 2 is damaged".to_owned(), advice: "reboot".to_owned() };
+        let found = check(&Record { journal: Err(journal), ..quiet() });
+        let problem = only_problem(&found).unwrap();
+        assert!(problem.what.contains("line 2 is damaged") && problem.advice == "reboot", "{problem:?}");
     }
 
     #[test]

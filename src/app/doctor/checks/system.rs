@@ -26,8 +26,9 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
     found.extend(state(record));
     if found.is_empty() {
         found.push(Finding::fine(format!(
-            "clock, kernel ({}), limits and state directory are in order",
-            record.system.kernel
+            "clock, kernel ({}){} are in order",
+            record.system.kernel,
+            if record.system.state.hidden { " and limits" } else { ", limits and state directory" }
         )));
     }
     found
@@ -142,6 +143,8 @@ mod tests {
         assert!(only_problem(&with(&|it| it.system.state.free = 0)).unwrap().what.contains("is full"));
         assert!(warnings(&with(&|it| it.system.open = Some((950, 1024))))[0].contains("950 of 1024"));
         assert!(warnings(&with(&|it| it.system.open = Some((95, 1024)))).is_empty());
+        let told = |found: &[Finding]| found[0].what.contains("state directory");
+        assert!(told(&check(&quiet())) && !told(&with(&|it| it.system.state.hidden = true)), "nobody has looked");
         let closed = with(&|it| it.system.state.closed = Some("Read-only file system".to_owned()));
         assert!(only_problem(&closed).unwrap().what.contains("Read-only file system"));
     }
