@@ -142,12 +142,17 @@ impl Dispatcher {
         Ok((way, wire))
     }
 
-    /// Sends a request as the router that we are: with one hop less to live.
-    pub(super) fn request(&self, way: &Way, flow: &Flow, ping: &Ping<'_>) {
+    /// Sends a request as the router that we are: with one hop less to live. A socket that can send no more comes to its
+    /// end, with all its flows, and the request opens another.
+    pub(super) fn request(self: &Rc<Self>, way: &Rc<Way>, flow: &Flow, ping: &Ping<'_>) {
         match way.send(flow, ping) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.core.counters.datagrams_dropped.fetch_add(1, Relaxed);
+            }
+            Err(_) if way.is_stranded() => {
+                self.echoes.borrow_mut().end(way, &"its interface is gone");
+                self.echo(ping, &flow.back);
             }
             Err(error) => {
                 let why = reach(&error).map(|why| match (why, ping.source.is_ipv4(), flow.to.is_ipv4()) {

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ struct Net {
     sent: Mutex<Vec<(IpAddr, u16, u16, u8)>>,
     arrivals: Mutex<Arrivals>,
     fails: Mutex<Option<DialError>>,
+    /// The device is gone that all sockets were bound to.
+    unplugged: AtomicBool,
 }
 
 impl Net {
@@ -108,6 +110,10 @@ impl EchoSocket for Wired {
                 Ok(())
             }
         }
+    }
+
+    fn is_stranded(&self) -> bool {
+        self.0.unplugged.load(Relaxed)
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<EchoArrival>> {
@@ -312,6 +318,38 @@ async fn what_cannot_be_sent_is_told_as_a_router_would() {
         send(DialError::Unreachable(Reach::Prohibited));
         assert_eq!(bench.heard.times(2).await, ["Network for headdata", "Prohibited for headdata"]);
         assert_eq!(bench.dispatcher.core.counters.datagrams_dropped.load(Relaxed), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_socket_whose_device_is_gone_ends_with_its_flows_and_the_request_is_decided_anew() {
+    local(async {
+        // What is decided anew is told from what goes the old way.
+        let bench = Bench::new(&World { rules: &["MATCH,REJECT"], ..DIRECT }, Net::default());
+        for last in [1, 2] {
+            bench.open(&ask(&format!("192.0.2.{last}"), "198.51.100.9", 1), "198.51.100.9");
+        }
+        let fail = |unplugged: bool| {
+            bench.net.unplugged.store(unplugged, Relaxed);
+            bench.net.fails.lock().replace(DialError::Io(io::Error::from_raw_os_error(libc::ENODEV)));
+            bench.dispatcher.echo(&ask("192.0.2.1", "198.51.100.9", 2), &bench.back);
+        };
+        // An error by itself says nothing about the socket.
+        fail(false);
+        assert_eq!(bench.heard.times(1).await, ["Host for headdata"]);
+        assert_eq!((bench.flows(), bench.net.closed.load(Relaxed)), (2, 0));
+        fail(true);
+        assert_eq!(bench.heard.times(1).await, ["Prohibited for headdata"], "the rules were asked");
+        while bench.net.closed.load(Relaxed) == 0 {
+            yield_now().await;
+        }
+        let counters = &bench.dispatcher.core.counters;
+        assert_eq!(
+            (bench.flows(), counters.closed.load(Relaxed)),
+            (1, 2),
+            "both flows ended; what is left is the refusal"
+        );
     })
     .await;
 }

@@ -207,6 +207,11 @@ impl Way {
         Ok(())
     }
 
+    /// Whether its socket is of no more use: see [`EchoSocket::is_stranded`](crate::net::EchoSocket::is_stranded).
+    pub(super) fn is_stranded(&self) -> bool {
+        self.socket.borrow().is_stranded()
+    }
+
     /// Hands over what has come, until the socket fails.
     pub(super) fn poll_arrivals(&self, cx: &mut Context<'_>, scratch: &RefCell<Box<[u8]>>) -> Poll<io::Error> {
         let mut scratch = scratch.borrow_mut();

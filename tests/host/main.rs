@@ -12,6 +12,7 @@ mod control;
 mod datagrams;
 mod direct;
 mod doctor;
+mod echo_ways;
 mod exec;
 mod failures;
 mod following;
