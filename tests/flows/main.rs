@@ -26,4 +26,5 @@ mod echoes;
 #[cfg(test)]
 mod messages;
 #[cfg(test)]
+mod fairness;
 mod hostile;
