@@ -17,6 +17,7 @@ mod exec;
 mod failures;
 mod following;
 mod gateway;
+mod hanging;
 mod host_run;
 mod icmp;
 mod intruders;
