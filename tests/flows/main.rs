@@ -26,5 +26,6 @@ mod echoes;
 #[cfg(test)]
 mod messages;
 #[cfg(test)]
-mod fairness;
 mod hostile;
+#[cfg(test)]
+mod fairness;

@@ -15,6 +15,7 @@ mod doctor;
 mod echo_ways;
 mod exec;
 mod failures;
+mod fairness;
 mod following;
 mod gateway;
 mod hanging;

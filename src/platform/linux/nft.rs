@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdin, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -61,6 +62,14 @@ pub(in crate::platform) fn survey() -> NftState {
         },
         Err(why) => NftState::Missing(why),
     }
+}
+
+/// Whether nft and the kernel know the expression `socket`, a module of its own. That does not change while we run.
+pub(in crate::platform) fn finds_sockets() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    let asking =
+        "table inet tunproxy-asks { chain asks { type filter hook input priority 0; socket wildcard 1; }; };\n";
+    *FOUND.get_or_init(|| run(&["--check", "--file", "-"], asking).is_ok_and(|output| output.status.success()))
 }
 
 /// Has nft and the kernel check the table without loading it.
