@@ -47,7 +47,7 @@ impl Dispatcher {
             }
             Some(Entry::Closed { .. }) | None => {}
         }
-        let ticket = echoes.begin(key, ping);
+        let Some(ticket) = echoes.begin(key, ping) else { return };
         let task = spawn_local(Rc::clone(self).open_echo(ticket, Rc::clone(back)));
         echoes.attach(&ticket, task.abort_handle());
     }
@@ -71,17 +71,23 @@ impl Dispatcher {
                 account.failed(&error, matches!(error, DialError::Rejected(_)));
                 let why = reach(&error);
                 let waited = self.echoes.borrow_mut().refuse(&ticket, why, Instant::now() + REFUSED_FOR);
-                if waited.is_some() {
-                    let dispatcher = Rc::clone(&self);
-                    spawn_local(async move {
-                        sleep(REFUSED_FOR).await;
-                        dispatcher.echoes.borrow_mut().reopen(&ticket.key);
-                    });
+                if waited.is_some() && self.echoes.borrow_mut().starts_sweeping() {
+                    spawn_local(Rc::clone(&self).sweep());
                 }
                 if let Some(why) = why {
                     let tell = |waiting: Waiting| back.unreachable(quoted(&waiting.packet), why);
                     waited.into_iter().flatten().for_each(tell);
                 }
+            }
+        }
+    }
+
+    /// Forgets what was refused, for as long as there is any: one for all, however many they are.
+    async fn sweep(self: Rc<Self>) {
+        loop {
+            sleep(REFUSED_FOR).await;
+            if !self.echoes.borrow_mut().sweep(Instant::now()) {
+                return;
             }
         }
     }
@@ -142,12 +148,17 @@ impl Dispatcher {
         Ok((way, wire))
     }
 
-    /// Sends a request as the router that we are: with one hop less to live.
-    pub(super) fn request(&self, way: &Way, flow: &Flow, ping: &Ping<'_>) {
+    /// Sends a request as the router that we are: with one hop less to live. A socket that can send no more comes to its
+    /// end, with all its flows, and the request opens another.
+    pub(super) fn request(self: &Rc<Self>, way: &Rc<Way>, flow: &Flow, ping: &Ping<'_>) {
         match way.send(flow, ping) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.core.counters.datagrams_dropped.fetch_add(1, Relaxed);
+            }
+            Err(_) if way.is_stranded() => {
+                self.echoes.borrow_mut().end(way, &"its interface is gone");
+                self.echo(ping, &flow.back);
             }
             Err(error) => {
                 let why = reach(&error).map(|why| match (why, ping.source.is_ipv4(), flow.to.is_ipv4()) {

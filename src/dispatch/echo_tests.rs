@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::{LocalSet, yield_now};
 
-use super::super::echoes::{Echoes, MOST, MOST_OF_ONE};
+use super::super::echoes::{MOST, MOST_OF_ONE};
 use super::super::fixture::{World, dns};
 use super::super::{EchoBack, Quote};
 use super::*;
@@ -21,6 +21,9 @@ use crate::net::{
     BoxDatagram, BoxEchoSocket, BoxFuture, BoxStream, Echo, EchoArrival, EchoError, EchoFailure, EchoSocket,
 };
 use crate::outbound::Networks;
+
+#[path = "echo_bounds_tests.rs"]
+mod bounds;
 
 const DIRECT: World<'_> = World { proxies: "", rules: &["MATCH,DIRECT"], names: &[] };
 
@@ -37,6 +40,8 @@ struct Net {
     sent: Mutex<Vec<(IpAddr, u16, u16, u8)>>,
     arrivals: Mutex<Arrivals>,
     fails: Mutex<Option<DialError>>,
+    /// The device is gone that all sockets were bound to.
+    unplugged: AtomicBool,
 }
 
 impl Net {
@@ -108,6 +113,10 @@ impl EchoSocket for Wired {
                 Ok(())
             }
         }
+    }
+
+    fn is_stranded(&self) -> bool {
+        self.0.unplugged.load(Relaxed)
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<EchoArrival>> {
@@ -190,7 +199,7 @@ impl Bench {
     /// Opens the flow of a request through the outbound of this file, as the router would have it, and sends it.
     fn open(&self, ping: &Ping<'_>, to: &str) {
         let key = Key { source: ping.source, destination: ping.destination, id: ping.echo.id };
-        let ticket = self.dispatcher.echoes.borrow_mut().begin(key, ping);
+        let ticket = self.dispatcher.echoes.borrow_mut().begin(key, ping).unwrap();
         let (way, wire) = self.dispatcher.echo_way(&There(Arc::clone(&self.net)), ip(to).is_ipv6()).unwrap();
         let to_all = Address { host: Host::Ip(ping.destination), port: 0 };
         let session = Session::new(Network::Icmp, Inbound::Tun, SocketAddr::new(ping.source, 7), to_all);
@@ -316,6 +325,38 @@ async fn what_cannot_be_sent_is_told_as_a_router_would() {
     .await;
 }
 
+#[tokio::test]
+async fn a_socket_whose_device_is_gone_ends_with_its_flows_and_the_request_is_decided_anew() {
+    local(async {
+        // What is decided anew is told from what goes the old way.
+        let bench = Bench::new(&World { rules: &["MATCH,REJECT"], ..DIRECT }, Net::default());
+        for last in [1, 2] {
+            bench.open(&ask(&format!("192.0.2.{last}"), "198.51.100.9", 1), "198.51.100.9");
+        }
+        let fail = |unplugged: bool| {
+            bench.net.unplugged.store(unplugged, Relaxed);
+            bench.net.fails.lock().replace(DialError::Io(io::Error::from_raw_os_error(libc::ENODEV)));
+            bench.dispatcher.echo(&ask("192.0.2.1", "198.51.100.9", 2), &bench.back);
+        };
+        // An error by itself says nothing about the socket.
+        fail(false);
+        assert_eq!(bench.heard.times(1).await, ["Host for headdata"]);
+        assert_eq!((bench.flows(), bench.net.closed.load(Relaxed)), (2, 0));
+        fail(true);
+        assert_eq!(bench.heard.times(1).await, ["Prohibited for headdata"], "the rules were asked");
+        while bench.net.closed.load(Relaxed) == 0 {
+            yield_now().await;
+        }
+        let counters = &bench.dispatcher.core.counters;
+        assert_eq!(
+            (bench.flows(), counters.closed.load(Relaxed)),
+            (1, 2),
+            "both flows ended; what is left is the refusal"
+        );
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_flow_that_is_idle_ends_and_the_socket_with_the_last() {
     local(async {
@@ -431,26 +472,4 @@ async fn a_fake_address_that_stands_for_nothing_is_an_unreachable_host() {
         assert_eq!(heard.times(1).await, ["Host for headdata"]);
     })
     .await;
-}
-
-#[tokio::test]
-async fn what_waits_is_bounded_in_number_and_bytes() {
-    let mut echoes = Echoes::default();
-    let packet = vec![0; 60_000];
-    let mut lost = 0;
-    for id in 0..100 {
-        let mut ping = ask("192.0.2.1", "198.51.100.9", 1);
-        (ping.echo.id, ping.packet) = (id, &packet);
-        let key = Key { source: ping.source, destination: ping.destination, id };
-        echoes.begin(key, &ping);
-        lost += (0..10).filter(|_| !echoes.wait(&key, &ping)).count();
-    }
-    assert!(lost > 900, "{lost}");
-    for id in 0..100 {
-        echoes.forget(&Key { source: ip("192.0.2.1"), destination: ip("198.51.100.9"), id }, &"test");
-    }
-    let ping = ask("192.0.2.1", "198.51.100.9", 1);
-    let key = Key { source: ping.source, destination: ping.destination, id: 7 };
-    echoes.begin(key, &ping);
-    assert_eq!((0..20).filter(|_| echoes.wait(&key, &ping)).count(), 7);
 }

@@ -21,7 +21,9 @@ use crate::dns::Held;
 use crate::net::{BoxEchoSocket, DialError, Echo, EchoArrival, EchoError, EchoFailure, LONGER_HEADER};
 
 /// Requests of one flow that an error may still be about: more than a traceroute has under way.
-const REMEMBERED: usize = 32;
+pub(super) const REMEMBERED: usize = 32;
+/// Bytes that their heads may have: 64 for each, where a header without options has 48 at most.
+pub(super) const REMEMBERED_BYTES: usize = 2 << 10;
 /// A header that is longer is none that an error could quote with anything behind it.
 const LONGEST_HEAD: usize = 128;
 /// Messages taken from one socket before others get their turn.
@@ -110,8 +112,11 @@ impl Flow {
             return;
         }
         let mut sent = self.sent.borrow_mut();
-        if sent.len() >= REMEMBERED {
-            sent.pop_front();
+        let mut bytes = sent.iter().map(|sent| sent.head.len()).sum::<usize>() + head.len();
+        while (sent.len() >= REMEMBERED || bytes > REMEMBERED_BYTES)
+            && let Some(oldest) = sent.pop_front()
+        {
+            bytes -= oldest.head.len();
         }
         sent.push_back(Sent { sequence, head: head.into() });
     }
@@ -205,6 +210,11 @@ impl Way {
         flow.moved(echo.payload.len(), 0);
         flow.remember(echo.sequence, ping.head);
         Ok(())
+    }
+
+    /// Whether its socket is of no more use: see [`EchoSocket::is_stranded`](crate::net::EchoSocket::is_stranded).
+    pub(super) fn is_stranded(&self) -> bool {
+        self.socket.borrow().is_stranded()
     }
 
     /// Hands over what has come, until the socket fails.

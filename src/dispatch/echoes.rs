@@ -4,13 +4,17 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use foldhash::fast::RandomState;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::Ping;
-use super::echo_way::{Flow, Way};
+use super::echo_way::{Flow, REMEMBERED, REMEMBERED_BYTES, Way};
+use super::live::Counters;
+use super::queue::Place;
 use crate::net::{Echo, Reach};
 
 /// Flows of one worker.
@@ -23,6 +27,12 @@ const FEW: (usize, usize) = (512, 256);
 const MOST_WAITING: usize = 8;
 /// Bytes of all requests that wait.
 const MOST_WAITING_BYTES: usize = 1 << 20;
+/// What a flow costs in any state, in bytes: what it remembers of its requests ([`REMEMBERED`] places of 24 bytes, as many
+/// allocations of 16 beside their [`REMEMBERED_BYTES`]: 3.3 KB), and its task, session and places in tables (1.6 KB).
+pub(super) const COST: usize = 5 << 10;
+/// Echo requests find room as long as this part of what may wait in memory is not used up: they are the first to go without.
+pub(super) const PART: usize = 4;
+const _: () = assert!(REMEMBERED * (24 + 16) + REMEMBERED_BYTES + 1600 <= COST);
 
 /// What makes a flow: the requests of one program of a client to one host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -76,12 +86,15 @@ pub(super) struct Waiting {
     ttl: u8,
     tos: u8,
     dont_fragment: bool,
+    _place: Place,
 }
 
 impl Waiting {
-    fn of(ping: &Ping<'_>) -> Self {
+    /// None: there is no room for it.
+    fn of(ping: &Ping<'_>, counters: &Arc<Counters>) -> Option<Self> {
         let Echo { sequence, ttl, tos, dont_fragment, .. } = ping.echo;
-        Self { packet: ping.packet.into(), head: ping.head.len(), sequence, ttl, tos, dont_fragment }
+        let _place = Place::take(ping.packet.len(), PART, counters)?;
+        Some(Self { packet: ping.packet.into(), head: ping.head.len(), sequence, ttl, tos, dont_fragment, _place })
     }
 
     /// The request as it came.
@@ -93,10 +106,15 @@ impl Waiting {
     }
 }
 
-/// The flows and sockets of one worker.
-#[derive(Default)]
+/// A flow, and the memory that it is paid for with as long as it is known.
+struct Known {
+    entry: Entry,
+    _place: Place,
+}
+
+/// The flows and sockets of one worker. All workers together take no more than [`PART`] of what may wait in memory.
 pub(super) struct Echoes {
-    entries: HashMap<Key, Entry, RandomState>,
+    entries: HashMap<Key, Known, RandomState>,
     /// How many of them each client has.
     of: HashMap<IpAddr, usize, RandomState>,
     /// Sockets that serve many flows, by outbound and family.
@@ -105,36 +123,58 @@ pub(super) struct Echoes {
     tickets: u64,
     /// Each flow has a socket of its own.
     each_its_own: bool,
+    /// Somebody forgets the refusals that are over.
+    sweeping: bool,
+    counters: Arc<Counters>,
 }
 
 impl Echoes {
+    /// No flows yet; what they cost is counted in the queue of `counters`.
+    pub(super) fn new(counters: Arc<Counters>) -> Self {
+        let (entries, of, ways) = (HashMap::default(), HashMap::default(), HashMap::default());
+        Self { entries, of, ways, waiting_bytes: 0, tickets: 0, each_its_own: false, sweeping: false, counters }
+    }
+
     pub(super) fn find(&self, key: &Key) -> Option<&Entry> {
-        self.entries.get(key)
+        self.entries.get(key).map(|known| &known.entry)
     }
 
     /// Lets a request wait for its flow. False: there is no room, and it is lost.
     pub(super) fn wait(&mut self, key: &Key, ping: &Ping<'_>) -> bool {
-        let Some(Entry::Opening(opening)) = self.entries.get_mut(key) else { return false };
+        let Some(Known { entry: Entry::Opening(opening), .. }) = self.entries.get_mut(key) else { return false };
         let bytes = self.waiting_bytes + ping.packet.len();
         if opening.waiting.len() >= MOST_WAITING || bytes > MOST_WAITING_BYTES {
             return false;
         }
+        let Some(waiting) = Waiting::of(ping, &self.counters) else { return false };
         self.waiting_bytes = bytes;
-        opening.waiting.push(Waiting::of(ping));
+        opening.waiting.push(waiting);
         true
     }
 
-    /// Notes that a flow is being opened, with its first request.
-    pub(super) fn begin(&mut self, key: Key, first: &Ping<'_>) -> Ticket {
+    /// Notes that a flow is being opened, with its first request. None: there is no memory for it, and the request is lost.
+    pub(super) fn begin(&mut self, key: Key, first: &Ping<'_>) -> Option<Ticket> {
         self.forget(&key, &"asked for again");
         self.make_room(key.source);
+        let Some(place) = self.place() else {
+            self.counters.datagrams_dropped.fetch_add(1, Relaxed);
+            return None;
+        };
         self.tickets += 1;
         let (number, since) = (self.tickets, Instant::now());
         let opening = Opening { number, since, waiting: Vec::new(), task: None };
-        self.entries.insert(key, Entry::Opening(opening));
+        self.entries.insert(key, Known { entry: Entry::Opening(opening), _place: place });
         *self.of.entry(key.source).or_default() += 1;
         self.wait(&key, first);
-        Ticket { key, number }
+        Some(Ticket { key, number })
+    }
+
+    /// Memory for one more flow, if need be that of flows of the client that has the most.
+    fn place(&mut self) -> Option<Place> {
+        Place::take(COST, PART, &self.counters).or_else(|| {
+            self.shed_of_biggest();
+            Place::take(COST, PART, &self.counters)
+        })
     }
 
     /// The task that opens the flow ends when the flow is forgotten.
@@ -146,7 +186,7 @@ impl Echoes {
     }
 
     fn opening(&mut self, ticket: &Ticket) -> Option<&mut Opening> {
-        match self.entries.get_mut(&ticket.key) {
+        match self.entries.get_mut(&ticket.key).map(|known| &mut known.entry) {
             Some(Entry::Opening(opening)) if opening.number == ticket.number => Some(opening),
             _ => None,
         }
@@ -157,7 +197,7 @@ impl Echoes {
     fn settle(&mut self, ticket: &Ticket, entry: Entry) -> Option<Vec<Waiting>> {
         let waiting = std::mem::take(&mut self.opening(ticket)?.waiting);
         self.waiting_bytes -= waiting.iter().map(|waiting| waiting.packet.len()).sum::<usize>();
-        self.entries.insert(ticket.key, entry);
+        self.entries.get_mut(&ticket.key)?.entry = entry;
         Some(waiting)
     }
 
@@ -173,11 +213,24 @@ impl Echoes {
         self.settle(ticket, Entry::Closed { why, until })
     }
 
-    /// Forgets a refusal that is over.
-    pub(super) fn reopen(&mut self, key: &Key) {
-        if matches!(self.entries.get(key), Some(Entry::Closed { until, .. }) if *until <= Instant::now()) {
-            self.forget(key, &"refused");
+    /// Whether somebody is to [`sweep`](Self::sweep) from now on, since nobody does.
+    pub(super) fn starts_sweeping(&mut self) -> bool {
+        !std::mem::replace(&mut self.sweeping, true)
+    }
+
+    /// Forgets the refusals that are over at `now`. False: there are no others, and nobody needs to come again.
+    pub(super) fn sweep(&mut self, now: Instant) -> bool {
+        let (mut over, mut others) = (Vec::new(), false);
+        for (key, known) in &self.entries {
+            match known.entry {
+                Entry::Closed { until, .. } if until <= now => over.push(*key),
+                Entry::Closed { .. } => others = true,
+                Entry::Opening(_) | Entry::Open { .. } => {}
+            }
         }
+        over.iter().for_each(|key| self.forget(key, &"refused"));
+        self.sweeping = others;
+        others
     }
 
     /// The socket that serves all flows through the outbound `name` to one family.
@@ -203,7 +256,7 @@ impl Echoes {
 
     /// Forgets a flow.
     pub(super) fn forget(&mut self, key: &Key, reason: &dyn fmt::Display) {
-        let Some(entry) = self.entries.remove(key) else { return };
+        let Some(Known { entry, .. }) = self.entries.remove(key) else { return };
         if let Some(many) = self.of.get_mut(&key.source) {
             *many -= 1;
             if *many == 0 {
@@ -230,9 +283,14 @@ impl Echoes {
         if own >= most_of_one {
             return self.shed(source, own / 16);
         }
-        if self.entries.len() >= most
-            && let Some((biggest, many)) = self.of.iter().max_by_key(|(_, many)| **many)
-        {
+        if self.entries.len() >= most {
+            self.shed_of_biggest();
+        }
+    }
+
+    /// Makes room among the flows of the client that has the most.
+    fn shed_of_biggest(&mut self) {
+        if let Some((biggest, many)) = self.of.iter().max_by_key(|(_, many)| **many) {
             let (biggest, many) = (*biggest, *many);
             self.shed(biggest, many / 16);
         }
@@ -244,7 +302,7 @@ impl Echoes {
             .entries
             .iter()
             .filter(|(key, _)| key.source == source)
-            .map(|(key, entry)| (entry.age(), *key))
+            .map(|(key, known)| (known.entry.age(), *key))
             .collect();
         let many = many.max(1).min(known.len());
         if many == 0 {

@@ -105,11 +105,12 @@ impl Dispatcher {
     pub fn new(core: Arc<Core>) -> Rc<Self> {
         core.counters.queue.limit(core.memory / 2);
         let associations = Associations::new(Limits::of_this_process(core.memory / 2), Arc::clone(&core.counters));
+        let echoes = Echoes::new(Arc::clone(&core.counters));
         Rc::new(Self {
             core,
             associations: RefCell::new(associations),
             gathering: RefCell::default(),
-            echoes: RefCell::default(),
+            echoes: RefCell::new(echoes),
             scratch: RefCell::new(vec![0; link::SCRATCH].into_boxed_slice()),
         })
     }

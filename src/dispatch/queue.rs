@@ -65,7 +65,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    fn take(bytes: usize, share: usize, counters: &Arc<Counters>) -> Option<Self> {
+    /// Room for `bytes`, as long as one part in `share` of the limit is not used up.
+    pub(super) fn take(bytes: usize, share: usize, counters: &Arc<Counters>) -> Option<Self> {
         counters.queue.enter(bytes, share).then(|| Self { bytes, counters: Arc::clone(counters) })
     }
 

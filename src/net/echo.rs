@@ -86,6 +86,9 @@ pub trait EchoSocket {
     /// Why it cannot leave: what a router in this place would say of it.
     fn send(&mut self, to: IpAddr, request: &Echo<'_>) -> Result<(), DialError>;
 
+    /// Whether nothing can be sent or heard by it any more, since the device that it was bound to is gone.
+    fn is_stranded(&self) -> bool;
+
     /// Receives one reply or error. `buffer` has to hold the largest packet there is.
     ///
     /// # Errors

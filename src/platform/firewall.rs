@@ -193,6 +193,9 @@ impl Writer<'_> {
         // A spoofed answer from port 53 must not open a hole for our own questions.
         remember.push("udp sport 53 return".to_owned());
         remember.extend(self.never_asked());
+        // Nor one that nobody waits for there: a client that is connected to its peer has no such socket, and one that is
+        // made later has not been asked.
+        let there = if self.survey.parameters.finds_sockets { "socket wildcard 1 " } else { "" };
         let mut resource = vec![OTHER_THAN_UDP.to_owned(), format!("{} return", self.oif_tun("!= "))];
         for address in self.local_addresses() {
             let (family, kind) = (family(address), if address.is_ipv4() { "ipv4_addr" } else { "ipv6_addr" });
@@ -202,7 +205,7 @@ impl Writer<'_> {
                  timeout {REMEMBERED}; size {REMEMBERED_SIZE}; }};\n"
             ));
             remember.push(format!(
-                "ct direction original {family} daddr {address} update @{set} \
+                "ct direction original {family} daddr {address} {there}update @{set} \
                  {{ {family} saddr . udp sport . udp dport }}"
             ));
             resource.push(format!("{family} daddr . udp dport . udp sport @{set} {family} saddr set {address}"));
@@ -397,6 +400,23 @@ mod tests {
             assert!(text.contains(&format!("saddr set {address};")), "{address} in {text}");
         }
         assert!(!text.contains("saddr set 127.0.0.1"), "{text}");
+    }
+
+    #[test]
+    fn who_asks_for_a_socket_that_is_not_there_is_not_remembered_where_nftables_can_tell() {
+        let asked = |finds_sockets: bool| {
+            let mut survey = plain();
+            survey.parameters.finds_sockets = finds_sockets;
+            let text = written(&options(), &survey).text;
+            let updates: Vec<bool> = text
+                .lines()
+                .filter(|line| line.contains("update @"))
+                .map(|line| line.contains("socket wildcard 1 update @"))
+                .collect();
+            assert!(!updates.is_empty(), "{text}");
+            updates
+        };
+        assert!(asked(true).into_iter().all(|asks| asks) && !asked(false).contains(&true));
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub struct Parameters {
     pub strict_reverse_path: BTreeSet<String>,
     /// Ports that clients get when they ask for none, first and last (`ip_local_port_range`).
     pub ephemeral_ports: (u16, u16),
+    /// nftables can ask for the socket that a packet is for.
+    pub finds_sockets: bool,
     /// Interfaces that accept router advertisements only as long as they do not forward (`accept_ra` 1).
     pub host_only_advertisements: BTreeSet<String>,
 }

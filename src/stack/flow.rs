@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -63,6 +63,8 @@ pub(super) struct Flow {
     pub(super) armed: Option<Instant>,
     /// Who waits for the other side of its relay, by direction, and still has to learn of the flow's end.
     pub(super) watchers: [Option<Waker>; 2],
+    /// Who waits for memory for what it has to send; present while the flow is in [`Shared::starving`].
+    pub(super) starving: Option<Waker>,
     pub(super) progress: Progress,
 }
 
@@ -75,17 +77,31 @@ const SENDING: usize = 1;
 pub(super) struct Shared {
     pub(super) dirty: RefCell<Vec<Rc<RefCell<Flow>>>>,
     pub(super) waker: Cell<Option<Waker>>,
-    /// Who found no memory for what it has to send.
-    pub(super) starving: RefCell<Vec<Waker>>,
+    /// Flows that found no memory for what they have to send, each once. Held weakly: a flow that ends meanwhile gives its
+    /// rings back.
+    pub(super) starving: RefCell<Vec<Weak<RefCell<Flow>>>>,
 }
 
 impl Shared {
-    /// Wakes `waker` when there may be memory again.
-    fn starve(&self, waker: &Waker) {
-        self.starving.borrow_mut().push(waker.clone());
+    /// Wakes `waker` when there may be memory again, and nobody else of this flow.
+    fn starve(&self, flow: &Rc<RefCell<Flow>>, inner: &mut Flow, waker: &Waker) {
+        match &mut inner.starving {
+            Some(known) => known.clone_from(waker),
+            none => {
+                *none = Some(waker.clone());
+                self.starving.borrow_mut().push(Rc::downgrade(flow));
+            }
+        }
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Wakes whoever waits for memory.
+    pub(super) fn feed(&self) {
+        let starving = std::mem::take(&mut *self.starving.borrow_mut());
+        let wakers = starving.iter().filter_map(Weak::upgrade).filter_map(|flow| flow.borrow_mut().starving.take());
+        wakers.for_each(Waker::wake);
     }
 
     pub(super) fn mark(&self, flow: &Rc<RefCell<Flow>>, inner: &mut Flow) {
@@ -149,7 +165,7 @@ impl Flow {
     /// Marks it as gone from the table, and tells whoever waits for something else.
     pub(super) fn bury(&mut self) {
         self.dead = true;
-        self.watchers.iter_mut().filter_map(Option::take).for_each(Waker::wake);
+        self.watchers.iter_mut().chain([&mut self.starving]).filter_map(Option::take).for_each(Waker::wake);
     }
 
     /// FIN, now or behind the handshake.
@@ -279,6 +295,10 @@ impl FlowStream {
     ) -> Poll<io::Result<usize>> {
         let mut flow = self.flow.borrow_mut();
         let flow = &mut *flow;
+        if flow.evicted {
+            // What lies in its ring is the room that others wait for.
+            return Poll::Ready(Err(flow.loss()));
+        }
         let socket = flow.sockets.get_mut::<tcp::Socket<'static>>(flow.handle);
         if !socket.can_recv() {
             return match socket.recv(|_| (0, ())) {
@@ -334,7 +354,7 @@ impl FlowStream {
         }
         let fresh = flow.rings.charged() == 0;
         if fresh && !flow.rings.charge() {
-            self.shared.starve(cx.waker());
+            self.shared.starve(&self.flow, flow, cx.waker());
             return Poll::Pending;
         }
         let mut place = 0;

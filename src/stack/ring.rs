@@ -4,6 +4,7 @@
 //! cost only the pages that data has touched.
 
 use std::cell::RefCell;
+use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -45,6 +46,8 @@ pub(super) struct Rings {
     touched: usize,
     /// Where in the second ring the next byte goes.
     head: usize,
+    /// Who pays.
+    client: IpAddr,
     /// What is paid for both while data may lie in them.
     share: Option<Share>,
     pool: Rc<RefCell<Pool>>,
@@ -58,17 +61,18 @@ impl Pool {
         Rc::new(RefCell::new(Self { budget, free: Default::default(), mappings: Vec::new(), mapped: 0, smallest }))
     }
 
-    /// A pair of rings for one more flow beside `live` others. None when the system has no address space left.
-    pub(super) fn take(pool: &Rc<RefCell<Self>>, live: usize) -> Option<Rings> {
+    /// A pair of rings for one more flow of `client`, beside `live` others of which `own` are of the same client. None when
+    /// the system has no address space left.
+    pub(super) fn take(pool: &Rc<RefCell<Self>>, client: IpAddr, (live, own): (usize, usize)) -> Option<Rings> {
         let mut inner = pool.borrow_mut();
-        let (usual, fair) = (STEPS.iter().take_while(|step| live >= **step).count(), inner.budget.fair(live));
+        let (usual, fair) = (STEPS.iter().take_while(|step| live >= **step).count(), inner.budget.fair(live, own));
         let fits = SIZES.iter().position(|size| 2 * size <= fair).unwrap_or(SIZES.len() - 1);
         let class = usual.max(fits).min(inner.smallest);
         if inner.free[class].is_empty() {
             inner.grow(class)?;
         }
         let base = inner.free[class].pop()?;
-        Some(Rings { base, class, touched: 0, head: 0, share: None, pool: Rc::clone(pool) })
+        Some(Rings { base, class, touched: 0, head: 0, client, share: None, pool: Rc::clone(pool) })
     }
 
     /// Bytes of address space taken so far. They are given back with the pool.
@@ -126,7 +130,7 @@ impl Rings {
     /// Pays for the rings, before data is put there. False: there is no room.
     pub(super) fn charge(&mut self) -> bool {
         if self.share.is_none() {
-            self.share = self.pool.borrow().budget.take(2 * SIZES[self.class]);
+            self.share = self.pool.borrow().budget.take(self.client, 2 * SIZES[self.class]);
         }
         self.share.is_some()
     }
@@ -212,13 +216,20 @@ impl Drop for Rings {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
+
+    /// Rings of one client beside `live` others of its own.
+    fn take(pool: &Rc<RefCell<Pool>>, live: usize) -> Option<Rings> {
+        Pool::take(pool, Ipv4Addr::LOCALHOST.into(), (live, live))
+    }
 
     #[test]
     fn rings_shrink_as_flows_grow_in_number_and_come_back_to_their_pool() {
         let pool = Pool::new(Budget::new(1 << 40));
         for (live, size) in [(0, 1 << 20), (31, 1 << 20), (32, 256 << 10), (511, 256 << 10), (512, 64 << 10)] {
-            let mut rings = Pool::take(&pool, live).unwrap();
+            let mut rings = take(&pool, live).unwrap();
             let base = rings.base;
             // SAFETY: used only here, before the drop below.
             let (up, down) = unsafe { rings.split() };
@@ -226,14 +237,14 @@ mod tests {
             up[size - 1] = 1;
             down[0] = 2;
             drop(rings);
-            assert_eq!(Pool::take(&pool, live).unwrap().base, base);
+            assert_eq!(take(&pool, live).unwrap().base, base);
         }
     }
 
     #[test]
     fn a_pair_of_rings_keeps_its_memory_when_the_rest_of_its_pool_is_gone() {
         let pool = Pool::new(Budget::new(1 << 30));
-        let mut rings = Pool::take(&pool, 0).unwrap();
+        let mut rings = take(&pool, 0).unwrap();
         drop(pool);
         // SAFETY: used only here, before the drop of `rings`.
         let (up, down) = unsafe { rings.split() };
@@ -246,7 +257,7 @@ mod tests {
     #[test]
     fn where_memory_is_scarce_rings_are_small_and_paid_for_only_while_in_use() {
         let pool = Pool::new(Budget::new(1 << 20));
-        let mut rings: Vec<_> = (0..200).map(|live| Pool::take(&pool, live).unwrap()).collect();
+        let mut rings: Vec<_> = (0..200).map(|live| take(&pool, live).unwrap()).collect();
         assert_eq!((rings[0].class, rings[199].class), (3, 4));
         assert_eq!(pool.borrow().budget.used(), 0);
         let charged = rings.iter_mut().map(Rings::charge).filter(|charged| *charged).count();
@@ -261,7 +272,7 @@ mod tests {
     #[test]
     fn what_was_written_is_read_back_across_the_end_of_the_ring() {
         let pool = Pool::new(Budget::new(1 << 40));
-        let mut rings = Pool::take(&pool, 0).unwrap();
+        let mut rings = take(&pool, 0).unwrap();
         let size = rings.size();
         // SAFETY: used only here, before the drop of `rings`.
         let (_, down) = unsafe { rings.split() };
@@ -280,7 +291,7 @@ mod tests {
     #[test]
     fn a_released_ring_reads_as_zeroes() {
         let pool = Pool::new(Budget::new(1 << 40));
-        let mut rings = Pool::take(&pool, 0).unwrap();
+        let mut rings = take(&pool, 0).unwrap();
         // SAFETY: used only here, before the drop of `rings`.
         let (up, _) = unsafe { rings.split() };
         up[5] = 7;

@@ -2,6 +2,7 @@
 //!
 //! smoltcp walks a whole `SocketSet` for every packet, so each flow has a set of its own and shares one `Interface`.
 
+mod choice;
 mod clock;
 mod receive;
 mod relief;

@@ -27,3 +27,5 @@ mod echoes;
 mod messages;
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod fairness;

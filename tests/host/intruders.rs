@@ -161,3 +161,50 @@ fn a_datagram_that_a_neighbour_forges_pulls_no_flow_out_of_a_closed_host() {
         assert_eq!(seen(&mut capture, of_the_flow), Vec::<String>::new(), "DIRECT leaves from a port of ours");
     });
 }
+
+/// Whom a socket of the client's hears from, and what it says; it waits for one datagram.
+fn hear(socket: &UdpSocket) -> (String, SocketAddr) {
+    let mut buffer = [0; 64];
+    let (length, from) = socket.recv_from(&mut buffer).expect("a datagram");
+    (String::from_utf8_lossy(&buffer[..length]).into_owned(), from)
+}
+
+#[test]
+fn a_forged_question_to_the_port_of_a_connected_client_does_not_make_it_a_server() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let tunproxy = profile("", "", "'MATCH,DIRECT'").start(&lab.host);
+        for (site, host) in [(format!("{V4}:9999"), HOST_V4), ("[2001:db8:1::10]:9999".to_owned(), HOST_V6)] {
+            let peer = at(&site);
+            let bound = move |address: SocketAddr| {
+                let socket = UdpSocket::bind(address).expect("a socket");
+                socket.set_read_timeout(Some(Duration::from_secs(30))).expect("a time limit");
+                socket
+            };
+            let site = lab.internet.enter(move || bound(peer));
+            let any = SocketAddr::new(if peer.is_ipv4() { [0; 4].into() } else { [0; 16].into() }, 0);
+            let client = lab.host.enter(move || {
+                let client = bound(any);
+                client.connect(peer).map(|()| client).expect("a peer")
+            });
+            client.send(b"first").expect("it is sent");
+            let (said, ours) = hear(&site);
+            let port = client.local_addr().expect("an address").port();
+            assert!(said == "first" && ours.port() != port, "it went through the TUN: {ours}");
+            // The peer's own address and port, to the client's, past the flow. Another one behind it shows that it has come.
+            let probe = lab.host.enter(move || bound(any));
+            let outside = |port: u16| SocketAddr::new(host.parse().expect("an address"), port);
+            site.send_to(b"forged", outside(port)).expect("it is sent");
+            site.send_to(b"behind", outside(probe.local_addr().expect("an address").port())).expect("it is sent");
+            assert_eq!(hear(&probe).0, "behind");
+            client.send(b"second").expect("it is sent");
+            assert_eq!(hear(&site), ("second".to_owned(), ours), "it stays inside\n{}", tunproxy.output());
+            // A server on the wildcard address is asked from outside and answers as such.
+            let answer_to = site.local_addr().expect("an address");
+            probe.send_to(b"answer", answer_to).expect("it is sent");
+            let (said, from) = hear(&site);
+            assert_eq!((said.as_str(), from), ("answer", outside(probe.local_addr().expect("an address").port())));
+        }
+    });
+}

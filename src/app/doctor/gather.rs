@@ -16,7 +16,7 @@ use super::super::places::hides_from_us;
 use super::super::plan;
 use super::super::refusal::{NODE, closed};
 use super::super::run::Run;
-use super::checks::NAMESPACES;
+use super::checks::{NAMESPACES, TRACKED, TRACKED_AT_MOST};
 use super::probe;
 use super::record::{
     Firewall, Journal, Probes, Record, ResolvConf, Resolver, Rights, RunState, StateDir, System, Unusable, Wanted,
@@ -55,7 +55,9 @@ pub(super) fn host(loaded: Option<&Loaded>, state: &Path, unseen: &mut Vec<Strin
     let mut parameters = BTreeMap::new();
     let of_links = links.iter().map(|link| format!("net/ipv4/conf/{}/src_valid_mark", link.name));
     let of_plan = plan.iter().flat_map(|plan| plan.sysctls.iter().map(|it| it.path.clone()));
-    for path in NAMESPACES.iter().map(|(path, ..)| (*path).to_owned()).chain(of_links).chain(of_plan) {
+    let of_tracking = [TRACKED, TRACKED_AT_MOST].into_iter().map(str::to_owned);
+    for path in NAMESPACES.iter().map(|(path, ..)| (*path).to_owned()).chain(of_links).chain(of_plan).chain(of_tracking)
+    {
         if let Ok(value) = read_parameter(&path) {
             parameters.insert(path, value);
         }

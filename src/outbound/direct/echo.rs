@@ -49,6 +49,10 @@ impl crate::net::EchoSocket for DirectEcho {
         })
     }
 
+    fn is_stranded(&self) -> bool {
+        self.egress.is_bound() && self.socket.is_stranded()
+    }
+
     fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<EchoArrival>> {
         self.socket.poll_recv(cx, buffer)
     }

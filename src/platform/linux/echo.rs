@@ -162,6 +162,14 @@ impl EchoSocket {
         head
     }
 
+    /// Whether the device that it was bound to is gone. One that is plugged in again is another one, though its name be the
+    /// same: a socket is bound to the number.
+    #[must_use]
+    pub fn is_stranded(&self) -> bool {
+        // The kernel looks the name up by that number.
+        self.io.get_ref().device().is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
+    }
+
     /// Receives one reply or error. `buffer` has to hold the largest packet there is.
     ///
     /// # Errors

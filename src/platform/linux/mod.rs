@@ -1,5 +1,6 @@
 //! Linux.
 
+mod bounded;
 pub(super) mod capability;
 pub(super) mod echo;
 pub(super) mod holder;

@@ -3,10 +3,11 @@
 //!
 //! A kill switch's table has no owner: it is to stay however we die, and is taken down by name.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdin, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -14,7 +15,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{getpid, getppid};
 
-use super::capability;
+use super::{bounded, capability};
 use crate::platform::firewall::{Nft, TableId, ruleset};
 use crate::platform::survey::NftState;
 use crate::platform::undo::Undone;
@@ -61,6 +62,14 @@ pub(in crate::platform) fn survey() -> NftState {
         },
         Err(why) => NftState::Missing(why),
     }
+}
+
+/// Whether nft and the kernel know the expression `socket`, a module of its own. That does not change while we run.
+pub(in crate::platform) fn finds_sockets() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    let asking =
+        "table inet tunproxy-asks { chain asks { type filter hook input priority 0; socket wildcard 1; }; };\n";
+    *FOUND.get_or_init(|| run(&["--check", "--file", "-"], asking).is_ok_and(|output| output.status.success()))
 }
 
 /// Has nft and the kernel check the table without loading it.
@@ -171,6 +180,14 @@ fn removal(table: &TableId) -> io::Result<(String, bool)> {
     Ok((batch, foreign))
 }
 
+/// The child that holds the table is there and says nothing.
+fn silent(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::TimedOut => io::Error::new(error.kind(), "nft does not answer"),
+        _ => error,
+    }
+}
+
 fn told(output: &Output) -> io::Result<()> {
     match output.status.success() {
         true => Ok(()),
@@ -268,8 +285,10 @@ impl OwnedTable {
         // a second line asks for what cannot exist: its complaint tells that the first is through.
         let sentinel = format!("{}-is-through", self.nft.table);
         let line = text.replace('\n', " ");
-        self.input.write_all(format!("{line}\nlist table inet {sentinel}\n").as_bytes())?;
-        let said = self.hear(&sentinel)?;
+        let deadline = Instant::now() + PATIENCE;
+        let lines = format!("{line}\nlist table inet {sentinel}\n");
+        bounded::write_all(&mut self.input, lines.as_bytes(), deadline).map_err(silent)?;
+        let said = self.hear(&sentinel, deadline)?;
         // What points at the words of an earlier complaint may come as late as this: "    ^^^^".
         match said.lines().find(|line| line.contains(char::is_alphanumeric)) {
             None => Ok(()),
@@ -278,15 +297,10 @@ impl OwnedTable {
     }
 
     /// What the child complains of before it complains of `sentinel`.
-    fn hear(&mut self, sentinel: &str) -> io::Result<String> {
-        let deadline = Instant::now() + PATIENCE;
+    fn hear(&mut self, sentinel: &str, deadline: Instant) -> io::Result<String> {
         let (mut heard, mut buffer) = (Vec::new(), [0; 4096]);
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            if poll(&mut [PollFd::new(self.errors.as_fd(), PollFlags::POLLIN)], timeout)? == 0 {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "nft does not answer"));
-            }
+            bounded::wait_for(&mut [PollFd::new(self.errors.as_fd(), PollFlags::POLLIN)], deadline).map_err(silent)?;
             let length = self.errors.read(&mut buffer)?;
             heard.extend_from_slice(&buffer[..length]);
             let text = String::from_utf8_lossy(&heard);
@@ -316,14 +330,13 @@ fn run(arguments: &[&str], input: &str) -> io::Result<Output> {
         command.args(arguments).stdout(Stdio::piped());
         end_with_us(command);
     })?;
-    if let Some(mut stdin) = child.stdin.take()
-        && let Err(error) = stdin.write_all(input.as_bytes())
-        // It has ended without reading all; its own words say why.
-        && error.kind() != io::ErrorKind::BrokenPipe
-    {
-        return Err(error);
-    }
-    child.wait_with_output()
+    bounded::output(&mut child, input.as_bytes(), PATIENCE).map_err(|error| match error.kind() {
+        io::ErrorKind::TimedOut => {
+            let words = format!("`nft {}` does not end: killed after {} s", arguments.join(" "), PATIENCE.as_secs());
+            io::Error::new(error.kind(), words)
+        }
+        _ => error,
+    })
 }
 
 fn spawn(prepare: impl Fn(&mut Command)) -> io::Result<Child> {

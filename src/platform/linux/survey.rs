@@ -16,6 +16,8 @@ pub(in crate::platform) fn take(nft: Option<NftState>, tables: &[RouteTable]) ->
     let mut netlink = Netlink::open()?;
     let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
     let families = || Family::BOTH.into_iter().filter(|family| ipv6 || *family == Family::V4);
+    let nft = nft.unwrap_or_else(nft::survey);
+    let finds_sockets = matches!(nft, NftState::Present { .. }) && nft::finds_sockets();
     let mut survey = Survey {
         links: netlink.links()?,
         addresses: netlink.addresses()?,
@@ -23,8 +25,8 @@ pub(in crate::platform) fn take(nft: Option<NftState>, tables: &[RouteTable]) ->
         aside: Vec::new(),
         routes: Vec::new(),
         tables: BTreeSet::new(),
-        nft: nft.unwrap_or_else(nft::survey),
-        parameters: parameters(),
+        nft,
+        parameters: parameters(finds_sockets),
         ipv6,
         kernel_ipv6: ipv6,
         listening: listeners::listening_ports(),
@@ -69,7 +71,7 @@ fn ephemeral_ports() -> Option<(u16, u16)> {
     Some((ports.next()?, ports.next()?))
 }
 
-fn parameters() -> Parameters {
+fn parameters(finds_sockets: bool) -> Parameters {
     let number = |path: String| sysctl::read(&path).ok().and_then(|value| value.parse::<u32>().ok()).unwrap_or(0);
     let of = |family: &str, name: &str, key: &str| number(format!("net/{family}/conf/{name}/{key}"));
     let named = |family: &'static str, wanted: &dyn Fn(&str) -> bool| {
@@ -82,6 +84,7 @@ fn parameters() -> Parameters {
         // The larger of "all" and the interface's own counts (ip-sysctl.rst).
         strict_reverse_path: named("ipv4", &|name| for_all.max(of("ipv4", name, "rp_filter")) == 1),
         ephemeral_ports: ephemeral_ports().unwrap_or_default(),
+        finds_sockets,
         host_only_advertisements: named("ipv6", &|name| of("ipv6", name, "accept_ra") == 1),
     }
 }

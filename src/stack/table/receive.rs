@@ -8,7 +8,6 @@ use std::time::Instant;
 use smoltcp::iface::SocketSet;
 use smoltcp::socket::tcp::{self, CongestionControl, State};
 
-use super::super::budget::FLOW;
 use super::super::flow::{Flow, FlowStream, low_bits};
 use super::super::frame::Transmit;
 use super::super::ip::Packet;
@@ -177,8 +176,9 @@ impl Table {
         if !self.held.has_room(source, own) {
             return None;
         }
-        let place = self.budget.take(FLOW)?;
-        let mut rings = Pool::take(&self.pool, self.flows.len())?;
+        let own_flows = self.budget.flows_of(source);
+        let place = self.budget.open(source)?;
+        let mut rings = Pool::take(&self.pool, source, (self.flows.len(), own_flows))?;
         // SAFETY: the slices live in the socket, which `Flow` drops before the rings.
         let (receive, send) = unsafe { rings.split() };
         let mut socket = tcp::Socket::new(tcp::SocketBuffer::new(receive), tcp::SocketBuffer::new(send));
@@ -215,6 +215,7 @@ impl Table {
             finishing: false,
             armed: None,
             watchers: [None, None],
+            starving: None,
             progress: Progress::new(segment.sequence, segment.scale, terms, now),
         }));
         self.held.enter(source);

@@ -3,8 +3,10 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::super::Handle;
 use super::super::budget::FLOW;
 use super::Table;
+use super::choice::{Candidate, Missing, choose};
 
 /// A flow in which nothing has moved for so long may be ended to make room for others.
 const STALE: Duration = Duration::from_secs(5);
@@ -13,7 +15,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 
 impl Table {
     /// Makes room if somebody found none: rings that happen to be empty give their pages back, and if that is not enough
-    /// the flows in which nothing has moved for longest are reset.
+    /// flows are reset.
     pub(super) fn relieve(&mut self, now: Instant) {
         let wanted = self.budget.is_short() || !self.shared.starving.borrow().is_empty();
         if !wanted || now < self.relief {
@@ -26,36 +28,34 @@ impl Table {
                 flow.release_if_empty();
             }
         }
-        let missing = self.budget.reserve().saturating_sub(self.budget.left());
-        if missing > 0 {
-            self.evict(missing, now);
-        }
+        self.evict(now);
         self.budget.relieved();
         if self.budget.left() > 0 {
-            let starving = std::mem::take(&mut *self.shared.starving.borrow_mut());
-            starving.into_iter().for_each(std::task::Waker::wake);
+            self.shared.feed();
         }
     }
 
-    /// Resets stale flows, the stalest first, until `missing` bytes will be free.
-    fn evict(&mut self, missing: usize, now: Instant) {
-        let mut stale: Vec<_> = self
-            .flows
-            .values()
-            .filter_map(|handle| {
-                let flow = handle.borrow();
-                let evictable = flow.held.is_none() && !flow.dead && !flow.evicted;
-                (evictable && flow.progress.moved + STALE <= now).then(|| (flow.progress.moved, Rc::clone(handle)))
+    /// Resets flows until enough will be free, those that [`choose`] names.
+    fn evict(&mut self, now: Instant) {
+        let (left, (idle, moving)) = (self.budget.left(), self.budget.wanted());
+        let missing = Missing { idle: idle.saturating_sub(left), moving: moving.saturating_sub(left) };
+        if missing.idle == 0 {
+            return;
+        }
+        let candidate = |handle: &Handle| {
+            let flow = handle.borrow();
+            let evictable = flow.held.is_none() && !flow.dead && !flow.evicted;
+            evictable.then(|| Candidate {
+                client: flow.tuple.client.ip(),
+                bytes: FLOW + flow.rings.charged(),
+                moved: flow.progress.moved,
+                stale: flow.progress.moved + STALE <= now,
+                flow: Rc::clone(handle),
             })
-            .collect();
-        stale.sort_unstable_by_key(|(moved, _)| *moved);
-        let mut freed = 0;
-        for (_, handle) in stale {
-            if freed >= missing {
-                return;
-            }
+        };
+        let candidates = self.flows.values().filter_map(candidate).collect();
+        for handle in choose(candidates, &self.budget.holdings(), self.budget.part(), &missing) {
             let mut flow = handle.borrow_mut();
-            freed += FLOW + flow.rings.charged();
             flow.evicted = true;
             flow.socket().abort();
             self.evicted += 1;

@@ -10,12 +10,14 @@ mod resolver;
 mod rights;
 mod run;
 mod system;
+mod tracking;
 mod uplink;
 
 use super::finding::Finding;
 use super::record::Record;
 
 pub(super) use rights::NAMESPACES;
+pub(super) use tracking::{TRACKED, TRACKED_AT_MOST};
 
 /// A check: its name, and what it finds.
 pub(super) type Check = (&'static str, fn(&Record) -> Vec<Finding>);
@@ -30,6 +32,7 @@ pub(super) const ALL: &[Check] = &[
     ("resolver", resolver::check),
     ("forwarding", forwarding::check),
     ("firewall", firewall::check),
+    ("tracking", tracking::check),
     ("rights", rights::check),
     ("system", system::check),
     ("profile", profile::check),
