@@ -161,7 +161,7 @@ impl Writer<'_> {
     /// Answers of a LAN host to the outside, and of the outside to it, leave as the flow came.
     fn forwarded_replies(&self) -> String {
         let set = set_mark(self.numbers.own);
-        let reply = format!("ct direction reply fib daddr type != local {set}");
+        let reply = format!("{} fib daddr type != local {set}", self.is_answer());
         let lines = [format!("{} return", self.iif_tun()), reply];
         // Behind those who give packets the mark of their connection back (wg-quick does).
         chain("forwarded_replies", "filter hook prerouting priority mangle + 1", &lines)
@@ -172,7 +172,11 @@ impl Writer<'_> {
     /// And the check of what we write looks the source up by the other mark, which is therefore set last.
     fn after_port_forward(&self) -> String {
         let (fake, capture) = (self.options.fake.iter(), self.numbers.capture.mark);
-        let mut lines = vec![format!("{} meta mark set {capture:#x} return", self.iif_tun())];
+        let tun = self.iif_tun();
+        let mut lines = vec![
+            format!("{tun} ct state new ct mark set {capture:#x}"),
+            format!("{tun} meta mark set {capture:#x} return"),
+        ];
         lines.extend(fake.map(|net| format!("{} daddr {} return", family(net.addr()), net.trunc())));
         lines.push(format!("ct status dnat {}", set_mark(self.numbers.own)));
         let (uplinks, others) = self.links_apart();
@@ -228,7 +232,7 @@ impl Writer<'_> {
     /// Replies never enter the TUN. What is left at the end may be a question.
     fn reroute(&self) -> String {
         let mut lines = self.passes();
-        lines.push("ct direction reply return".to_owned());
+        lines.push(format!("{} return", self.is_answer()));
         if self.options.dns_hijack && self.options.takes_own_traffic() {
             lines.extend(self.users_left_out());
             lines.push(format!("jump {CAPTURE_DNS}"));
@@ -250,7 +254,7 @@ impl Writer<'_> {
         let mut lines = vec![
             format!("{} return", has_mark(own)),
             "oif \"lo\" return".to_owned(),
-            format!("{} ct direction reply {} return", self.oif_tun(""), set_mark(own)),
+            format!("{} {} {} return", self.oif_tun(""), self.is_answer(), set_mark(own)),
             format!("{} return", self.oif_tun("")),
         ];
         lines.extend(self.foreign_marks());
@@ -287,6 +291,13 @@ impl Writer<'_> {
             .map(|server| format!("{ask} dnat {} to {server}", family(*server)))
             .collect();
         Some(chain("lan_dns", "nat hook prerouting priority dstnat", &lines))
+    }
+
+    /// What answers somebody outside. A flow of ours that was silent for longer than the kernel remembers it, 60 s where
+    /// a half is closed and 120 s for datagrams, begins for the kernel anew, and from the other side when that speaks
+    /// first: what the client then says looks like an answer, and is none. Its connection has the mark of what is captured.
+    fn is_answer(&self) -> String {
+        format!("ct direction reply ct mark & {:#x} == 0", self.numbers.capture.mark)
     }
 
     fn iif_tun(&self) -> String {

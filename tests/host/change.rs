@@ -229,7 +229,7 @@ fn a_process_that_was_stopped_for_long_goes_on_where_it_was() {
             [("0.0.0.0:0", format!("{V4}:7")), ("[::]:0", format!("{V6}:7")), ("0.0.0.0:0", format!("{PROXIED}:80"))];
         let mut sessions = ways.map(|(any, to)| Session::open(host, at(any), at(&to)));
 
-        tunproxy.signal(Signal::SIGSTOP);
+        tunproxy.freeze();
         assert_eq!(act_in(host, &format!("connect {V4}:80 1")), Err("ETIMEDOUT".to_owned()), "nobody is there");
         std::thread::sleep(seconds("TUNPROXY_STOPPED", 3));
         tunproxy.signal(Signal::SIGCONT);
@@ -238,7 +238,7 @@ fn a_process_that_was_stopped_for_long_goes_on_where_it_was() {
             assert_eq!(session.alive().map(drop), Ok(()), "{}", tunproxy.output());
         }
 
-        tunproxy.signal(Signal::SIGSTOP);
+        tunproxy.freeze();
         net.default(SECOND, BOTH);
         net.down(FIRST);
         std::thread::sleep(Duration::from_secs(1));
@@ -333,7 +333,7 @@ fn happen(net: &Uplinks, chance: &mut Chance, tunproxy: &Tunproxy) -> (String, &
             (format!("IPv6 alone, by {}", one.device), &["-6"])
         }
         _ => {
-            tunproxy.signal(Signal::SIGSTOP);
+            tunproxy.freeze();
             net.down(one);
             back(other);
             std::thread::sleep(Duration::from_millis(500));

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::support::client::act_in;
+use super::support::client::{act_in, acts_in};
 use super::support::peers::Peer;
 use super::support::peers::digest::of_pattern;
 use super::support::peers::proxy::Door;
@@ -143,12 +143,11 @@ fn what_a_proxy_says_of_its_failure_the_client_sees_as_that() {
         }
         let tunproxy = start(&lab, &proxies.join(", "), &format!("{}, 'MATCH,DIRECT'", rules.join(", ")));
         for (code, expected) in codes {
-            for port in [1000 + code, 2000 + code] {
-                for (ns, site) in [(&lab.host, V4), (&lab.host, V6), (lab.client(), V4), (lab.client(), V6)] {
-                    let outcome = act_in(ns, &format!("connect {site}:{port} 3"));
-                    let said = || format!("{port} {} {site}\n{}", ns.name(), tunproxy.output());
-                    assert_eq!(outcome, Err(expected.to_owned()), "{}", said());
-                }
+            let words = [1000 + code, 2000 + code].map(|port| [V4, V6].map(|site| format!("connect {site}:{port} 3")));
+            let acts = words.as_flattened().iter().flat_map(|words| [&lab.host, lab.client()].map(|ns| (ns, words)));
+            let outcomes = acts_in(acts.clone().map(|(ns, words)| (ns, words.clone())));
+            for ((ns, words), outcome) in acts.zip(outcomes) {
+                assert_eq!(outcome, Err(expected.to_owned()), "{words} by {}\n{}", ns.name(), tunproxy.output());
             }
         }
     });
@@ -178,9 +177,9 @@ fn a_proxy_that_cannot_be_reached_fails_as_its_own_way_does() {
                 rules.push(format!("'DST-PORT,{},p{number}'", 100 + number));
             }
             let tunproxy = start(&lab, &proxies.join(", "), &format!("{}, 'MATCH,DIRECT'", rules.join(", ")));
-            for (number, (server, expected)) in servers.iter().enumerate() {
-                for (ns, site) in [(&lab.host, V4), (lab.client(), V6)] {
-                    let outcome = act_in(ns, &format!("connect {site}:{} 8", 100 + number));
+            for (ns, site) in [(&lab.host, V4), (lab.client(), V6)] {
+                let acts = (0..servers.len()).map(|number| (ns, format!("connect {site}:{} 8", 100 + number)));
+                for ((server, expected), outcome) in servers.iter().zip(acts_in(acts)) {
                     let said = || format!("{kind} at {server}, {} {site}\n{}", ns.name(), tunproxy.output());
                     assert_eq!(outcome, Err((*expected).to_owned()), "{}", said());
                 }
@@ -213,16 +212,16 @@ fn a_scan_through_us_sees_what_a_scan_without_us_sees() {
         }
         lab.internet.sysctl("net.ipv4.icmp_ratelimit", "0");
         lab.internet.sysctl("net.ipv6.icmp.ratelimit", "0");
-        let scan = |ns, site| act_in(ns, &format!("scan {site} 3000 100 8")).expect("a scan");
-        let truth = [V4, V6].map(|site| scan(&lab.host, site));
+        let scan = |ns| acts_in([V4, V6].map(|site| (ns, format!("scan {site} 3000 100 8"))));
+        let truth = scan(&lab.host).into_iter().collect::<Result<Vec<_>, _>>().expect("a scan");
         assert_eq!(truth[0].matches("open").count(), 10, "{truth:?}");
         for error in ["ECONNREFUSED", "ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH"] {
             assert!(truth[0].contains(error), "{error}: {truth:?}");
         }
         let tunproxy = start(&lab, "", "'MATCH,DIRECT'");
         for ns in [&lab.host, lab.client()] {
-            for (site, truth) in [V4, V6].iter().zip(&truth) {
-                assert_eq!(&scan(ns, site), truth, "{} {site}\n{}", ns.name(), tunproxy.output());
+            for (seen, truth) in scan(ns).iter().zip(&truth) {
+                assert_eq!(seen.as_ref(), Ok(truth), "{}\n{}", ns.name(), tunproxy.output());
             }
         }
     });

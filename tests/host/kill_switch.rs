@@ -398,6 +398,8 @@ fn a_lan_client_gets_nothing_past_it_either() {
         assert_eq!(inward(&lab), Ok(()), "into the LAN, while it runs");
         let place = tunproxy.kill();
         let _ = from_client(&lab, "past-us");
+        // In ten seconds what is not acknowledged is sent six times.
+        let mut older = older.patient_for(Duration::from_secs(10));
         assert!(older.alive().is_err(), "what was open before cannot go past us");
         for site in [V4, V6] {
             let start = Instant::now();

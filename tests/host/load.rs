@@ -223,14 +223,14 @@ fn few_descriptors_are_shared_among_thousands_of_flows_and_names_are_answered_at
         let baseline = tunproxy.descriptors();
         let mut slowest = Duration::ZERO;
         let mut answered = |ns: &Netns, name: &str| {
-            // The best of three: what others do on the machine is not ours.
+            // The best of ten: what others do on the machine is not ours.
             let ask = |_| {
                 let started = Instant::now();
                 let outcome = act_in(ns, &format!("lookup {name}"));
                 assert!(outcome.as_ref().is_ok_and(|ip| ip.starts_with("198.18.")), "{name}: {outcome:?}");
                 started.elapsed()
             };
-            slowest = slowest.max((0..3).map(ask).min().unwrap_or_default());
+            slowest = slowest.max((0..10).map(ask).min().unwrap_or_default());
         };
         for round in 0..4 {
             assert_eq!(act_in(&lab.host, &format!("datagrams 1500 {V4}:7")), Ok("1500".to_owned()));

@@ -398,7 +398,7 @@ fn what_happened_while_nobody_could_listen_is_found_all_the_same() {
         let noise = "rule add priority 77 nop\nrule del priority 77\n".repeat(3000);
         std::fs::write("/run/noise", noise).unwrap();
         let asleep = || {
-            tunproxy.signal(nix::sys::signal::Signal::SIGSTOP);
+            tunproxy.freeze();
             lab.host.run("ip", &["-batch", "/run/noise"]);
             lab.host.ip("-4 rule del priority 9043");
             tunproxy.signal(nix::sys::signal::Signal::SIGCONT);

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::support::client::act_in;
+use super::support::client::acts_in;
 use super::support::peers::digest::of_pattern;
 use super::support::sites::{V4, V6};
 use super::support::topology::HOST_LAN_V4;
@@ -42,10 +42,9 @@ fn everything_arrives(lab_in: impl Fn(Weather) -> Topology, client: impl Fn(&Top
         let (_sites, ns) = (Sites::open(&lab), client(&lab));
         let tunproxy = profile().start(&lab.host);
         tunproxy.assert_carries(&ns);
-        for words in
-            [format!("up {V4}:9000 {BYTES}"), format!("down {V4}:9000 {BYTES}"), format!("both {V6}:9000 {BYTES}")]
-        {
-            let outcome = act_in(&ns, &words);
+        let words = ["up", "down"].map(|direction| format!("{direction} {V4}:9000 {BYTES}"));
+        let words = [&words[..], &[format!("both {V6}:9000 {BYTES}")]].concat();
+        for (words, outcome) in words.iter().zip(acts_in(words.iter().map(|words| (&ns, words.clone())))) {
             assert_eq!(outcome, Ok(of_pattern(BYTES)), "{words} {weather:?}\n{}", tunproxy.output());
         }
     }

@@ -7,6 +7,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use std::{env, process, thread};
@@ -55,6 +56,13 @@ pub(crate) fn act(words: &str) -> Outcome {
 pub(crate) fn act_in(ns: &Netns, words: &str) -> Outcome {
     let words = words.to_owned();
     ns.enter(move || act(&words))
+}
+
+/// Does all of `acts` at once, each on a thread of its namespace: their outcomes in the same order.
+pub(crate) fn acts_in<'a>(acts: impl IntoIterator<Item = (&'a Netns, String)>) -> Vec<Outcome> {
+    let threads: Vec<_> = acts.into_iter().map(|(ns, words)| ns.spawn(move || act(&words))).collect();
+    let end = |thread: thread::JoinHandle<Outcome>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+    threads.into_iter().map(end).collect()
 }
 
 /// What the process that did an act said of it, from its stdout.
@@ -382,6 +390,16 @@ impl Session {
     /// If the system does not know it.
     pub(crate) fn port(&self) -> u16 {
         self.stream.local_addr().expect("a connected socket").port()
+    }
+
+    /// Waits no longer than `limit` for what it hears.
+    ///
+    /// # Panics
+    /// If the system refuses that.
+    #[must_use]
+    pub(crate) fn patient_for(self, limit: Duration) -> Self {
+        self.stream.set_read_timeout(Some(limit)).expect("a time limit");
+        self
     }
 
     /// Says a line and hears it back.

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use super::client::{self, Outcome};
 use super::program::{self, Program};
@@ -240,6 +242,17 @@ impl Tunproxy {
     /// Sends it a signal that it survives.
     pub(crate) fn signal(&self, signal: Signal) {
         self.program.signal(signal);
+    }
+
+    /// Stops it as it stands, and returns when the last of its threads stands still; SIGCONT lets it go on.
+    ///
+    /// # Panics
+    /// If it has ended.
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        let pid = self.program.pid();
+        // A parent is told of a stop when all threads have (signal(7), wait(2)).
+        while waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED) == Err(Errno::EINTR) {}
     }
 
     /// Does `act` and returns the first line, said since, that holds every one of `words`: a flow's line, say.

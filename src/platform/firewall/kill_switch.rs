@@ -69,7 +69,7 @@ impl Writer<'_> {
     fn keeps_the_host_alive(&self) -> Vec<String> {
         let mut lines = self.passes();
         lines.extend(self.users_left_out());
-        lines.push("ct direction reply return".to_owned());
+        lines.push(format!("{} return", self.is_answer()));
         lines.extend(self.answers_of_listeners());
         lines.push("fib daddr type { local, broadcast, multicast } return".to_owned());
         lines.extend(DHCP.map(str::to_owned));
@@ -82,7 +82,7 @@ impl Writer<'_> {
         let mut lines = vec![format!("{} return", has_mark(self.numbers.own))];
         lines.extend(self.foreign_marks());
         lines.extend(self.interfaces_left_out());
-        lines.extend(["ct direction reply return", "ct status dnat return"].map(str::to_owned));
+        lines.extend([format!("{} return", self.is_answer()), "ct status dnat return".to_owned()]);
         if self.options.dns_hijack {
             lines.extend(REFUSALS.map(|refusal| format!("{QUESTION} {refusal}")));
         }

@@ -4,8 +4,6 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use nix::sys::signal::Signal;
-
 use super::super::support::tunproxy::{Place, Tunproxy};
 use super::super::support::world::set_resolv_conf;
 use super::super::support::{Sites, Topology, run};
@@ -26,7 +24,7 @@ impl Frozen {
             BufReader::new(&stream).lines().next().expect("an answer").expect("a line")
         };
         let answers = ["status", "plan"].map(ask);
-        tunproxy.signal(Signal::SIGSTOP);
+        tunproxy.freeze();
         fs::remove_file(&socket).expect("its socket");
         let listener = UnixListener::bind(&socket).expect("a socket in its place");
         std::thread::spawn(move || {
