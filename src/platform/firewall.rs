@@ -174,7 +174,7 @@ impl Writer<'_> {
         let (fake, capture) = (self.options.fake.iter(), self.numbers.capture.mark);
         let tun = self.iif_tun();
         let mut lines = vec![
-            format!("{tun} ct state new ct mark set {capture:#x}"),
+            format!("{tun} ct state new ct mark set ct mark | {capture:#x}"),
             format!("{tun} meta mark set {capture:#x} return"),
         ];
         lines.extend(fake.map(|net| format!("{} daddr {} return", family(net.addr()), net.trunc())));

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::support::client::acts_in;
+use super::support::client::{act_in, acts_in};
 use super::support::peers::digest::of_pattern;
 use super::support::sites::{V4, V6};
 use super::support::topology::HOST_LAN_V4;
