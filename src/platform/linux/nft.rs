@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdin, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -31,6 +32,11 @@ const ENVIRONMENT: [(&str, &str); 3] = [("LC_ALL", "C"), ("HOME", "/nonexistent"
 const NO_SUCH_TABLE: &str = "No such file or directory";
 /// How long nft may take. A busy kernel may hold its lock for a while.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same where the call before did not end: a stop makes many of them, and a service manager waits for it.
+const LITTLE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The last call did not end.
+static HUNG: AtomicBool = AtomicBool::new(false);
 
 /// Where the program is, if it is installed.
 #[must_use]
@@ -330,9 +336,12 @@ fn run(arguments: &[&str], input: &str) -> io::Result<Output> {
         command.args(arguments).stdout(Stdio::piped());
         end_with_us(command);
     })?;
-    bounded::output(&mut child, input.as_bytes(), PATIENCE).map_err(|error| match error.kind() {
+    let patience = if HUNG.load(Relaxed) { LITTLE_PATIENCE } else { PATIENCE };
+    let outcome = bounded::output(&mut child, input.as_bytes(), patience);
+    HUNG.store(outcome.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut), Relaxed);
+    outcome.map_err(|error| match error.kind() {
         io::ErrorKind::TimedOut => {
-            let words = format!("`nft {}` does not end: killed after {} s", arguments.join(" "), PATIENCE.as_secs());
+            let words = format!("`nft {}` does not end: killed after {} s", arguments.join(" "), patience.as_secs());
             io::Error::new(error.kind(), words)
         }
         _ => error,
