@@ -14,8 +14,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
-use super::places::STATE_OF_ROOT;
-use crate::platform::holder;
+use super::places::{STATE_OF_ROOT, option};
+use crate::platform::{Journalled, holder};
 
 /// A longer line, in bytes, is no command.
 const LONGEST: u64 = 64 << 10;
@@ -26,7 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long one waits for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long one waits for the end of a run that was told to stop: flows may take three seconds, a busy firewall ten.
-const END: Duration = Duration::from_secs(25);
+const END: Duration = Duration::from_secs(45);
+
 /// What can be asked of a running program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
@@ -171,6 +172,12 @@ pub fn ask(state: &Path, command: Command) -> anyhow::Result<serde_json::Value> 
             // Closed, or cut off by its end.
             _ => {}
         }
+        if Journalled::read(state).is_ok_and(|journal| !journal.commands().is_empty()) {
+            bail!(
+                "it has ended, and not all that it had changed could be undone: its log says what. `tunproxy cleanup{}` tries again",
+                option(state)
+            );
+        }
     }
     Ok(answer)
 }
@@ -178,10 +185,11 @@ pub fn ask(state: &Path, command: Command) -> anyhow::Result<serde_json::Value> 
 /// What to say when nobody answers on `path`, for `error`.
 fn nobody(path: &Path, error: &io::Error) -> String {
     let own = nix::unistd::geteuid().is_root() || path.starts_with(STATE_OF_ROOT);
-    let advice = match (error.kind(), own) {
-        (io::ErrorKind::ConnectionRefused, _) => {
-            "The run that made it was killed: `tunproxy cleanup` puts the host back, and so does the next start"
-        }
+    let advice: &str = match (error.kind(), own) {
+        (io::ErrorKind::ConnectionRefused, _) => &format!(
+            "The run that made it was killed: `tunproxy cleanup{}` puts the host back, and so does the next start",
+            path.parent().map(option).unwrap_or_default()
+        ),
         (io::ErrorKind::PermissionDenied, _) => "Ask as the user who runs it, or with sudo",
         (io::ErrorKind::NotADirectory, _) => "Name a directory with --state-dir",
         (_, true) => "None runs with that state directory; is it another one (--state-dir)?",
@@ -206,7 +214,7 @@ mod tests {
         let said = |state: &Path| format!("{:#}", ask(state, Command::Status).unwrap_err());
         assert!(said(dir.path()).contains("--state-dir"), "{}", said(dir.path()));
         drop(std::os::unix::net::UnixListener::bind(path(dir.path())).unwrap());
-        assert!(said(dir.path()).contains("was killed: `tunproxy cleanup`"), "{}", said(dir.path()));
+        assert!(said(dir.path()).contains("was killed: `tunproxy cleanup --state-dir"), "{}", said(dir.path()));
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
         assert!(said(&file).contains("Name a directory"), "{}", said(&file));

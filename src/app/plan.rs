@@ -167,7 +167,7 @@ fn assume_a_firewall(survey: &mut Survey, unseen: &mut Vec<String>) {
              look: sudo tunproxy plan"
         ));
         survey.nft = NftState::empty();
-        survey.parameters.finds_sockets = true;
+        (survey.parameters.finds_sockets, survey.parameters.marks_connections) = (true, true);
     }
 }
 

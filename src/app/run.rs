@@ -98,7 +98,7 @@ impl Run<'_> {
         if device.is_none() && listeners.is_empty() && self.profile.dns.listen.is_none() {
             bail!("the profile opens nothing: set tun.enable, a port such as mixed-port, or dns.listen");
         }
-        let dialer = Dialer { mark: self.mark(device.as_ref()), ..Dialer::default() };
+        let dialer = Dialer { mark: self.mark(device.as_ref().map(|device| &device.plan)), ..Dialer::default() };
         // An IPv6 address that nothing leads to us must not be given to anybody.
         let ipv6 = device.as_ref().is_none_or(|device| device.ipv6);
         let core = tokio::select! {
@@ -248,9 +248,9 @@ impl Run<'_> {
     }
 
     /// The mark of our own sockets: the one that our rules let pass, or what the profile wishes where there are none.
-    fn mark(&self, device: Option<&Device>) -> Option<Fwmark> {
-        match device {
-            Some(device) if self.profile.tun.auto_route => Some(device.plan.own_mark()),
+    fn mark(&self, plan: Option<&HostPlan>) -> Option<Fwmark> {
+        match plan {
+            Some(plan) if self.profile.tun.auto_route => Some(plan.own_mark()),
             _ => self.profile.routing_mark.map(Fwmark),
         }
     }
@@ -331,7 +331,8 @@ impl Run<'_> {
         for warning in applied.plan().warnings.iter().chain(applied.warnings()) {
             tracing::warn!("{warning}");
         }
-        Guard::post(applied, self.options(self.device_name()), self.is_gateway(), board, trouble)
+        let mark = self.mark(Some(applied.plan()));
+        Guard::post(applied, self.options(self.device_name()), self.is_gateway(), mark, board, trouble)
     }
 
     /// Why a worker has ended: mostly that its device was taken away, which the guard sees too, and can tell.

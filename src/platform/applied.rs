@@ -18,7 +18,7 @@ use super::plan::{HostPlan, Sysctl};
 use super::resolver::DnsPlan;
 use super::routing::{Route, Rule};
 use super::survey::NftState;
-use super::undo::{Undo, Undone};
+use super::undo::Undo;
 use super::{Netlink, NetlinkError, QUEUE_LENGTH, may_administer_network};
 
 mod closing;
@@ -28,6 +28,7 @@ mod proof;
 mod release;
 mod rewriting;
 mod settle;
+mod undoing;
 
 pub use proof::Proof;
 pub use settle::{Seen, SettleError, Settled};
@@ -405,65 +406,6 @@ impl Applied {
                 written.map_err(|source| HostError::io(format!("rewrite {}", resolv_conf::PATH), source))?;
                 Ok(None)
             }
-        }
-    }
-
-    fn undo_all(&mut self) -> Result<(), HostError> {
-        self.reverted = true;
-        self.back.get_or_insert_default();
-        let (mut failed, mut void) = (Vec::new(), Vec::new());
-        while let Some(done) = self.done.pop() {
-            match self.undo(&done) {
-                Ok(id) => void.extend(id),
-                Err(error) => failed.push(error),
-            }
-        }
-        if failed.is_empty() && self.journal.is_clean() {
-            return Ok(self.journal.clear()?);
-        }
-        self.journal.void(&void)?;
-        if failed.is_empty() {
-            return Ok(());
-        }
-        Err(HostError::NotUndone(failed))
-    }
-
-    /// Undoes one change; returns its number in the journal, if it has one.
-    fn undo(&mut self, done: &Done) -> Result<Option<u64>, String> {
-        match done {
-            // It goes when it is dropped.
-            Done::Firewall(_) => {
-                self.back.iter_mut().for_each(|back| back.others += 1);
-                Ok(None)
-            }
-            Done::Resolved => {
-                resolv_conf::forget_resolved(&self.plan.tun);
-                self.back.iter_mut().for_each(|back| back.others += 1);
-                Ok(None)
-            }
-            Done::Change(id, undo) => match undo.perform(&mut self.netlink) {
-                Ok(Undone::LeftAlone) => {
-                    tracing::warn!("somebody changed it since, so it stays: {undo}");
-                    self.back.iter_mut().for_each(|back| back.left += 1);
-                    Ok(*id)
-                }
-                Ok(_) => {
-                    self.back.iter_mut().for_each(|back| back.undone.push(undo.clone()));
-                    Ok(*id)
-                }
-                Err(error) => Err(format!("{undo}: {error}")),
-            },
-        }
-    }
-}
-
-impl Drop for Applied {
-    fn drop(&mut self) {
-        if !self.reverted
-            && !self.leave_closed()
-            && let Err(error) = self.undo_all()
-        {
-            tracing::error!("the host could not be put back: {error}");
         }
     }
 }

@@ -45,7 +45,7 @@ impl fmt::Display for Report {
         if self.unreadable > 0 {
             write!(f, ", {} torn lines skipped", self.unreadable)?;
         }
-        if self.left_alone.is_empty() && !self.stays_closed {
+        if !self.restored.is_empty() && self.left_alone.is_empty() && !self.stays_closed {
             f.write_str(": read again, the host is as it was before that run")?;
         }
         if self.stays_closed {

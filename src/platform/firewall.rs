@@ -173,10 +173,9 @@ impl Writer<'_> {
     fn after_port_forward(&self) -> String {
         let (fake, capture) = (self.options.fake.iter(), self.numbers.capture.mark);
         let tun = self.iif_tun();
-        let mut lines = vec![
-            format!("{tun} ct state new ct mark set ct mark | {capture:#x}"),
-            format!("{tun} meta mark set {capture:#x} return"),
-        ];
+        let marks = format!("{tun} ct state new ct mark set ct mark | {capture:#x}");
+        let mut lines: Vec<String> = self.survey.parameters.marks_connections.then_some(marks).into_iter().collect();
+        lines.push(format!("{tun} meta mark set {capture:#x} return"));
         lines.extend(fake.map(|net| format!("{} daddr {} return", family(net.addr()), net.trunc())));
         lines.push(format!("ct status dnat {}", set_mark(self.numbers.own)));
         let (uplinks, others) = self.links_apart();
@@ -251,12 +250,14 @@ impl Writer<'_> {
     /// others.
     fn passes(&self) -> Vec<String> {
         let own = self.numbers.own;
-        let mut lines = vec![
-            format!("{} return", has_mark(own)),
-            "oif \"lo\" return".to_owned(),
-            format!("{} {} {} return", self.oif_tun(""), self.is_answer(), set_mark(own)),
-            format!("{} return", self.oif_tun("")),
-        ];
+        let mut lines = vec![format!("{} return", has_mark(own)), "oif \"lo\" return".to_owned()];
+        // Nothing from outside gets to these addresses, so nothing from them answers anybody there.
+        let addresses = self.options.addresses.iter().map(IpNet::addr);
+        lines.extend(
+            addresses.map(|address| format!("{} {} saddr {address} return", self.oif_tun(""), family(address))),
+        );
+        lines.push(format!("{} {} {} return", self.oif_tun(""), self.is_answer(), set_mark(own)));
+        lines.push(format!("{} return", self.oif_tun("")));
         lines.extend(self.foreign_marks());
         lines
     }
@@ -297,7 +298,11 @@ impl Writer<'_> {
     /// a half is closed and 120 s for datagrams, begins for the kernel anew, and from the other side when that speaks
     /// first: what the client then says looks like an answer, and is none. Its connection has the mark of what is captured.
     fn is_answer(&self) -> String {
-        format!("ct direction reply ct mark & {:#x} == 0", self.numbers.capture.mark)
+        let marked = match self.numbers.capture.mark | self.numbers.earlier {
+            bits if self.survey.parameters.marks_connections => format!(" ct mark & {bits:#x} == 0"),
+            _ => String::new(),
+        };
+        format!("ct direction reply{marked}")
     }
 
     fn iif_tun(&self) -> String {
@@ -383,106 +388,4 @@ fn has_mark(mark: MarkMatch) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::platform::plan::tests::options;
-    use crate::platform::survey::Wishes;
-    use crate::platform::survey::tests::plain;
-
-    fn written(options: &HostOptions, survey: &Survey) -> Nft {
-        nft(options, &survey.numbers(&Wishes::default()).unwrap(), survey).unwrap()
-    }
-
-    #[test]
-    fn a_table_of_our_name_that_is_not_ours_is_left_alone() {
-        let mut survey = plain();
-        let tables = ["tunproxy".to_owned(), "tunproxy1".to_owned()].into();
-        survey.nft =
-            NftState::Present { tables, mark_bits: 0, dropping_forward: Vec::new(), kill_switches: Vec::new() };
-        let nft = written(&options(), &survey);
-        assert_eq!(nft.table, "tunproxy2");
-        assert!(nft.text.starts_with("create table inet tunproxy2 {"), "{}", nft.text);
-    }
-
-    #[test]
-    fn every_local_address_but_loopback_and_the_tun_has_its_set() {
-        let text = written(&options(), &plain()).text;
-        for address in ["192.0.2.2", "192.168.7.1", "2001:db8:1::2", "2001:db8:7::1"] {
-            assert!(text.contains(&format!("saddr set {address};")), "{address} in {text}");
-        }
-        assert!(!text.contains("saddr set 127.0.0.1"), "{text}");
-    }
-
-    #[test]
-    fn who_asks_for_a_socket_that_is_not_there_is_not_remembered_where_nftables_can_tell() {
-        let asked = |finds_sockets: bool| {
-            let mut survey = plain();
-            survey.parameters.finds_sockets = finds_sockets;
-            let text = written(&options(), &survey).text;
-            let updates: Vec<bool> = text
-                .lines()
-                .filter(|line| line.contains("update @"))
-                .map(|line| line.contains("socket wildcard 1 update @"))
-                .collect();
-            assert!(!updates.is_empty(), "{text}");
-            updates
-        };
-        assert!(asked(true).into_iter().all(|asks| asks) && !asked(false).contains(&true));
-    }
-
-    #[test]
-    fn an_exact_own_mark_is_set_and_compared_whole() {
-        let wishes = Wishes { mark: Some(crate::platform::Fwmark(6666)), ..Wishes::default() };
-        let survey = plain();
-        let text = nft(&options(), &survey.numbers(&wishes).unwrap(), &survey).unwrap().text;
-        assert!(text.contains("meta mark 0x1a0a return"), "{text}");
-        assert!(!text.contains("meta mark | 0x1a0a"), "{text}");
-    }
-
-    #[test]
-    fn what_comes_by_an_uplink_for_another_link_is_let_through_and_nothing_else() {
-        let text = written(&options(), &plain()).text;
-        let lines: Vec<&str> = text.lines().filter(|line| line.contains("fib daddr oifname")).collect();
-        let [line] = lines[..] else { panic!("{text}") };
-        assert!(line.contains("iifname { \"eth0\" } fib daddr oifname { \"lan0\" }"), "{line}");
-        let mut without_lan = plain();
-        without_lan.links.retain(|link| link.name != "lan0");
-        assert!(!written(&options(), &without_lan).text.contains("fib daddr oifname"));
-    }
-
-    #[test]
-    fn questions_are_marked_in_a_chain_of_their_own_and_only_in_families_that_have_rules() {
-        let marks = |options: &HostOptions, survey: &Survey| {
-            let text = written(options, survey).text;
-            let chain =
-                text.split_once("chain capture_dns {").map(|(_, rest)| rest.split('}').next().map(str::to_owned));
-            chain.flatten().map(|chain| chain.contains("meta nfproto ipv4"))
-        };
-        assert_eq!(marks(&options(), &plain()), Some(false));
-        assert_eq!(marks(&options(), &Survey { ipv6: false, ..plain() }), Some(true));
-        assert_eq!(marks(&HostOptions { dns_hijack: false, ..options() }, &plain()), None);
-    }
-
-    #[test]
-    fn the_questions_of_whoever_is_left_out_are_not_marked() {
-        let text = |options: &HostOptions| written(options, &plain()).text;
-        let users = HostOptions { exclude_uid: vec![(1000, 1000), (2000, 2999)], ..options() };
-        let (before, _) =
-            text(&users).split_once("jump capture_dns").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
-        assert!(before.trim_end().ends_with("meta skuid { 1000-1000, 2000-2999 } return;"), "{before}");
-        let lan_only = HostOptions { include_interface: vec!["lan0".to_owned()], ..options() };
-        assert!(!text(&lan_only).contains("jump capture_dns"));
-        let lan_dns = vec!["lan0".to_owned()];
-        let without_lan = HostOptions { exclude_interface: lan_dns.clone(), lan_dns, ..options() };
-        assert!(!text(&without_lan).contains("lan_dns") && text(&without_lan).contains("jump capture_dns"));
-    }
-
-    #[test]
-    fn names_are_served_to_the_lan_but_never_to_an_uplink() {
-        let lan_dns = vec!["lan0".to_owned(), "eth0".to_owned()];
-        let text = written(&HostOptions { lan_dns, ..options() }, &plain()).text;
-        assert!(text.contains("iifname { \"lan0\" } meta l4proto { tcp, udp } th dport 53"), "{text}");
-        let only_uplink = HostOptions { lan_dns: vec!["eth0".to_owned()], ..options() };
-        assert!(!written(&only_uplink, &plain()).text.contains("lan_dns"));
-    }
-}
+mod tests;

@@ -64,6 +64,8 @@ pub struct Parameters {
     pub ephemeral_ports: (u16, u16),
     /// nftables can ask for the socket that a packet is for.
     pub finds_sockets: bool,
+    /// nftables can mark connections.
+    pub marks_connections: bool,
     /// Interfaces that accept router advertisements only as long as they do not forward (`accept_ra` 1).
     pub host_only_advertisements: BTreeSet<String>,
 }
@@ -131,6 +133,10 @@ pub struct Numbers {
     pub own: MarkMatch,
     /// What the firewall wants captured.
     pub capture: MarkMatch,
+    /// Bits by which a crashed run had packets captured that still stood when this one began: connections live longer
+    /// than rules, and still have them.
+    #[serde(default)]
+    pub earlier: u32,
 }
 
 /// Numbers that a profile asks for; taken where they are free.
@@ -216,7 +222,14 @@ impl Survey {
         used |= own.mark;
         let capture = MarkMatch::bits(free_bit(used).ok_or(NoRoom::Marks)?);
         let first_priority = self.free_priorities(wishes.first_priority, own).ok_or(NoRoom::Priorities)?;
-        Ok(Numbers { first_priority, captured, always, own, capture })
+        Ok(Numbers { first_priority, captured, always, own, capture, earlier: self.earlier_captures() })
+    }
+
+    /// Of our rules by mark only those that capture lead to a table.
+    fn earlier_captures(&self) -> u32 {
+        let leads = |rule: &&Rule| matches!(rule.action, RuleAction::Lookup(_));
+        let marks = self.aside.iter().filter(leads).filter_map(|rule| rule.mark);
+        marks.filter(|mark| mark.mask != u32::MAX).fold(0, |bits, mark| bits | mark.mark)
     }
 
     fn free_tables(&self, wish: Option<u32>) -> Result<(RouteTable, RouteTable), NoRoom> {
@@ -330,7 +343,7 @@ pub(super) mod tests {
                 dropping_forward: Vec::new(),
                 kill_switches: Vec::new(),
             },
-            parameters: Parameters::default(),
+            parameters: Parameters { marks_connections: true, ..Parameters::default() },
             ipv6: true,
             kernel_ipv6: true,
             listening: BTreeSet::new(),

@@ -457,6 +457,10 @@ fn a_connection_from_an_address_that_is_lost_is_reset_at_once_and_others_live_on
         // A lease that is renewed is no loss.
         host.ip("addr replace 192.168.1.10/24 dev eth0 valid_lft 4000 preferred_lft 4000");
         lost.iter_mut().chain(&mut kept).for_each(Line::carries);
+        // Nor is one that comes back soon, as when an interface is set up anew.
+        net.renumber(FIRST, 10);
+        net.default(FIRST, &["-4"]);
+        lost.iter_mut().chain(&mut kept).for_each(Line::carries);
         let since = Instant::now();
         net.renumber(FIRST, 11);
         lost.iter_mut().for_each(|line| line.ends(since, &tunproxy));

@@ -162,7 +162,10 @@ fn a_run_that_was_killed_leaves_a_socket_that_says_so() {
         let place = Place::new("mixed-port: 7890\nrules: ['MATCH,DIRECT']\n").start(&ns).kill();
         for word in ["status", "stop"] {
             let said = place.ask(&ns, word);
-            assert!(said.code == Some(1) && said.stderr.contains("was killed: `tunproxy cleanup`"), "{said:?}");
+            assert!(
+                said.code == Some(1) && said.stderr.contains("was killed: `tunproxy cleanup --state-dir"),
+                "{said:?}"
+            );
         }
         assert!(place.start(&ns).stop().success());
     });

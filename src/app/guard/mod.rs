@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow};
 use tokio::sync::mpsc;
 
-use crate::platform::{Applied, HostOptions, HostPlan, Seen, SettleError, Settled, Stranded, Watch, Woken};
+use crate::platform::{Applied, Fwmark, HostOptions, HostPlan, Seen, SettleError, Settled, Stranded, Watch, Woken};
 use pace::{Pace, Tell};
 
 /// Looks may take a third of the time where changes never end, so that a busy host stays usable.
@@ -28,7 +28,8 @@ pub(super) struct Guard {
 
 impl Guard {
     /// Takes `applied` over until [`Guard::dismiss`]. `options` are those that it was planned from. What makes a run useless
-    /// is sent to `trouble`. `gateway`: others use this host as theirs. `board` shows the plan in force.
+    /// is sent to `trouble`. `gateway`: others use this host as theirs. `mark` is that of our own sockets. `board` shows the
+    /// plan in force.
     ///
     /// # Errors
     /// There is no thread for it; the host is then as it was before.
@@ -36,12 +37,13 @@ impl Guard {
         applied: Applied,
         options: HostOptions,
         gateway: bool,
+        mark: Option<Fwmark>,
         board: &Board,
         trouble: mpsc::UnboundedSender<anyhow::Error>,
     ) -> anyhow::Result<Self> {
         board.write(applied.plan());
         let (stopped, stop) = io::pipe().context("cannot make a pipe")?;
-        let watchman = Watchman { applied, board: board.clone(), options, gateway, pace: Pace::default() };
+        let watchman = Watchman { applied, board: board.clone(), options, gateway, mark, pace: Pace::default() };
         let thread = Builder::new()
             .name("guard".to_owned())
             .spawn(move || watchman.stand(stopped, &trouble))
@@ -102,6 +104,8 @@ struct Watchman {
     board: Board,
     options: HostOptions,
     gateway: bool,
+    /// Of our own sockets, if they have one.
+    mark: Option<Fwmark>,
     pace: Pace,
 }
 
@@ -140,7 +144,7 @@ impl Watchman {
         let mut stranded = Stranded::default();
         loop {
             let begun = Instant::now();
-            self.reset_stranded(&mut stranded);
+            let stranded_again = self.reset_stranded(&mut stranded, begun);
             let again = match self.applied.settle(&self.options, seen) {
                 Ok(settled) => {
                     self.board.write(self.applied.plan());
@@ -151,6 +155,7 @@ impl Watchman {
                 Err(error @ SettleError::Gone(_)) => return Err(error.into()),
                 Err(error) => Some(stumbles.over(&error)),
             };
+            let again = again.into_iter().chain(stranded_again).min();
             let rest = (begun.elapsed() * REST_PER_LOOK).min(LONGEST_REST).max(self.pace.rest(Instant::now()));
             if watch.rest(rest)? {
                 return Ok(());
@@ -164,12 +169,23 @@ impl Watchman {
         }
     }
 
-    /// Whoever talks through an address that the host has lost is to begin anew, by another one.
-    fn reset_stranded(&self, stranded: &mut Stranded) {
-        match stranded.reset(self.applied.plan().own_mark()) {
-            Ok(0) => {}
-            Ok(many) => tracing::info!("this host has lost an address: {many} connections from it were reset"),
-            Err(error) => tracing::warn!("connections from lost addresses are not looked for: {error}"),
+    /// Whoever talks through an address that the host has lost is to begin anew, by another one. Returns when to look
+    /// again.
+    fn reset_stranded(&self, stranded: &mut Stranded, now: Instant) -> Option<Duration> {
+        match stranded.reset(self.mark?, now) {
+            Ok(reset) => {
+                if reset.connections > 0 {
+                    tracing::info!(
+                        "this host has lost an address: {} connections from it were reset",
+                        reset.connections
+                    );
+                }
+                reset.again
+            }
+            Err(error) => {
+                tracing::warn!("connections from lost addresses are not looked for: {error}");
+                None
+            }
         }
     }
 

@@ -29,7 +29,7 @@ impl Applied {
                 continue;
             }
             match self.undo(&done) {
-                Ok(id) => void.extend(id),
+                Ok(undone) => void.extend(undone.map(|(id, _)| id)),
                 Err(error) => {
                     failed.push(error);
                     kept.push(done);

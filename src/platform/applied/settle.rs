@@ -269,8 +269,8 @@ impl Applied {
             }
             let done = self.done.remove(at);
             match self.undo(&done) {
-                Ok(id) => {
-                    void.extend(id);
+                Ok(undone) => {
+                    void.extend(undone.map(|(id, _)| id));
                     settled.changed.extend(said_of(&done));
                 }
                 Err(error) => {

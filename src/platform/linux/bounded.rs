@@ -11,6 +11,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Between two looks whether a program has ended that has closed its output.
 const LOOK: Duration = Duration::from_millis(2);
+/// What a program that was killed has to end.
+const LAST_BREATH: Duration = Duration::from_secs(1);
 
 /// Gives `input` to a child with pipes and waits for its end. A child that has not ended after `patience` is killed and
 /// reaped; what it has started itself is not waited for.
@@ -22,9 +24,16 @@ pub(super) fn output(child: &mut Child, input: &[u8], patience: Duration) -> io:
     if outcome.is_err() {
         // It may have ended by itself meanwhile.
         let _ = child.kill();
-        let _ = child.wait();
+        reap(child, Instant::now() + LAST_BREATH);
     }
     outcome
+}
+
+/// Waits for the end of a child that was killed. One that is held up within the kernel stays until we end.
+fn reap(child: &mut Child, deadline: Instant) {
+    while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
+        std::thread::sleep(LOOK);
+    }
 }
 
 fn talk(child: &mut Child, input: &[u8], deadline: Instant) -> io::Result<Output> {

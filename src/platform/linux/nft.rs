@@ -7,7 +7,6 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdin, Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{getpid, getppid};
+use parking_lot::Mutex;
 
 use super::{bounded, capability};
 use crate::platform::firewall::{Nft, TableId, ruleset};
@@ -70,12 +70,48 @@ pub(in crate::platform) fn survey() -> NftState {
     }
 }
 
-/// Whether nft and the kernel know the expression `socket`, a module of its own. That does not change while we run.
-pub(in crate::platform) fn finds_sockets() -> bool {
-    static FOUND: OnceLock<bool> = OnceLock::new();
-    let asking =
-        "table inet tunproxy-asks { chain asks { type filter hook input priority 0; socket wildcard 1; }; };\n";
-    *FOUND.get_or_init(|| run(&["--check", "--file", "-"], asking).is_ok_and(|output| output.status.success()))
+/// Expressions that are modules or options of their own, which small systems leave out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(in crate::platform) struct Knows {
+    /// `socket`.
+    pub(in crate::platform) sockets: bool,
+    /// `ct mark`.
+    pub(in crate::platform) connection_marks: bool,
+}
+
+/// Which of them nft and the kernel know. That does not change while we run; what they could not be asked is asked again.
+pub(in crate::platform) fn knows() -> Knows {
+    static KNOWN: Mutex<Option<Knows>> = Mutex::new(None);
+    const SOCKETS: &str = "socket wildcard 1;";
+    const MARKS: &str = "ct mark set ct mark | 1;";
+    if let Some(known) = *KNOWN.lock() {
+        return known;
+    }
+    let asked = |what: &str| {
+        let table =
+            format!("table inet tunproxy-asks {{ chain asks {{ type filter hook input priority 0; {what} }}; }};\n");
+        Some(run(&["--check", "--file", "-"], &table).ok()?.status.success())
+    };
+    let known = match asked(&format!("{SOCKETS} {MARKS}")) {
+        Some(true) => Some(Knows { sockets: true, connection_marks: true }),
+        Some(false) => {
+            asked(SOCKETS).zip(asked(MARKS)).map(|(sockets, marks)| Knows { sockets, connection_marks: marks })
+        }
+        None => None,
+    };
+    if let Some(Knows { sockets, connection_marks }) = known {
+        if !sockets {
+            tracing::debug!("nftables has no `socket` here: forged datagrams count as questions");
+        }
+        if !connection_marks {
+            tracing::warn!(
+                "nftables cannot mark connections here (CONFIG_NF_CONNTRACK_MARK): a connection that is silent for minutes \
+                 may go on past the TUN when the other side speaks first"
+            );
+        }
+    }
+    *KNOWN.lock() = known;
+    known.unwrap_or_default()
 }
 
 /// Has nft and the kernel check the table without loading it.

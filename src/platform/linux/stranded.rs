@@ -1,34 +1,87 @@
 //! Connections of ours from an address that this host has no more: nothing comes back to them, and the kernel would try
 //! for a quarter of an hour before it gave them up. Ended at once, they let their clients begin anew.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt};
 
+use crate::platform::routing::{Family, RouteTable};
+use crate::platform::survey::is_default_like;
 use crate::platform::{Fwmark, Netlink, NetlinkError};
+
+/// An address may come back, as after a sleep or when its interface is set up anew, and connections live on then. So long
+/// it is waited for where there is no other way out.
+const COMES_BACK: Duration = Duration::from_secs(10);
 
 /// Knows which addresses the host had.
 #[derive(Debug, Default)]
 pub struct Stranded {
-    had: BTreeSet<IpAddr>,
+    /// With the index of the interface of each.
+    had: BTreeMap<IpAddr, u32>,
+    /// Those that may come back: where they were, and since when they are away.
+    away: BTreeMap<IpAddr, (u32, Instant)>,
+}
+
+/// What a look at the host's addresses came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reset {
+    /// How many connections were reset.
+    pub connections: usize,
+    /// After so long it is to be looked again, whatever happens.
+    pub again: Option<Duration>,
 }
 
 impl Stranded {
-    /// Looks at the host's addresses. Where one has gone since the last look, the TCP connections from it that carry
-    /// `mark` are reset, and whoever uses them hears of that. Returns how many.
+    /// Looks at the host's addresses. Where one has gone that does not come back, or that another way out takes the place
+    /// of, the TCP connections from it that carry `mark` are reset, and whoever uses them hears of that.
     ///
     /// # Errors
-    /// The kernel does not tell which addresses there are.
-    pub fn reset(&mut self, mark: Fwmark) -> Result<usize, NetlinkError> {
-        let has: BTreeSet<IpAddr> = Netlink::open()?.addresses()?.iter().map(|(_, net)| net.addr()).collect();
-        let gone: BTreeSet<IpAddr> = self.had.difference(&has).copied().collect();
+    /// The kernel does not tell which addresses and routes there are.
+    pub fn reset(&mut self, mark: Fwmark, now: Instant) -> Result<Reset, NetlinkError> {
+        let mut netlink = Netlink::open()?;
+        let addresses = netlink.addresses()?;
+        let has: BTreeMap<IpAddr, u32> = addresses.iter().map(|(index, net)| (net.addr(), *index)).collect();
+        let gone = self.had.iter().filter(|(ip, _)| !has.contains_key(ip));
+        self.away.extend(gone.map(|(ip, index)| (*ip, (*index, now))));
+        self.away.retain(|ip, _| !has.contains_key(ip));
         self.had = has;
-        if gone.is_empty() { Ok(0) } else { Ok(reset_from(&gone, mark)) }
+        let mut gone = BTreeSet::new();
+        for family in [Family::V4, Family::V6] {
+            let of_family = |ip: &IpAddr| ip.is_ipv4() == (family == Family::V4);
+            if !self.away.keys().any(of_family) {
+                continue;
+            }
+            let out = netlink.routes(family, |route| route.table == RouteTable::MAIN && is_default_like(&route.to))?;
+            let leads_out = |index: u32| out.iter().any(|route| route.device == Some(index));
+            let others = || self.had.iter().filter(|(ip, _)| of_family(ip) && !is_link_local(ip));
+            let another = others().any(|(_, index)| leads_out(*index));
+            let replaced = |at: u32| others().any(|(_, index)| *index == at);
+            let late = |since: Instant| now.saturating_duration_since(since) >= COMES_BACK;
+            let lost = self
+                .away
+                .iter()
+                .filter(|(ip, (at, since))| of_family(ip) && (another || replaced(*at) || late(*since)));
+            gone.extend(lost.map(|(ip, _)| *ip));
+        }
+        self.away.retain(|ip, _| !gone.contains(ip));
+        let again = self
+            .away
+            .values()
+            .map(|(_, since)| since)
+            .min()
+            .map(|since| (*since + COMES_BACK).saturating_duration_since(now));
+        let connections = if gone.is_empty() { 0 } else { reset_from(&gone, mark) };
+        Ok(Reset { connections, again })
     }
+}
+
+fn is_link_local(ip: &IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 /// Resets the connections of this process that come from these addresses.

@@ -17,7 +17,7 @@ pub(in crate::platform) fn take(nft: Option<NftState>, tables: &[RouteTable]) ->
     let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
     let families = || Family::BOTH.into_iter().filter(|family| ipv6 || *family == Family::V4);
     let nft = nft.unwrap_or_else(nft::survey);
-    let finds_sockets = matches!(nft, NftState::Present { .. }) && nft::finds_sockets();
+    let knows = if matches!(nft, NftState::Present { .. }) { nft::knows() } else { nft::Knows::default() };
     let mut survey = Survey {
         links: netlink.links()?,
         addresses: netlink.addresses()?,
@@ -26,7 +26,7 @@ pub(in crate::platform) fn take(nft: Option<NftState>, tables: &[RouteTable]) ->
         routes: Vec::new(),
         tables: BTreeSet::new(),
         nft,
-        parameters: parameters(finds_sockets),
+        parameters: parameters(knows),
         ipv6,
         kernel_ipv6: ipv6,
         listening: listeners::listening_ports(),
@@ -71,7 +71,7 @@ fn ephemeral_ports() -> Option<(u16, u16)> {
     Some((ports.next()?, ports.next()?))
 }
 
-fn parameters(finds_sockets: bool) -> Parameters {
+fn parameters(knows: nft::Knows) -> Parameters {
     let number = |path: String| sysctl::read(&path).ok().and_then(|value| value.parse::<u32>().ok()).unwrap_or(0);
     let of = |family: &str, name: &str, key: &str| number(format!("net/{family}/conf/{name}/{key}"));
     let named = |family: &'static str, wanted: &dyn Fn(&str) -> bool| {
@@ -84,7 +84,8 @@ fn parameters(finds_sockets: bool) -> Parameters {
         // The larger of "all" and the interface's own counts (ip-sysctl.rst).
         strict_reverse_path: named("ipv4", &|name| for_all.max(of("ipv4", name, "rp_filter")) == 1),
         ephemeral_ports: ephemeral_ports().unwrap_or_default(),
-        finds_sockets,
+        finds_sockets: knows.sockets,
+        marks_connections: knows.connection_marks,
         host_only_advertisements: named("ipv6", &|name| of("ipv6", name, "accept_ra") == 1),
     }
 }
