@@ -288,7 +288,7 @@ mod tests {
         for line in [
             "    ip address add 198.18.0.1/30 dev tun7 noprefixroute\n",
             "    ip link set dev tun7 mtu 1500 txqueuelen 4096 up\n",
-            "    ip -4 route add default dev tun7 table 2022 metric 1024 congctl reno protocol kernel\n",
+            "    ip -4 route add default dev tun7 scope global table 2022 metric 1024 congctl reno protocol kernel\n",
             "    ip -4 rule add priority 9005 to 198.18.0.0/15 lookup 2023 protocol kernel\n",
             "    ip -6 rule add priority 9025 ipproto udp dport 53 lookup 2023 protocol kernel\n",
             "    nft 'create table inet tunproxy { flags owner; };\n",

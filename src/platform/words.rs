@@ -16,6 +16,9 @@ pub(super) fn route(act: &str, route: &Route) -> String {
         _ => route.to.to_string(),
     };
     let (kind, way, pace) = match &route.kind {
+        RouteKind::Device(device) if route.to.addr().is_ipv4() => {
+            ("", format!(" dev {device} scope global"), " congctl reno")
+        }
         RouteKind::Device(device) => ("", format!(" dev {device}"), " congctl reno"),
         RouteKind::Throw => ("throw ", String::new(), ""),
         RouteKind::Unreachable => ("unreachable ", String::new(), ""),

@@ -206,3 +206,25 @@ fn after_a_kill_at_any_moment_of_a_change_a_cleanup_puts_the_host_back() {
         }
     });
 }
+
+#[test]
+fn a_route_by_a_public_gateway_that_is_named_without_its_device_leads_to_that_gateway() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        lab.host.address("eth0", &["198.51.100.2/24"]);
+        let before = Dump::take(&lab.host);
+        let tunproxy = profile(NAMESERVERS).start(&lab.host);
+        assert_eq!(way(&lab.host, ""), "tunproxy0");
+        lab.host.ip("route add 100.100.0.0/16 via 198.51.100.1");
+        let route = lab.host.ip("route show 100.100.0.0/16");
+        assert!(route.contains("dev eth0"), "{route}");
+        lab.host.ip("route del 100.100.0.0/16");
+        // What the firewall has to know of an address that comes is no work of others.
+        let line = || lab.host.address("eth0", &["198.51.100.3/24"]);
+        let ((), said) = tunproxy.line_after(line, &["this host has changed: the firewall table is set"]);
+        assert!(!tunproxy.output().contains("another program removed"), "{said}\n{}", tunproxy.output());
+        lab.host.ip("addr del 198.51.100.3/24 dev eth0");
+        assert!(tunproxy.stop().success());
+        before.assert_same(&Dump::take(&lab.host));
+    });
+}

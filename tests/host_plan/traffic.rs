@@ -218,10 +218,10 @@ fn more_specific_routes_do_not_pull_traffic_out() {
             ("203.0.113.9", TUN),
             ("2001:db8:9::9", TUN),
             ("10.9.9.9", TUN),
-            ("192.168.99.9", TUN),
             ("fd00::1", TUN),
-            // A private network that the administrator routes is reached as before.
+            // A private network that the administrator routes is reached as before, and so is all of a private range.
             ("192.168.7.9", "lan0"),
+            ("192.168.99.9", "eth1"),
         ]);
         running.applied.revert().unwrap();
     });

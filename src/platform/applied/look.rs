@@ -88,10 +88,12 @@ impl Applied {
     }
 
     /// Whether the step was done before, so that somebody must have undone it.
-    pub(super) fn was_done(&self, step: &Step) -> bool {
+    pub(super) fn was_done(&self, step: &Step, look: &Look) -> bool {
         match step {
             Step::Link => true,
             Step::Sysctl(wanted) if wanted.of_tun => true,
+            // It stands, and only the plan has another one now.
+            Step::Firewall if look.firewall => false,
             _ => self.done.iter().any(|done| stands_for(done, step)),
         }
     }

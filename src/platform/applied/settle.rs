@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::look::Look;
 use super::look::stands_for;
 use super::{Applied, Done, HostError, Step};
 use crate::platform::imp::nft::{self, OwnedTable};
@@ -106,7 +107,7 @@ impl Applied {
         }
         self.follow(plan, &mut settled);
         let open = self.not_in_place(&look);
-        self.carry_out(open, seen, &mut settled)?;
+        self.carry_out(open, seen, &look, &mut settled)?;
         self.take_back(&mut settled)?;
         if let Err(error) = self.journal.compact(self.done.iter().filter_map(recorded)) {
             settled.failed.push(error.to_string());
@@ -130,11 +131,17 @@ impl Applied {
     }
 
     /// Does what is open, each inverse on the disk before its act, and looks at what came of it.
-    fn carry_out(&mut self, open: Vec<Step>, seen: Seen, settled: &mut Settled) -> Result<(), SettleError> {
+    fn carry_out(
+        &mut self,
+        open: Vec<Step>,
+        seen: Seen,
+        look: &Look,
+        settled: &mut Settled,
+    ) -> Result<(), SettleError> {
         let planned: Vec<(Step, bool, Vec<Undo>)> = open
             .into_iter()
             .map(|step| {
-                let before = self.was_done(&step);
+                let before = self.was_done(&step, look);
                 let undos = self.new_undos(&step);
                 (step, before, undos)
             })

@@ -108,7 +108,8 @@ impl Netlink {
         match &route.kind {
             RouteKind::Device(device) => {
                 message.header.kind = RouteType::Unicast;
-                message.header.scope = RouteScope::Link;
+                // Not `Link`, lest a gateway that somebody names without a device be looked for behind it.
+                message.header.scope = RouteScope::Universe;
                 attributes.push(RouteAttribute::Oif(self.index(device)?));
                 if !delete {
                     let metrics = vec![RouteMetric::CcAlgo(CONGESTION_CONTROL.to_owned())];
