@@ -71,7 +71,7 @@ pub(super) fn write(
     }
     let header = if to.is_ipv6() { 40 } else { 20 };
     let total = header + 8 + payload.len();
-    if to.is_ipv6() && total > link.mtu {
+    if total > link.mtu && (to.is_ipv6() || !transmit.takes_any_length()) {
         return write_fragments(from, to, payload, link.mtu, id, transmit);
     }
     transmit.transmit(total, None, &mut |packet| {
@@ -150,16 +150,20 @@ fn write_fragments(
     id: u32,
     transmit: &mut dyn Transmit,
 ) -> bool {
-    let mut whole = vec![0; 40 + 8 + payload.len()];
-    ip::write_header(&mut whole, from.ip(), to.ip(), ip::UDP, 0);
-    write_udp(&mut whole[40..], from.port(), to.port(), payload);
-    let sum = super::checksum::transport(&whole, 40, ip::UDP);
-    whole[46..48].copy_from_slice(&nonzero(sum).to_be_bytes());
+    let header = if to.is_ipv6() { 40 } else { 20 };
+    let mut whole = vec![0; header + 8 + payload.len()];
+    ip::write_header(&mut whole, from.ip(), to.ip(), ip::UDP, (id & 0xffff) as u16);
+    write_udp(&mut whole[header..], from.port(), to.port(), payload);
+    let sum = super::checksum::transport(&whole, header, ip::UDP);
+    whole[header + 6..header + 8].copy_from_slice(&nonzero(sum).to_be_bytes());
     write_pieces(&whole, mtu, id, transmit)
 }
 
-/// Writes an IPv6 packet without extension headers in fragments that fit into `mtu`. False: some were dropped.
+/// Writes a packet without extension headers or options in fragments that fit into `mtu`. False: some were dropped.
 pub(super) fn write_pieces(whole: &[u8], mtu: usize, id: u32, transmit: &mut dyn Transmit) -> bool {
+    if whole[0] >> 4 == 4 {
+        return write_pieces_v4(whole, mtu, transmit);
+    }
     let piece = (mtu.max(1280) - 48) / 8 * 8;
     let body = &whole[40..];
     let mut offset = 0;
@@ -178,6 +182,29 @@ pub(super) fn write_pieces(whole: &[u8], mtu: usize, id: u32, transmit: &mut dyn
             packet[42..44].copy_from_slice(&word.to_be_bytes());
             packet[44..48].copy_from_slice(&id.to_be_bytes());
             packet[48..].copy_from_slice(part);
+        });
+        offset += part.len();
+    }
+    true
+}
+
+/// Fragments of RFC 791, which keep the packet's own id.
+fn write_pieces_v4(whole: &[u8], mtu: usize, transmit: &mut dyn Transmit) -> bool {
+    let piece = (mtu.max(576) - 20) / 8 * 8;
+    let body = &whole[20..];
+    let mut offset = 0;
+    for part in body.chunks(piece) {
+        if !transmit.ready() {
+            return false;
+        }
+        let more = offset + part.len() < body.len();
+        transmit.transmit(20 + part.len(), None, &mut |packet| {
+            packet[..20].copy_from_slice(&whole[..20]);
+            packet[2..4].copy_from_slice(&((20 + part.len()) as u16).to_be_bytes());
+            let word = (offset / 8) as u16 | u16::from(more) << 13;
+            packet[6..8].copy_from_slice(&word.to_be_bytes());
+            ip::seal_header(&mut packet[..20]);
+            packet[20..].copy_from_slice(part);
         });
         offset += part.len();
     }
@@ -242,6 +269,39 @@ mod tests {
 
     fn word(packet: &[u8], at: usize) -> usize {
         usize::from(u16::from_be_bytes([packet[at], packet[at + 1]]))
+    }
+
+    #[test]
+    fn where_no_kernel_cuts_ipv4_a_long_datagram_leaves_in_pieces_that_make_it_up_again() {
+        struct Wire(Vec<Vec<u8>>);
+        impl Transmit for Wire {
+            fn ready(&mut self) -> bool {
+                true
+            }
+            fn takes_any_length(&self) -> bool {
+                false
+            }
+            fn transmit(&mut self, len: usize, _: Option<NonZeroU16>, fill: &mut dyn FnMut(&mut [u8])) {
+                let mut packet = vec![0xa5; len];
+                fill(&mut packet);
+                assert_eq!(VirtioHeader::seal(&mut packet.clone(), None), VirtioHeader::PLAIN, "it is whole as it is");
+                self.0.push(packet);
+            }
+        }
+        let payload: Vec<u8> = (0..4000_u32).map(|n| n as u8).collect();
+        let (from, to) = ("203.0.113.9:53".parse().unwrap(), "10.0.0.5:4000".parse().unwrap());
+        let mut wire = Wire(Vec::new());
+        assert!(write(from, to, &payload, Link { mtu: 1500, offload: true }, 7, &mut wire));
+        assert!(wire.0.len() == 3 && wire.0.iter().all(|packet| packet.len() <= 1500));
+        let mut body: Vec<u8> = Vec::new();
+        for packet in &wire.0 {
+            let read = crate::stack::ip::Packet::parse(packet).expect("a header that holds");
+            let word = usize::from(u16::from_be_bytes([packet[6], packet[7]]));
+            assert_eq!(((word & 0x1fff) * 8, read.fragment.is_some()), (body.len(), true));
+            assert_eq!(word >> 13 & 1 == 0, body.len() + packet.len() - 20 == 8 + payload.len(), "the last says so");
+            body.extend(&packet[20..]);
+        }
+        assert_eq!(body[8..], payload);
     }
 
     #[test]

@@ -109,7 +109,7 @@ pub(super) fn write_reply(
     }
     let header = if to.is_ipv6() { 40 } else { 20 };
     let total = header + 8 + reply.payload.len();
-    if to.is_ipv6() && total > link.mtu {
+    if total > link.mtu && (to.is_ipv6() || !transmit.takes_any_length()) {
         let mut whole = vec![0; total];
         fill(&mut whole, (from, to), reply, id);
         return write_pieces(&whole, link.mtu, id, transmit);
@@ -128,7 +128,7 @@ fn fill(packet: &mut [u8], (from, to): (IpAddr, IpAddr), reply: &EchoReply<'_>, 
         packet[7] = reply.ttl;
     } else {
         (packet[1], packet[8]) = (reply.tos, reply.ttl);
-        seal_header(&mut packet[..20]);
+        ip::seal_header(&mut packet[..20]);
     }
     let message = &mut packet[start..];
     message[0] = REPLY[usize::from(v6)];
@@ -150,16 +150,9 @@ pub(super) fn write_error((from, to): (IpAddr, IpAddr), error: &EchoError<'_>, t
     }
     let header = head.first().map_or(0, |first| usize::from(first & 15) * 4);
     if let Some(header) = head.get_mut(..header).filter(|header| !v6 && header.len() >= 20) {
-        seal_header(header);
+        ip::seal_header(header);
     }
     icmp::say((from, to), (error.kind, error.code, error.word), &[&head, error.payload], transmit);
-}
-
-/// Makes the checksum of an IPv4 header right.
-fn seal_header(header: &mut [u8]) {
-    header[10..12].fill(0);
-    let sum = super::checksum::of(header);
-    header[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// Whether `message` is an echo request, by its type.

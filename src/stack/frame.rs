@@ -84,7 +84,8 @@ impl VirtioHeader {
         let v6 = packet[0] >> 4 == 6;
         let start = if v6 { 40 } else { usize::from(packet[0] & 15) * 4 };
         let protocol = if v6 { packet[6] } else { packet[9] };
-        if protocol != super::ip::TCP && protocol != super::ip::UDP {
+        let fragment = !v6 && (packet[6] & 0x3f != 0 || packet[7] != 0);
+        if fragment || protocol != super::ip::TCP && protocol != super::ip::UDP {
             return Self::PLAIN;
         }
         let tcp = protocol == super::ip::TCP;
@@ -121,6 +122,11 @@ pub trait Transmit {
     /// Whether the device cuts UDP packets into datagrams. Asked before each one, as it may turn out not to.
     fn cuts_datagrams(&self) -> bool {
         false
+    }
+
+    /// Whether there is a kernel behind the device that cuts IPv4 packets longer than its MTU where it has to.
+    fn takes_any_length(&self) -> bool {
+        true
     }
 
     /// Takes one packet of `len` bytes, which `fill` writes; `gso` asks for segmentation into that payload size.

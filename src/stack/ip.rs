@@ -217,6 +217,13 @@ pub fn is_not_unicast(ip: IpAddr) -> bool {
     }
 }
 
+/// Writes the checksum of an IPv4 header.
+pub(super) fn seal_header(header: &mut [u8]) {
+    header[10..12].fill(0);
+    let sum = super::checksum::of(header);
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+}
+
 /// Writes an IPv4 header without options or an IPv6 header over the first bytes of `packet`; returns its length.
 /// `id` is used by IPv4 packets that routers may cut.
 pub(super) fn write_header(packet: &mut [u8], source: IpAddr, destination: IpAddr, protocol: u8, id: u16) -> usize {

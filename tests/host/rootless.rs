@@ -61,6 +61,10 @@ fn without_the_tun_driver_a_packet_socket_takes_its_place() {
                 let done = place.act(&lab.host, &format!("{act} {V4}:9000 20000000"));
                 assert!(done.is_ok(), "{act}: {done:?}");
             }
+            for length in [1472, 1473, 3000, 60_000] {
+                let long = "x".repeat(length);
+                assert_eq!(place.act(&lab.host, &format!("datagram {V4}:7 {long}")), Ok(long), "{length} bytes");
+            }
         }
     });
 }

@@ -18,6 +18,7 @@ pub(super) struct Writer {
     buffer: Box<[u8]>,
     offload: bool,
     cuts_datagrams: bool,
+    takes_any_length: bool,
     pending: Option<([u8; VirtioHeader::LEN], usize)>,
     /// Packets that the device refused for good.
     pub(super) lost: u64,
@@ -27,8 +28,9 @@ impl Writer {
     pub(super) fn new(queue: Rc<AsyncFd<TunQueue>>) -> Self {
         let offload = queue.get_ref().framing() != Framing::Plain;
         let cuts_datagrams = queue.get_ref().cuts_datagrams();
+        let takes_any_length = queue.get_ref().framing() != Framing::Packet;
         let buffer = vec![0; HEADROOM + LARGEST].into_boxed_slice();
-        Self { queue, buffer, offload, cuts_datagrams, pending: None, lost: 0 }
+        Self { queue, buffer, offload, cuts_datagrams, takes_any_length, pending: None, lost: 0 }
     }
 
     /// Whether a packet waits for the device.
@@ -62,6 +64,10 @@ fn cut_by_device(header: [u8; VirtioHeader::LEN]) -> bool {
 impl Transmit for Writer {
     fn cuts_datagrams(&self) -> bool {
         self.cuts_datagrams
+    }
+
+    fn takes_any_length(&self) -> bool {
+        self.takes_any_length
     }
 
     fn ready(&mut self) -> bool {
