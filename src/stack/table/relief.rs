@@ -58,6 +58,8 @@ impl Table {
             let mut flow = handle.borrow_mut();
             flow.evicted = true;
             flow.socket().abort();
+            // Nobody reads what lies there any more, and others wait for it.
+            flow.rings.release();
             self.evicted += 1;
             if !flow.dirty {
                 flow.dirty = true;
