@@ -202,7 +202,7 @@ impl Table {
             sockets,
             handle,
             rings,
-            _place: place,
+            place,
             cut,
             held: Some(packet.bytes[..packet.bytes.len().min(128)].into()),
             counted: true,
