@@ -3,11 +3,11 @@
 //! A flow pays for its place in the table as long as it lives, and for its rings only while data moves through them: idle
 //! rings give their pages back. Where nothing is left, [`Table::relieve`](super::table::Table) makes room.
 //!
-//! A client is a source address. One that is alone may have everything; beside others, whoever has more than an equal part
+//! A client is a source address of which a handshake was completed; others get what is left, and take no part from anybody. One that is alone may have everything; beside others, whoever has more than an equal part
 //! leaves the last eighth to those who have less, so that these find room at once.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::rc::Rc;
 
@@ -26,8 +26,12 @@ pub(super) struct Budget {
     used: Cell<usize>,
     /// What each client has. Everybody in it has paid for something, which bounds it.
     clients: RefCell<HashMap<IpAddr, Holding, RandomState>>,
+    /// How many of them count as clients.
+    counted: Cell<usize>,
     /// Somebody found no room since the last relief.
     short: Cell<bool>,
+    /// Who that was.
+    asked: RefCell<HashSet<IpAddr, RandomState>>,
     /// The most bytes that a client looked for in vain since the last relief although it has no more than an equal part.
     needed: Cell<usize>,
 }
@@ -37,6 +41,8 @@ pub(super) struct Budget {
 struct Holding {
     bytes: usize,
     flows: usize,
+    /// Of these, flows whose client is known to be where it says.
+    open: usize,
 }
 
 /// A part of the budget, given back when dropped.
@@ -46,13 +52,15 @@ pub(super) struct Share {
     bytes: usize,
     /// It is the place of a flow.
     place: bool,
+    open: bool,
 }
 
 impl Budget {
     /// All flows together may take `limit` bytes.
     pub(super) fn new(limit: usize) -> Rc<Self> {
-        let (used, short, needed) = (Cell::default(), Cell::default(), Cell::default());
-        Rc::new(Self { limit, used, clients: RefCell::default(), short, needed })
+        let (used, counted, short, needed) = (Cell::default(), Cell::default(), Cell::default(), Cell::default());
+        let (clients, asked) = (RefCell::default(), RefCell::default());
+        Rc::new(Self { limit, used, clients, counted, short, asked, needed })
     }
 
     /// Takes a place for one more flow of `client`. None: there is no room, which is remembered.
@@ -67,12 +75,16 @@ impl Budget {
 
     fn take_as(self: &Rc<Self>, client: IpAddr, bytes: usize, place: bool) -> Option<Share> {
         let mut clients = self.clients.borrow_mut();
-        let has = clients.get(&client).map_or(0, |holding| holding.bytes);
-        let others = clients.len() - usize::from(has > 0);
+        let (has, counts) = clients.get(&client).map_or((0, false), |holding| (holding.bytes, holding.open > 0));
+        let others = self.counted.get() - usize::from(counts);
         let modest = has + bytes <= self.limit / (others + 1);
         let kept = if others == 0 || modest { 0 } else { self.limit / KEPT };
         if bytes.saturating_add(kept) > self.left() {
             self.short.set(true);
+            if has > 0 {
+                // Who has nothing can give nothing.
+                self.asked.borrow_mut().insert(client);
+            }
             if modest && others > 0 {
                 self.needed.set(self.needed.get().max(bytes));
             }
@@ -82,7 +94,7 @@ impl Budget {
         let holding = clients.entry(client).or_default();
         holding.bytes += bytes;
         holding.flows += usize::from(place);
-        Some(Share { budget: Rc::clone(self), client, bytes, place })
+        Some(Share { budget: Rc::clone(self), client, bytes, place, open: false })
     }
 
     /// What there is in all.
@@ -102,7 +114,7 @@ impl Budget {
 
     /// What each client would have if all had the same.
     pub(super) fn part(&self) -> usize {
-        self.limit / self.clients.borrow().len().max(1)
+        self.limit / self.counted.get().max(1)
     }
 
     /// How many flows `client` has.
@@ -118,7 +130,7 @@ impl Budget {
     /// What the rings of one more flow may take, beside `live` others of which `own` are of the same client: so little that
     /// thousands which all move data at once fit, and so much that few are not held up, nor those of a client that has few.
     pub(super) fn fair(&self, live: usize, own: usize) -> usize {
-        let of_client = self.clients.borrow().len().max(1).saturating_mul(own + 8);
+        let of_client = self.counted.get().max(1).saturating_mul(own + 8);
         self.limit / 4 / of_client.min(live + 8)
     }
 
@@ -131,9 +143,19 @@ impl Budget {
     /// room that has no more than an equal part, of those in which something does.
     pub(super) fn wanted(&self) -> (usize, usize) {
         let reserve = self.limit / 32;
-        let kept = if self.clients.borrow().len() > 1 { self.limit / KEPT } else { 0 };
+        let kept = if self.counted.get() > 1 { self.limit / KEPT } else { 0 };
         let needed = self.needed.get();
         (kept + reserve.max(needed), if needed > 0 { reserve.max(needed) } else { 0 })
+    }
+
+    /// Whether `client` found no room since the last relief.
+    pub(super) fn has_asked(&self, client: IpAddr) -> bool {
+        self.asked.borrow().contains(&client)
+    }
+
+    /// Whether a client found no room although it has no more than an equal part.
+    pub(super) fn is_unfair(&self) -> bool {
+        self.needed.get() > 0
     }
 
     pub(super) fn is_short(&self) -> bool {
@@ -142,6 +164,7 @@ impl Budget {
 
     pub(super) fn relieved(&self) {
         self.short.set(false);
+        *self.asked.borrow_mut() = HashSet::default();
         self.needed.set(0);
     }
 }
@@ -149,6 +172,19 @@ impl Budget {
 impl Share {
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The client of this flow has completed the handshake, so that it is one.
+    pub(super) fn complete(&mut self) {
+        if !self.place || std::mem::replace(&mut self.open, true) {
+            return;
+        }
+        let mut clients = self.budget.clients.borrow_mut();
+        let Some(holding) = clients.get_mut(&self.client) else { return };
+        holding.open += 1;
+        if holding.open == 1 {
+            self.budget.counted.set(self.budget.counted.get() + 1);
+        }
     }
 }
 
@@ -159,7 +195,13 @@ impl Drop for Share {
         let Some(holding) = clients.get_mut(&self.client) else { return };
         holding.bytes -= self.bytes;
         holding.flows -= usize::from(self.place);
-        if holding.bytes == 0 {
+        if self.open {
+            holding.open -= 1;
+            if holding.open == 0 {
+                self.budget.counted.set(self.budget.counted.get() - 1);
+            }
+        }
+        if holding.bytes == 0 && holding.flows == 0 {
             clients.remove(&self.client);
         }
     }
@@ -173,6 +215,29 @@ mod tests {
 
     fn client(last: u8) -> IpAddr {
         Ipv4Addr::new(192, 0, 2, last).into()
+    }
+
+    /// A client that is one, with a flow that costs nothing.
+    fn known(budget: &Rc<Budget>, last: u8) -> Share {
+        let mut place = budget.take_as(client(last), 0, true).unwrap();
+        place.complete();
+        place
+    }
+
+    #[test]
+    fn sources_that_never_complete_a_handshake_take_no_part_from_anybody() {
+        let budget = Budget::new(FLOW * 100);
+        let mut first = budget.open(client(1)).unwrap();
+        first.complete();
+        let forged: Vec<Share> = (10..50).map(|last| budget.open(client(last)).unwrap()).collect();
+        assert_eq!((budget.part(), budget.fair(41, 1)), (FLOW * 100, FLOW * 100 / 4 / 9));
+        assert!(budget.take(client(1), FLOW * 59).is_some(), "nothing is kept for them");
+        let mut second = budget.open(client(2)).unwrap();
+        second.complete();
+        second.complete();
+        assert_eq!(budget.part(), FLOW * 50);
+        drop((forged, second));
+        assert_eq!(budget.part(), FLOW * 100);
     }
 
     #[test]
@@ -190,6 +255,7 @@ mod tests {
     #[test]
     fn who_has_more_than_an_equal_part_leaves_the_last_eighth_to_those_who_have_less() {
         let budget = Budget::new(800);
+        let [_first, second, third] = [1, 2, 3].map(|last| known(&budget, last));
         let modest = budget.take(client(2), 1).unwrap();
         let greedy: Vec<Share> = std::iter::from_fn(|| budget.take(client(1), 10)).collect();
         assert_eq!((greedy.len(), budget.left()), (69, 109), "an eighth is left");
@@ -199,7 +265,7 @@ mod tests {
         let place = budget.take(client(3), 100).unwrap();
         assert!(budget.take(client(3), 50).is_none());
         assert_eq!(budget.wanted(), (150, 50));
-        drop((modest, place));
+        drop((modest, place, second, third));
         assert_eq!((budget.take(client(1), 110).is_some(), budget.part()), (true, 800), "it is alone again");
     }
 
@@ -215,7 +281,7 @@ mod tests {
     #[test]
     fn the_rings_of_who_has_few_flows_do_not_shrink_with_the_flows_of_others() {
         let budget = Budget::new(16 << 20);
-        let _clients = [1, 2].map(|last| budget.open(client(last)).unwrap());
+        let _clients = [1, 2].map(|last| known(&budget, last));
         assert_eq!(budget.fair(2000, 2000), (4 << 20) / 2008);
         assert_eq!(budget.fair(2000, 0), (4 << 20) / 16);
     }

@@ -38,7 +38,7 @@ pub(super) struct Flow {
     pub(super) handle: SocketHandle,
     pub(super) rings: Rings,
     /// What is paid for the flow itself.
-    pub(super) _place: Share,
+    pub(super) place: Share,
     /// How super-packets to this client are cut, where that is not smoltcp's affair.
     pub(super) cut: Option<Cut>,
     /// The first bytes of the SYN, for an ICMP error to quote; present while the SYN-ACK is held.

@@ -234,6 +234,8 @@ pub(super) fn write_header(packet: &mut [u8], source: IpAddr, destination: IpAdd
             packet[0] = 0x45;
             packet[2..4].copy_from_slice(&length(total));
             packet[4..6].copy_from_slice(&id.to_be_bytes());
+            // A TCP learns the path's MTU (RFC 1191); its number then does not matter (RFC 6864).
+            packet[6] = if protocol == TCP { 0x40 } else { 0 };
             packet[8] = 64;
             packet[9] = protocol;
             packet[12..16].copy_from_slice(&source.octets());

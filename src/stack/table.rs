@@ -230,6 +230,9 @@ impl Table {
             }
         } else if flow.socket().state() != State::SynReceived {
             self.uncount(flow);
+            if flow.socket().is_active() {
+                flow.place.complete();
+            }
         }
         let done = self.emit(flow, now, transmit);
         if !done {

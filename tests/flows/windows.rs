@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::world::packet::{ACK, FIN, SYN};
+use crate::world::packet::{ACK, FIN, SYN, Tcp};
 use crate::world::{MTU, Net, Peer, World, on, on_every_net, pattern};
 
 const MEGABYTE: usize = 1 << 20;
@@ -145,6 +145,93 @@ fn pieces_in_the_wrong_order_are_put_together() {
         peer.send(FIN | ACK, &[]);
         assert_eq!(flow.read_pattern().await.unwrap(), 20_000);
     });
+}
+
+/// A client on a link whose handshake is over with its first data, or with an acknowledgement before that.
+async fn opened(world: &World, bare: bool) -> (Peer, crate::world::Flow) {
+    let mut peer = Peer::new(world, 3000, 500);
+    if bare {
+        let flow = peer.open().await;
+        return (peer, flow);
+    }
+    peer.syn();
+    let flow = world.arrival().await;
+    flow.accept();
+    let answer = peer.replies().await.into_iter().find(|seen| seen.is(SYN | ACK)).unwrap();
+    (peer.next, peer.expected) = (501, answer.sequence.wrapping_add(1));
+    (peer, flow)
+}
+
+fn links() -> impl Iterator<Item = Net> {
+    Net::all().into_iter().map(|net| Net { own: false, ..net })
+}
+
+/// Bytes of data among `seen`.
+fn bytes(seen: &[crate::world::Seen]) -> usize {
+    seen.iter().map(|seen| seen.payload.len()).sum()
+}
+
+#[test]
+fn the_window_of_a_client_that_never_acknowledges_without_data_is_read_and_so_are_its_losses() {
+    for net in links() {
+        on(net, |world| async move {
+            let (mut peer, flow) = opened(&world, false).await;
+            peer.data(b"a question");
+            peer.replies().await;
+            let writer = flow.clone();
+            world.spawn(async move { writer.write_pattern(100_000).await.unwrap_or_default() });
+            let first = peer.replies().await;
+            assert!((1..20_000).contains(&bytes(&first)), "{} bytes at once", bytes(&first));
+            // Nothing is acknowledged: that is noticed long before smoltcp's own timer would run out twice.
+            world.sleep(Duration::from_millis(1500)).await;
+            let again = peer.replies().await;
+            assert!(again.iter().any(|seen| seen.sequence == first[0].sequence && seen.payload.len() > 1));
+            flow.stalled().await;
+        });
+    }
+}
+
+#[test]
+fn a_window_that_is_shut_by_a_segment_with_data_is_shut() {
+    for net in links() {
+        on(net, |world| async move {
+            let (mut peer, flow) = opened(&world, true).await;
+            let writer = flow.clone();
+            world.spawn(async move { writer.write_pattern(100_000).await.unwrap_or_default() });
+            let first = peer.replies().await;
+            peer.expected = peer.expected.wrapping_add(bytes(&first) as u32);
+            world.inject(&Tcp { window: 0, ..peer.segment(ACK, b"wait") }.packet());
+            peer.next += 4;
+            assert_eq!(bytes(&peer.replies().await), 0, "nothing is sent into a shut window");
+            world.sleep(Duration::from_secs(5)).await;
+            let probes = peer.replies().await;
+            assert!(probes.iter().all(|seen| seen.payload.len() <= 1), "probes alone");
+            peer.send(ACK, &[]);
+            assert!(bytes(&peer.replies().await) > 1000, "it goes on when it opens");
+            flow.stalled().await;
+        });
+    }
+}
+
+#[test]
+fn an_acknowledgement_that_was_overtaken_does_not_shut_the_window() {
+    for net in links() {
+        on(net, |world| async move {
+            let (mut peer, flow) = opened(&world, true).await;
+            let old = Tcp { window: 0, ..peer.segment(ACK, &[]) };
+            flow.write_pattern(1000).await.unwrap();
+            peer.replies().await;
+            peer.expected = peer.expected.wrapping_add(1000);
+            peer.send(ACK, &[]);
+            world.inject(&old.packet());
+            world.settle().await;
+            flow.write(&pattern(1000, 1000)).await.unwrap();
+            assert_eq!(bytes(&peer.replies().await), 1000);
+            world.sleep(Duration::from_millis(600)).await;
+            assert!(bytes(&peer.replies().await) >= 1000, "what is lost is sent again in time");
+            flow.stalled().await;
+        });
+    }
 }
 
 #[test]

@@ -56,7 +56,7 @@ impl Clock {
         self.backoff += 1;
     }
 
-    /// Something new was acknowledged.
+    /// Something was acknowledged that was sent only once, or the client takes data again.
     pub(super) fn progress(&mut self) {
         self.backoff = 0;
     }

@@ -2,6 +2,7 @@
 //! scoreboard of RFC 6675 with the times of RFC 8985).
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::Instant;
 
 use super::super::progress::is_ahead;
@@ -123,13 +124,12 @@ impl Flight {
         if known || !self.is_within(left, right) || !self.cut(left) || !self.cut(right) {
             return;
         }
-        for part in &mut self.parts {
-            if is_ahead(part.start, left) && is_ahead(right, part.end) && part.fate != Fate::Arrived {
-                of(part);
-                part.fate = Fate::Arrived;
-            }
+        let places = self.places(left, right);
+        for part in self.parts.range_mut(places.clone()).filter(|part| part.fate != Fate::Arrived) {
+            of(part);
+            part.fate = Fate::Arrived;
         }
-        self.join();
+        self.join(places);
     }
 
     /// Marks what of `[start, end)` is flying or lost as sent just now.
@@ -142,13 +142,11 @@ impl Flight {
         // Where the list is full, more is taken for sent than was; it is found lost later.
         self.cut(start);
         self.cut(end);
-        for part in &mut self.parts {
-            let outside = is_ahead(start, part.end) || is_ahead(part.start, end);
-            if !outside && part.fate != Fate::Arrived {
-                (part.fate, part.sent, part.again) = (Fate::Flying, sent, true);
-            }
+        let places = self.places(start, end);
+        for part in self.parts.range_mut(places.clone()).filter(|part| part.fate != Fate::Arrived) {
+            (part.fate, part.sent, part.again) = (Fate::Flying, sent, true);
         }
-        self.join();
+        self.join(places);
     }
 
     /// Marks everything as lost; what has arrived only if it may have been thrown away since (RFC 2018 section 8).
@@ -158,7 +156,7 @@ impl Flight {
                 part.fate = Fate::Lost;
             }
         }
-        self.join();
+        self.join(0..self.parts.len());
     }
 
     /// Marks the first `bytes` as lost. Returns how many bytes that is news of.
@@ -188,6 +186,13 @@ impl Flight {
         self.count(Fate::Flying)
     }
 
+    /// The same where each stretch that was sent again weighs as much as a whole segment at least: a client that tells of
+    /// gaps of a byte has a packet sent for each.
+    pub(super) fn burden(&self, segment: usize) -> usize {
+        let weight = |part: &Part| if part.again { part.bytes().max(segment) } else { part.bytes() };
+        self.parts.iter().filter(|part| part.fate == Fate::Flying).map(weight).sum()
+    }
+
     /// Bytes that have arrived beyond a gap.
     pub(super) fn arrived(&self) -> usize {
         self.count(Fate::Arrived)
@@ -209,32 +214,35 @@ impl Flight {
         left != right && is_ahead(right, left) && is_ahead(left, self.start) && is_ahead(self.end, right)
     }
 
+    /// Where those parts stand of which something lies between the two numbers.
+    fn places(&self, left: u32, right: u32) -> Range<usize> {
+        let offset = |number: u32| number.wrapping_sub(self.start);
+        let first = self.parts.partition_point(|part| offset(part.end) <= offset(left));
+        let past = self.parts.partition_point(|part| offset(part.start) < offset(right));
+        first..past.max(first)
+    }
+
     /// Sees to it that a part begins at `number`. False: there are as many as there may be.
     fn cut(&mut self, number: u32) -> bool {
-        let Some(at) = self.parts.iter().position(|part| {
-            number != part.start && number != part.end && is_ahead(number, part.start) && is_ahead(part.end, number)
-        }) else {
-            return true;
-        };
-        if self.parts.len() >= self.most {
+        let at = self.places(number, number).start;
+        let full = self.parts.len() >= self.most;
+        let Some(part) = self.parts.get_mut(at).filter(|part| part.start != number) else { return true };
+        if full {
             return false;
         }
-        let second = Part { start: number, ..self.parts[at] };
-        self.parts[at].end = number;
+        let second = Part { start: number, ..*part };
+        part.end = number;
         self.parts.insert(at + 1, second);
         true
     }
 
-    fn join(&mut self) {
-        let mut last: Option<Part> = None;
-        let mut joined = VecDeque::with_capacity(self.parts.len());
-        for part in self.parts.drain(..) {
-            match &mut last {
-                Some(before) if before.goes_on_in(&part) => before.end = part.end,
-                _ => joined.extend(last.replace(part)),
-            }
+    /// Makes one of neighbours with the same story, of which one stands in `places`.
+    fn join(&mut self, places: Range<usize>) {
+        for at in (places.start.saturating_sub(1)..places.end).rev() {
+            let Some(next) = self.parts.get(at + 1).copied() else { continue };
+            let Some(part) = self.parts.get_mut(at).filter(|part| part.goes_on_in(&next)) else { continue };
+            part.end = next.end;
+            self.parts.remove(at + 1);
         }
-        joined.extend(last);
-        self.parts = joined;
     }
 }

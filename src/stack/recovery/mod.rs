@@ -47,6 +47,8 @@ pub(super) struct Word {
     pub(super) blocks: Blocks,
     /// It carries nothing else, and the same window as the one before.
     pub(super) bare: bool,
+    /// Whether its window is shut; None: it says nothing of the window as it is now.
+    pub(super) shut: Option<bool>,
 }
 
 /// A time in which something is missing.
@@ -75,6 +77,10 @@ pub(super) struct Recovery {
     written: u32,
     duplicates: u8,
     episode: Option<Episode>,
+    /// Where the last episode ended: what was sent again in it may still bring equal words about (RFC 6582 section 4).
+    recovered: Option<u32>,
+    /// The client takes nothing now.
+    shut: bool,
     newest: Option<Newest>,
     /// The highest number that has arrived.
     highest: u32,
@@ -106,6 +112,8 @@ impl Recovery {
             written: 0,
             duplicates: 0,
             episode: None,
+            recovered: None,
+            shut: false,
             newest: None,
             highest: 0,
             reordered: None,
@@ -144,7 +152,10 @@ impl Recovery {
     /// The first number that is not acknowledged and the end of what was sent, where smoltcp may send that again by itself.
     pub(super) fn repeats(&self, now: Instant) -> Option<(u32, u32)> {
         let stalled = now.saturating_duration_since(self.moved) >= STALLED;
-        (!self.flight.is_empty() && (stalled || self.back.is_some())).then_some((self.flight.start, self.flight.end))
+        // Its own fast retransmission may need one word less, since it counts ours as well.
+        let told = self.duplicates + 1 >= DUPLICATES;
+        (!self.flight.is_empty() && (stalled || told || self.back.is_some()))
+            .then_some((self.flight.start, self.flight.end))
     }
 
     /// smoltcp has sent something that ends here.
@@ -183,6 +194,8 @@ impl Recovery {
     /// Takes note of what a segment says.
     pub(super) fn hear(&mut self, word: &Word, now: Instant) {
         let (before, flying) = (self.flight.start, self.flight.flying());
+        let reopened = self.shut && word.shut == Some(false);
+        self.shut = word.shut.unwrap_or(self.shut);
         if self.flight.is_empty() && word.start == before {
             return;
         }
@@ -191,7 +204,9 @@ impl Recovery {
         let advanced = word.start != before && is_ahead(word.start, before);
         if advanced {
             (self.started, self.moved, self.duplicates, self.probed) = (now, now, 0, None);
-            self.clock.progress();
+            if news.once {
+                self.clock.progress();
+            }
             if self.back.is_some_and(|back| is_ahead(word.start, back)) {
                 // smoltcp follows.
                 self.back = (word.start != self.flight.end).then_some(word.start);
@@ -209,14 +224,43 @@ impl Recovery {
                 self.round = self.flight.end;
             }
         }
-        let was = self.episode;
-        self.episode = was.filter(|episode| !is_ahead(self.flight.start, episode.until));
+        let start = self.flight.start;
+        if let Some(over) = self.episode.take_if(|episode| is_ahead(start, episode.until)) {
+            self.recovered = Some(over.until);
+        }
+        self.recovered = self.recovered.filter(|until| *until == start || !is_ahead(start, *until));
         let gone = self.find_lost(now);
         self.lose(gone);
-        if !self.terms.selective && (advanced && self.episode.is_some() || self.duplicates == DUPLICATES) {
+        if !self.terms.selective {
+            self.guess(advanced);
+        }
+        if reopened {
+            self.reopen(now);
+        }
+    }
+
+    /// What a client without SACK misses, after a word that has `advanced` or not (RFC 6582).
+    fn guess(&mut self, advanced: bool) {
+        let fresh = self.flight.parts.front().is_some_and(|part| !part.again);
+        let partial = advanced && self.episode.is_some() && fresh;
+        let proof = self.duplicates == DUPLICATES && self.episode.is_none() && self.recovered.is_none();
+        if partial || proof {
             let gone = self.flight.lose_first(self.terms.segment);
             self.lose(gone);
+            self.urgent |= gone > 0;
         }
+    }
+
+    /// A client that had shut its window over what was on its way has thrown that away.
+    fn reopen(&mut self, now: Instant) {
+        if self.flight.is_empty() {
+            return;
+        }
+        self.flight.lose_everything(false);
+        self.clock.progress();
+        self.episode = Some(Episode { until: self.flight.end, cut: true });
+        (self.newest, self.look, self.probed, self.duplicates) = (None, None, None, 0);
+        (self.started, self.urgent) = (now, true);
     }
 
     /// Takes out what has arrived.
@@ -231,6 +275,7 @@ impl Recovery {
             news.bytes += part.bytes();
             let round_trip = now.saturating_duration_since(part.sent.0);
             if !part.again {
+                news.once = true;
                 overtaken |= is_ahead(highest, part.end) && highest != part.end;
                 if sure {
                     news.round_trip = news.round_trip.into_iter().chain([round_trip]).min();
@@ -289,7 +334,8 @@ impl Recovery {
     /// Marks what must have come by now if it were to come. Returns how many bytes that is.
     fn find_lost(&mut self, now: Instant) -> usize {
         self.look = None;
-        let Some(newest) = self.newest else { return 0 };
+        // Without SACK nobody knows what has arrived beyond a gap.
+        let Some(newest) = self.newest.filter(|_| self.terms.selective) else { return 0 };
         let wait = newest.round_trip + self.slack();
         let mut lost = 0;
         for part in self.flight.parts.iter_mut().filter(|part| part.fate == Fate::Flying) {
@@ -359,10 +405,12 @@ impl Recovery {
         self.clock.timed_out();
         // Twice in a row: perhaps the client has thrown away what it had.
         let first = self.flight.parts.front().map(|part| part.fate);
-        let flying = self.flight.flying();
-        self.flight.lose_everything(self.clock.timeouts() > 1 || first == Some(Fate::Arrived));
-        if let Some(window) = &mut self.window {
-            window.timed_out(flying);
+        let missing = self.flight.bytes() - self.flight.arrived();
+        let timeouts = self.clock.timeouts();
+        self.flight.lose_everything(timeouts > 1 || first == Some(Fate::Arrived));
+        // That a client takes nothing says nothing of the path.
+        if let Some(window) = self.window.as_mut().filter(|_| !self.shut) {
+            window.timed_out((timeouts == 1).then_some(missing));
         }
         self.episode = Some(Episode { until: self.flight.end, cut: true });
         (self.newest, self.look, self.probed, self.duplicates) = (None, None, None, 0);
@@ -377,9 +425,9 @@ impl Recovery {
             return (bytes > 0).then(|| (self.flight.end.wrapping_sub(bytes), self.flight.end));
         }
         let (start, end) = self.flight.lost()?;
-        let room = self.room();
+        let room = if self.shut { 0 } else { self.room() };
         let room = if room < segment && std::mem::take(&mut self.urgent) { segment } else { room / segment * segment };
-        let bytes = room.min(most).min(PIECE).min(end.wrapping_sub(start) as usize);
+        let bytes = room.min(most).min(PIECE.max(segment)).min(end.wrapping_sub(start) as usize);
         (bytes > 0).then(|| (start, start.wrapping_add(super::flow::low_bits(bytes))))
     }
 
@@ -393,9 +441,10 @@ impl Recovery {
 
     /// How much more may fly.
     fn room(&self) -> usize {
-        let flying = self.flight.flying();
+        // A repair is a packet, however little it carries.
+        let flying = self.flight.burden(self.terms.segment);
         match &self.window {
-            None => PIECE,
+            None => PIECE.max(self.terms.segment),
             Some(window) if flying == 0 => window.bytes.max(self.terms.segment),
             Some(window) => window.bytes.saturating_sub(flying),
         }
@@ -415,6 +464,8 @@ impl Recovery {
 #[derive(Default)]
 struct News {
     bytes: usize,
+    /// Some of it was sent only once, so that the word answers that (Karn).
+    once: bool,
     /// Of that of it which was sent last and once.
     round_trip: Option<Duration>,
 }

@@ -22,7 +22,7 @@ fn word(start: u32, blocks: &[(u32, u32)], bare: bool) -> Word {
     let mut all = [(0, 0); 4];
     all[..blocks.len()].copy_from_slice(blocks);
     // What is empty says nothing.
-    Word { start, blocks: Blocks::from(all), bare }
+    Word { start, blocks: Blocks::from(all), bare, shut: None }
 }
 
 /// All that is sent again now, in segments.
@@ -198,6 +198,99 @@ fn where_nothing_else_travels_the_fin_is_sent_again() {
     assert_eq!(repairs(&mut recovery, due), [(start, fin)]);
     recovery.hear(&word(fin, &[], true), due + TRIP);
     assert_eq!(recovery.deadline(), None);
+}
+
+#[test]
+fn a_window_that_opens_again_starts_everything_anew_and_a_shut_one_tells_nothing_of_the_path() {
+    let (mut recovery, now, start) = recovery(true, true);
+    let at = |segment: u32| start.wrapping_add(1000 * segment);
+    recovery.sent(at(4), now);
+    recovery.hear(&Word { shut: Some(true), ..word(start, &[], false) }, now + TRIP);
+    let before = recovery.window.as_ref().unwrap().bytes;
+    let mut last = now;
+    for _ in 0..6 {
+        last = recovery.deadline().unwrap();
+        assert!(repairs(&mut recovery, last).len() <= 1, "one at a time asks whether it is still shut");
+    }
+    assert_eq!(recovery.window.as_ref().unwrap().bytes, before);
+    let opened = last + TRIP;
+    recovery.hear(&Word { shut: Some(false), ..word(start, &[], false) }, opened);
+    assert_eq!(repairs(&mut recovery, opened), [(start, at(1)), (at(1), at(2)), (at(2), at(3)), (at(3), at(4))]);
+    assert!(recovery.deadline().unwrap() - opened < Duration::from_millis(300), "as if nothing had been waited for");
+}
+
+#[test]
+fn gaps_of_a_byte_bring_about_no_more_packets_than_whole_segments() {
+    let (mut recovery, now, start) = recovery(true, true);
+    recovery.sent(start.wrapping_add(10_000), now);
+    for at in 0..200 {
+        let left = start.wrapping_add(20 * at + 1);
+        recovery.hear(&word(start, &[(left, left.wrapping_add(1))], true), now + TRIP);
+    }
+    recovery.hear(&word(start, &[(start.wrapping_add(6000), start.wrapping_add(10_000))], true), now + TRIP);
+    let window = recovery.window.as_ref().unwrap().bytes;
+    let count = repairs(&mut recovery, now + TRIP).len();
+    assert!(count > 1 && count <= window / SEGMENT + 1, "{count} packets in a window of {window}");
+}
+
+#[test]
+fn without_sack_a_repair_that_arrives_says_nothing_of_what_was_sent_before_it() {
+    let (mut recovery, now, start) = recovery(true, false);
+    let at = |segment: u32| start.wrapping_add(1000 * segment);
+    recovery.sent(at(8), now);
+    let mut later = now + TRIP;
+    for _ in 0..3 {
+        recovery.hear(&word(start, &[], true), later);
+    }
+    assert_eq!(repairs(&mut recovery, later), [(start, at(1))]);
+    later += TRIP;
+    recovery.hear(&word(at(4), &[], false), later);
+    assert_eq!(repairs(&mut recovery, later), [(at(4), at(5))], "one gap for each word");
+    later += TRIP;
+    recovery.hear(&word(at(8), &[], false), later);
+    // Words that late copies brought about.
+    recovery.sent(at(12), later);
+    for _ in 0..3 {
+        recovery.hear(&word(at(8), &[], true), later);
+    }
+    assert_eq!(repairs(&mut recovery, later), []);
+    recovery.hear(&word(at(9), &[], false), later);
+    for _ in 0..3 {
+        recovery.hear(&word(at(9), &[], true), later);
+    }
+    assert_eq!(repairs(&mut recovery, later), [(at(9), at(10))], "now they tell of a new gap");
+}
+
+#[test]
+fn only_the_first_of_several_timeouts_moves_the_threshold_and_by_all_that_is_missing() {
+    let (mut recovery, now, start) = recovery(true, true);
+    recovery.sent(start.wrapping_add(10_000), now);
+    // The first is lost, and its repair: what flies is less than what is missing.
+    recovery.hear(&word(start, &[(start.wrapping_add(8000), start.wrapping_add(10_000))], true), now + TRIP);
+    for _ in 0..4 {
+        let due = recovery.deadline().unwrap();
+        repairs(&mut recovery, due);
+    }
+    assert!(recovery.clock.timeouts() > 1);
+    assert_eq!(recovery.window.as_ref().unwrap().threshold, 4000, "half of eight segments");
+}
+
+#[test]
+fn a_timeout_stays_long_until_something_is_acknowledged_that_was_sent_once() {
+    let (mut recovery, now, start) = recovery(true, true);
+    let at = |segment: u32| start.wrapping_add(1000 * segment);
+    recovery.sent(at(2), now);
+    let mut due = now;
+    for _ in 0..5 {
+        due = recovery.deadline().unwrap();
+        repairs(&mut recovery, due);
+    }
+    let timeouts = recovery.clock.timeouts();
+    recovery.hear(&word(at(2), &[], false), due + TRIP);
+    assert!(timeouts > 1 && recovery.clock.timeouts() == timeouts, "of which copy is that the answer?");
+    recovery.sent(at(3), due + TRIP);
+    recovery.hear(&word(at(3), &[], false), due + TRIP * 2);
+    assert_eq!(recovery.clock.timeouts(), 0);
 }
 
 #[derive(Debug, Clone)]

@@ -29,7 +29,7 @@ pub(super) struct Window {
     /// Bytes that may be flying.
     pub(super) bytes: usize,
     /// Below this it grows by what arrives, above it by CUBIC.
-    threshold: usize,
+    pub(super) threshold: usize,
     /// Where it was cut last, and when it began to grow from what that left.
     highest: usize,
     since: Option<Instant>,
@@ -117,10 +117,13 @@ impl Window {
         self.since = None;
     }
 
-    /// Nothing has arrived for long (RFC 5681 section 3.1).
-    pub(super) fn timed_out(&mut self, flying: usize) {
-        self.threshold = (flying / 2).max(2 * self.segment);
-        (self.highest, self.origin) = (self.threshold, 0.0);
+    /// Nothing has arrived for long (RFC 5681 section 3.1). `missing`: bytes that have not arrived; None: the same was
+    /// sent again before, which changes the threshold no more.
+    pub(super) fn timed_out(&mut self, missing: Option<usize>) {
+        if let Some(missing) = missing {
+            self.threshold = (missing / 2).max(2 * self.segment);
+            (self.highest, self.origin) = (self.threshold, 0.0);
+        }
         self.bytes = self.segment;
         self.since = None;
     }

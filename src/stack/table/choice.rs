@@ -14,6 +14,8 @@ pub(super) struct Candidate<T> {
     pub(super) moved: Instant,
     /// So long ago that it may be ended for anybody.
     pub(super) stale: bool,
+    /// Its client itself looked for room in vain.
+    pub(super) asked: bool,
     pub(super) flow: T,
 }
 
@@ -23,6 +25,8 @@ pub(super) struct Missing {
     pub(super) idle: usize,
     /// At the cost of any, for a client that has no more than an equal part.
     pub(super) moving: usize,
+    /// For somebody who has no more than an equal part. Others get nothing from who has no more either.
+    pub(super) unfair: bool,
 }
 
 /// The flows to end. `holdings` says what each client has, `part` what it would have if all had the same.
@@ -52,7 +56,8 @@ pub(super) fn choose<T>(
             // What goes first stands last.
             flows.sort_unstable_by_key(|flow| (flow.stale, flow.bytes, Reverse(flow.moved)));
         }
-        let allowed = |flow: &mut Candidate<T>| flow.stale || freed < missing.moving && has > part;
+        let gives = |flow: &Candidate<T>| missing.unfair || flow.asked || has > part;
+        let allowed = |flow: &mut Candidate<T>| flow.stale && gives(flow) || freed < missing.moving && has > part;
         let Some(flow) = flows.pop_if(allowed) else { continue };
         freed += flow.bytes;
         clients.push((has.saturating_sub(flow.bytes), client));
@@ -74,6 +79,9 @@ mod tests {
         Ipv4Addr::new(192, 0, 2, client).into()
     }
 
+    /// The client that looked for room in vain.
+    const ASKS: u8 = 1;
+
     /// A flow by its client, its bytes, and the seconds since something moved in it; stale from five on.
     type Flow = (u8, usize, u64);
 
@@ -84,6 +92,7 @@ mod tests {
             bytes: *bytes,
             moved: start + Duration::from_secs(1000 - idle),
             stale: *idle >= 5,
+            asked: *client == ASKS,
             flow,
         };
         let holdings = holdings(flows);
@@ -100,17 +109,26 @@ mod tests {
     #[test]
     fn of_one_client_the_largest_goes_and_of_equal_ones_the_stalest() {
         let flows = [(1, 10, 9), (1, 30, 6), (1, 10, 99), (1, 90, 4)];
-        assert_eq!(chosen(&flows, 140, &Missing { idle: 30, moving: 0 }), [1]);
-        assert_eq!(chosen(&flows, 140, &Missing { idle: 31, moving: 0 }), [1, 2]);
-        assert_eq!(chosen(&flows, 140, &Missing { idle: 500, moving: 0 }), [1, 2, 0], "what moves stays");
+        assert_eq!(chosen(&flows, 140, &Missing { idle: 30, moving: 0, unfair: true }), [1]);
+        assert_eq!(chosen(&flows, 140, &Missing { idle: 31, moving: 0, unfair: true }), [1, 2]);
+        assert_eq!(chosen(&flows, 140, &Missing { idle: 500, moving: 0, unfair: true }), [1, 2, 0], "what moves stays");
+    }
+
+    #[test]
+    fn who_has_much_finds_room_among_its_own_flows_and_not_among_those_of_who_has_less() {
+        let flows = [(ASKS, 100, 0), (2, 60, 99), (3, 70, 99)];
+        assert!(chosen(&flows, 230, &Missing { idle: 100, moving: 0, unfair: false }).is_empty());
+        assert_eq!(chosen(&flows, 230, &Missing { idle: 100, moving: 0, unfair: true }), [2, 1]);
+        let flows = [(ASKS, 40, 99), (2, 60, 99), (3, 130, 99)];
+        assert_eq!(chosen(&flows, 230, &Missing { idle: 200, moving: 0, unfair: false }), [2, 0]);
     }
 
     #[test]
     fn a_client_with_little_loses_nothing_whatever_it_lets_lie() {
         let flows = [(1, 60, 0), (1, 60, 0), (2, 20, 999)];
-        assert!(chosen(&flows, 140, &Missing { idle: 140, moving: 0 }).is_empty());
+        assert!(chosen(&flows, 140, &Missing { idle: 140, moving: 0, unfair: true }).is_empty());
         // Somebody with as little needs room.
-        let flow = chosen(&flows, 140, &Missing { idle: 140, moving: 30 });
+        let flow = chosen(&flows, 140, &Missing { idle: 140, moving: 30, unfair: true });
         assert!(flow == [0] || flow == [1], "{flow:?}");
     }
 
@@ -120,9 +138,10 @@ mod tests {
             flows in prop::collection::vec((0_u8..6, 1_usize..200, 0_u64..20), 0..80),
             idle in 0_usize..4000,
             moving in 0_usize..1000,
+            unfair in any::<bool>(),
         ) {
             let limit: usize = flows.iter().map(|(_, bytes, _)| bytes).sum();
-            let missing = Missing { idle, moving: moving.min(idle) };
+            let missing = Missing { idle, moving: moving.min(idle), unfair };
             let gone = chosen(&flows, limit, &missing);
             let holdings = holdings(&flows);
             let part = limit / holdings.len().max(1);
@@ -136,11 +155,13 @@ mod tests {
                 prop_assert!(freed < missing.idle, "there was enough");
                 prop_assert!(mine >= part / 2, "it had little");
                 let moves = since < 5;
+                prop_assert!(unfair || client == ASKS || mine > part, "it had no more than its part");
                 prop_assert!(!moves || freed < missing.moving && mine > part, "no need to end what moves");
                 // Whoever has more has nothing left that might go.
                 for (at, (other, size, idle)) in flows.iter().enumerate().filter(|(at, _)| left[*at]) {
                     let theirs = has[&address(*other)];
-                    prop_assert!(theirs <= mine || *idle < 5, "{at} was to go before {flow}");
+                    let spared = !unfair && *other != ASKS && theirs <= part;
+                    prop_assert!(theirs <= mine || *idle < 5 || spared, "{at} was to go before {flow}");
                     prop_assert!(*other != client || *idle < 5 || !moves && *size <= bytes, "{at} was larger");
                 }
                 freed += bytes;
@@ -149,7 +170,9 @@ mod tests {
             // It stopped because nobody had anything left to give.
             if freed < missing.idle {
                 for (at, (client, _, idle)) in flows.iter().enumerate().filter(|(at, _)| left[*at]) {
-                    prop_assert!(*idle < 5 || has[&address(*client)] < part / 2, "{at} might have gone");
+                    let theirs = has[&address(*client)];
+                    let spared = !unfair && *client != ASKS && theirs <= part;
+                    prop_assert!(*idle < 5 || theirs < part / 2 || spared, "{at} might have gone");
                 }
             }
         }

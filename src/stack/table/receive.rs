@@ -202,7 +202,7 @@ impl Table {
             sockets,
             handle,
             rings,
-            _place: place,
+            place,
             cut,
             held: Some(packet.bytes[..packet.bytes.len().min(128)].into()),
             counted: true,
@@ -279,6 +279,7 @@ impl Table {
         let mut guard = handle.borrow_mut();
         let flow = &mut *guard;
         flow.heard(now);
+        let welcome = flow.welcome(segment);
         let side = &mut self.sides[usize::from(flow.tuple.server.is_ipv6())];
         let (measure, sockets, time) = ((flow.cut, flow.progress.end()), &mut flow.sockets, since(self.epoch, now));
         match contained(|| side.ingest(bytes, measure, sockets, time, transmit)) {
@@ -291,7 +292,7 @@ impl Table {
         if let Some(acknowledgement) = segment.acknowledgement {
             flow.progress.note_acknowledged(acknowledgement);
         }
-        flow.hear(segment, now);
+        flow.hear(segment, welcome, now);
         flow.close_late();
         let (next, room) = flow.expects();
         // What lies beyond the ring was not taken.

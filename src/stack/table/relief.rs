@@ -1,6 +1,8 @@
 //! Room for others when the memory is used up.
 
-use std::rc::Rc;
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 use super::super::Handle;
@@ -38,26 +40,41 @@ impl Table {
     /// Resets flows until enough will be free, those that [`choose`] names.
     fn evict(&mut self, now: Instant) {
         let (left, (idle, moving)) = (self.budget.left(), self.budget.wanted());
-        let missing = Missing { idle: idle.saturating_sub(left), moving: moving.saturating_sub(left) };
+        let part = self.budget.part();
+        let holdings = self.budget.holdings();
+        // Who waits has asked before.
+        let waiting = self.shared.starving.borrow();
+        let waiting: HashSet<IpAddr, foldhash::fast::RandomState> =
+            waiting.iter().filter_map(Weak::upgrade).map(|flow| flow.borrow().tuple.client.ip()).collect();
+        let modest = holdings.iter().any(|(client, has)| *has <= part && waiting.contains(client));
+        let missing = Missing {
+            idle: idle.saturating_sub(left),
+            moving: moving.saturating_sub(left),
+            unfair: modest || self.budget.is_unfair(),
+        };
         if missing.idle == 0 {
             return;
         }
         let candidate = |handle: &Handle| {
             let flow = handle.borrow();
+            let client = flow.tuple.client.ip();
             let evictable = flow.held.is_none() && !flow.dead && !flow.evicted;
             evictable.then(|| Candidate {
-                client: flow.tuple.client.ip(),
+                client,
                 bytes: FLOW + flow.rings.charged(),
                 moved: flow.progress.moved,
                 stale: flow.progress.moved + STALE <= now,
+                asked: waiting.contains(&client) || self.budget.has_asked(client),
                 flow: Rc::clone(handle),
             })
         };
         let candidates = self.flows.values().filter_map(candidate).collect();
-        for handle in choose(candidates, &self.budget.holdings(), self.budget.part(), &missing) {
+        for handle in choose(candidates, &holdings, part, &missing) {
             let mut flow = handle.borrow_mut();
             flow.evicted = true;
             flow.socket().abort();
+            // Nobody reads what lies there any more, and others wait for it.
+            flow.rings.release();
             self.evicted += 1;
             if !flow.dirty {
                 flow.dirty = true;

@@ -12,7 +12,17 @@ use super::super::progress::is_ahead;
 use super::super::recovery::Word;
 use super::super::since;
 use super::super::tcp::{Data, Segment, acknowledgement};
-use super::{Table, contained};
+use super::{SHARE, Table, contained};
+
+/// What smoltcp makes of a segment, before it has seen it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Welcome {
+    /// It lies outside the window; what it says is not read.
+    Refused,
+    Accepted,
+    /// The same, and it begins where the one before it ended, so that it is certain.
+    Exact,
+}
 
 impl Flow {
     /// Whether something of ours may have to be sent again.
@@ -23,37 +33,54 @@ impl Flow {
         )
     }
 
+    /// What smoltcp will make of `segment`, which it is given next.
+    pub(super) fn welcome(&mut self, segment: &Segment) -> Welcome {
+        let (next, room) = self.expects();
+        let next = next.wrapping_add(u32::from(self.progress.finished));
+        let within = |number: u32| (number.wrapping_sub(next) as usize) < room;
+        let exact = segment.sequence == next;
+        let accepted = match segment.payload {
+            0 => exact || within(segment.sequence),
+            _ => room > 0 && (within(segment.sequence) || within(segment.end().wrapping_sub(1))),
+        };
+        match (accepted, exact) {
+            (false, _) => Welcome::Refused,
+            (true, false) => Welcome::Accepted,
+            (true, true) => Welcome::Exact,
+        }
+    }
+
     /// Takes note of what `segment`, which smoltcp has just been given, says of our data.
-    pub(super) fn hear(&mut self, segment: &Segment, now: Instant) {
+    pub(super) fn hear(&mut self, segment: &Segment, welcome: Welcome, now: Instant) {
         if self.progress.end().is_none() || self.socket().state() == State::SynReceived || segment.is_reset() {
             return;
         }
         let start = self.unacknowledged();
-        let (next, room) = self.expects();
-        let ahead = segment.sequence.wrapping_sub(next) as usize;
         let (before, _) = self.progress.window;
-        let sane = ahead <= room + 1 && segment.acknowledgement.is_some_and(|number| is_ahead(start, number));
-        if sane {
-            self.progress.window = (segment.window, Some(segment.window));
-        } else {
-            self.progress.window.1 = None;
+        // What was overtaken on its way tells of the past, and looks as if it told of data that came twice.
+        let refused = welcome == Welcome::Refused
+            || welcome == Welcome::Exact && segment.payload > 0 && self.expects().0 == segment.sequence;
+        let current = !refused && segment.acknowledgement == Some(start);
+        if current {
+            self.progress.window.0 = segment.window;
         }
-        let bare = sane && segment.payload == 0 && !segment.is_last();
-        let same = segment.acknowledgement == Some(start)
-            && (segment.window == before || segment.blocks.iter().next().is_some());
-        let blocks = if sane { segment.blocks } else { Default::default() };
-        self.progress.recovery.hear(&Word { start, blocks, bare: bare && same }, now);
+        self.progress.window.1 = (current && welcome == Welcome::Exact).then_some(segment.window);
+        let bare = current && segment.payload == 0 && !segment.is_last();
+        let same = segment.window == before || segment.blocks.iter().next().is_some();
+        let blocks = if current { segment.blocks } else { Default::default() };
+        let shut = current.then_some(segment.window == 0);
+        self.progress.recovery.hear(&Word { start, blocks, bare: bare && same, shut }, now);
     }
 }
 
 impl Table {
-    /// Sends again what is lost. False: the device is full.
+    /// Sends again what is lost. False: the flow's share is used up or the device is full.
     pub(super) fn repair(&mut self, flow: &mut Flow, now: Instant, transmit: &mut dyn Transmit) -> bool {
         if !flow.repairs() {
             return true;
         }
         flow.progress.recovery.tick(now);
-        loop {
+        for _ in 0..SHARE {
             let most = if self.offload { usize::MAX } else { flow.progress.recovery.segment() };
             if !transmit.ready() {
                 return false;
@@ -63,6 +90,7 @@ impl Table {
             flow.progress.recovery.sent_again(start, end, now);
             self.warm_up(flow, now);
         }
+        false
     }
 
     /// Sends what lies between the two numbers as it stands in the ring.
