@@ -15,7 +15,7 @@ use super::link::{Flow, Link, Opened};
 use super::live::Account;
 use super::queue::Waiting;
 use super::slot::Slot;
-use super::{Back, Choice, Dispatcher, Unfaked, reach};
+use super::{Back, Choice, Dispatcher, MAKE_ROOM, Unfaked, reach};
 use crate::dns::Held;
 use crate::net::{Address, BoxDatagram, DialError, Host};
 use crate::outbound::Outbound;
@@ -195,9 +195,12 @@ impl Dispatcher {
     }
 
     async fn associate(&self, outbound: &dyn Outbound, session: &Session) -> Result<BoxDatagram, DialError> {
-        match outbound.associate(session).await {
-            Err(DialError::Exhausted) if self.spare_a_descriptor() => outbound.associate(session).await,
-            other => other,
+        let deadline = Instant::now() + MAKE_ROOM;
+        loop {
+            match outbound.associate(session).await {
+                Err(DialError::Exhausted) if self.make_room(deadline).await => {}
+                other => return other,
+            }
         }
     }
 

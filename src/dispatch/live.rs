@@ -2,15 +2,21 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::carried::Pulse;
 use super::queue::Queue;
+use crate::platform::descriptors;
 use crate::session::{Network, Session};
 use crate::stack;
+
+/// Between two lines in the log that say that descriptors are short.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Counters over all flows since the start.
 #[derive(Debug, Default)]
@@ -25,6 +31,8 @@ pub struct Counters {
     pub rejected: AtomicU64,
     /// Flows to a fake address that we never handed out.
     pub unknown_fake: AtomicU64,
+    /// Idle TCP flows ended because no descriptor was left.
+    pub evicted: AtomicU64,
     /// Payload bytes from clients.
     pub up: AtomicU64,
     /// Payload bytes to clients.
@@ -41,6 +49,8 @@ pub struct Counters {
     pub associations: AtomicU64,
     /// What each worker's stack counted when it last went to sleep.
     stacks: Mutex<Vec<stack::Counters>>,
+    /// When somebody was last told that descriptors are short.
+    short: Mutex<Option<Instant>>,
     listener: OnceLock<Arc<dyn Listener>>,
 }
 
@@ -96,6 +106,28 @@ impl Counters {
         self.listener.set(listener).is_ok()
     }
 
+    /// No descriptor was left: `many` idle TCP flows were ended for others.
+    pub(super) fn gave_way(&self, many: usize) {
+        let evicted = self.evicted.fetch_add(many as u64, Relaxed) + many as u64;
+        if self.tells_shortage(Instant::now()) {
+            tracing::warn!(
+                "no file descriptors are left: {} is the limit (raise it: LimitNOFILE=65536 in a systemd unit, or \
+                 `ulimit -Hn 65536` as root); {evicted} idle TCP flows were ended so far to make room",
+                descriptors()
+            );
+        }
+    }
+
+    /// Whether to say now that descriptors are short.
+    fn tells_shortage(&self, now: Instant) -> bool {
+        let mut last = self.short.lock();
+        let due = last.is_none_or(|last| now >= last + SILENCE);
+        if due {
+            *last = Some(now);
+        }
+        due
+    }
+
     /// The flows' numbers.
     #[must_use]
     pub fn snapshot(&self) -> serde_json::Value {
@@ -105,6 +137,7 @@ impl Counters {
             "failed": self.failed.load(Relaxed),
             "rejected": self.rejected.load(Relaxed),
             "unknown_fake": self.unknown_fake.load(Relaxed),
+            "evicted": self.evicted.load(Relaxed),
             "up": self.up.load(Relaxed),
             "down": self.down.load(Relaxed),
             "hand_over_lost": self.hand_over_lost.load(Relaxed),
@@ -143,6 +176,7 @@ pub struct Account {
     down: u64,
     open: bool,
     told: bool,
+    pulse: Option<Rc<Pulse>>,
 }
 
 impl Account {
@@ -159,6 +193,7 @@ impl Account {
             down: 0,
             open: false,
             told: false,
+            pulse: None,
         }
     }
 
@@ -207,8 +242,16 @@ impl Account {
         self.counters.opened.fetch_add(1, Relaxed);
     }
 
+    /// Tells `pulse` whenever bytes move.
+    pub(super) fn watch(&mut self, pulse: Rc<Pulse>) {
+        self.pulse = Some(pulse);
+    }
+
     /// Bytes moved from the client (`up`) and to it (`down`).
     pub fn moved(&mut self, up: u64, down: u64) {
+        if let Some(pulse) = &self.pulse {
+            pulse.beat();
+        }
         self.up += up;
         self.down += down;
         self.counters.up.fetch_add(up, Relaxed);
@@ -342,6 +385,13 @@ mod tests {
         drop(flow);
         assert_eq!(*heard.0.lock(), ["closed (0, 0) we stopped"]);
         assert_eq!(counters.closed.load(Relaxed), 1);
+    }
+
+    #[test]
+    fn that_descriptors_are_short_is_said_once_a_minute() {
+        let (counters, now) = (Counters::default(), Instant::now());
+        let said = [0, 1, 59, 60, 61, 119, 120].map(|after| counters.tells_shortage(now + Duration::from_secs(after)));
+        assert_eq!(said, [true, false, false, true, false, false, true]);
     }
 
     #[test]

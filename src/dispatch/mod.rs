@@ -4,6 +4,7 @@
 
 mod associate;
 mod associations;
+mod carried;
 mod echo;
 mod echo_ids;
 mod echo_way;
@@ -21,12 +22,14 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use tokio::time::Instant as Deadline;
 
 pub use echo_ids::EchoIds;
 pub use entry::{Back, EchoBack, Entry, Ping, Quote};
@@ -40,13 +43,16 @@ use crate::outbound::{Index, Outbound, Outbounds};
 use crate::session::{Fact, FactKind, Inbound, Network, Session};
 use crate::stack::{FlowStream, Refusal, Tuple};
 use associations::{Associations, Limits, Origin};
+use carried::{Carried, IDLE};
 use echoes::Echoes;
 use queue::Place;
-use relay::{Buffered, FlowIo, relay};
+use relay::{Buffered, Client, End, FlowIo, relay};
 use train::Gathering;
 
 /// A held SYN is given up after this: longer than any group's members need, shorter than a client waits.
 const HOLD: Duration = Duration::from_secs(30);
+/// A dial that finds no descriptor tries for this long: until the flows that are open have become idle, or have not.
+const MAKE_ROOM: Duration = IDLE.saturating_add(Duration::from_secs(2));
 
 /// What all workers share.
 pub struct Core {
@@ -72,6 +78,7 @@ pub struct Core {
 pub struct Dispatcher {
     core: Arc<Core>,
     associations: RefCell<Associations>,
+    carried: Rc<Carried>,
     gathering: RefCell<Gathering>,
     echoes: RefCell<Echoes>,
     /// Receives every datagram of this worker before it goes on: [`link::SCRATCH`] bytes.
@@ -109,6 +116,7 @@ impl Dispatcher {
         Rc::new(Self {
             core,
             associations: RefCell::new(associations),
+            carried: Rc::default(),
             gathering: RefCell::default(),
             echoes: RefCell::new(echoes),
             scratch: RefCell::new(vec![0; link::SCRATCH].into_boxed_slice()),
@@ -137,11 +145,10 @@ impl Dispatcher {
             }
         };
         match dialled {
-            Ok((mut upstream, _held)) => {
+            Ok((upstream, _held)) => {
                 stream.accept();
                 account.opened();
-                let end = relay(&mut stream, &mut upstream, &mut account).await;
-                account.closed(&end);
+                self.carry_stream(stream, upstream, account).await;
             }
             Err(error) => {
                 stream.refuse(refusal(&error));
@@ -166,12 +173,48 @@ impl Dispatcher {
         Ok((stream, held))
     }
 
-    /// Where no descriptor is left, a UDP association gives up its own, and the dial is tried once more.
+    /// Where no descriptor is left, others give up theirs, and the dial is tried again.
     async fn connect(&self, outbound: &dyn Outbound, session: &Session) -> Result<BoxStream, DialError> {
-        match outbound.connect(session).await {
-            Err(DialError::Exhausted) if self.spare_a_descriptor() => outbound.connect(session).await,
-            dialled => dialled,
+        let deadline = Deadline::now() + MAKE_ROOM;
+        loop {
+            match outbound.connect(session).await {
+                Err(DialError::Exhausted) if self.make_room(deadline).await => {}
+                dialled => return dialled,
+            }
         }
+    }
+
+    /// Frees descriptors: those of the UDP association idle longest, else of TCP flows. False: nobody can give way, or
+    /// `deadline` is over.
+    async fn make_room(&self, deadline: Deadline) -> bool {
+        if Deadline::now() < deadline && self.spare_a_descriptor() {
+            return true;
+        }
+        let counters = &self.core.counters;
+        let room = self.carried.make_room(deadline, |many| counters.gave_way(many)).await;
+        if !room {
+            counters.gave_way(0);
+        }
+        room
+    }
+
+    /// Carries a flow that is open to its end, or until it has to give way to others.
+    async fn carry_stream(&self, mut client: impl Client, mut upstream: BoxStream, mut account: Account) {
+        let seat = self.carried.enter();
+        account.watch(seat.pulse());
+        let end = {
+            // Dropped before its end it resets both sides.
+            let mut relaying = pin!(relay(&mut client, &mut upstream, &mut account));
+            tokio::select! {
+                biased;
+                end = &mut relaying => end,
+                () = seat.asked() => End::GaveWay,
+            }
+        };
+        account.closed(&end);
+        // Who waits for its descriptors is told when the seat is free.
+        drop((client, upstream));
+        drop(seat);
     }
 
     /// A fake address becomes its name; an unknown one is refused, never guessed. A real address that we gave out for a
@@ -260,15 +303,13 @@ impl Entry for Rc<Dispatcher> {
     }
 
     async fn relay(&self, upstream: Upstream, client: BoxStream) {
-        let Upstream { mut stream, mut account, _held } = upstream;
+        let Upstream { mut stream, account, _held } = upstream;
         let Some((_place, size)) = Place::for_buffers(&self.core.counters) else {
             account.closed(&"no memory is left");
             stream.reset();
             return;
         };
-        let mut client = Buffered::new(client, size);
-        let end = relay(&mut client, &mut stream, &mut account).await;
-        account.closed(&end);
+        self.carry_stream(Buffered::new(client, size), stream, account).await;
     }
 
     fn datagram(&self, session: Session, payload: &[u8], dont_fragment: bool, back: &Rc<dyn Back>) {

@@ -42,6 +42,9 @@ pub(super) enum End {
     /// It made room for others.
     #[error("evicted: no memory is left")]
     Evicted,
+    /// It made room for others.
+    #[error("evicted: no descriptors are left")]
+    GaveWay,
     /// The upstream failed or reset it.
     #[error("reset by the upstream: {0}")]
     Upstream(io::Error),
@@ -93,7 +96,7 @@ pub(crate) async fn relay<C: Client>(client: &mut C, upstream: &mut BoxStream, a
     let end = poll_fn(|cx| relay.poll(cx)).await;
     match end {
         End::Finished => relay.in_order = true,
-        End::ClientReset | End::Stopped | End::Evicted => {}
+        End::ClientReset | End::Stopped | End::Evicted | End::GaveWay => {}
         End::Upstream(_) => {
             // What is left after that time the client does not want.
             let _ = timeout(LAST_WORDS, relay.last_words()).await;

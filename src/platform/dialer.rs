@@ -38,6 +38,12 @@ pub struct Dialer {
     pub for_flows: bool,
 }
 
+/// How many descriptors this process may have.
+#[must_use]
+pub fn descriptors() -> u64 {
+    imp::socket::descriptors()
+}
+
 /// How many descriptors flows may take, all together.
 #[must_use]
 pub fn descriptors_for_flows() -> u64 {

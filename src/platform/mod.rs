@@ -35,7 +35,7 @@ const QUEUE_LENGTH: u32 = 4096;
 pub use applied::{Applied, HostError, Proof, Seen, SettleError, Settled, Step};
 pub use cleanup::{Report, cleanup, cleanup_closed};
 pub use closed::{KillSwitch, left_closed};
-pub use dialer::{Dialer, Fwmark, UdpSocket, descriptors_for_flows, is_spare};
+pub use dialer::{Dialer, Fwmark, UdpSocket, descriptors, descriptors_for_flows, is_spare};
 pub use firewall::Nft;
 pub use imp::capability::{Capability, may_administer_network, program_may_administer_network};
 pub use imp::echo::EchoSocket;

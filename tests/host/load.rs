@@ -1,6 +1,7 @@
 //! Load and time: what many flows leave behind, what floods cost, and what is spent when nothing happens.
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use super::support::client::{Session, act_in};
@@ -210,6 +211,53 @@ fn a_hundred_thousand_forged_syns_and_datagrams_cost_little_and_harm_nobody() {
         let descriptors = before.1 + 64;
         let gone = || (tunproxy.descriptors() <= descriptors).then_some(());
         assert!(poll_until(2 * PATIENCE, gone).is_some(), "{} descriptors\n{}", tunproxy.descriptors(), said());
+    });
+}
+
+/// Opens a connection, says a line in it and hears it back.
+fn opened(ns: &Netns, number: usize, said: impl Fn() -> String) -> Session {
+    let mut opened = session(ns, &format!("{V4}:7"));
+    assert_eq!(opened.alive().map(drop), Ok(()), "connection {number}\n{}", said());
+    opened
+}
+
+#[test]
+fn few_descriptors_go_from_the_connections_idle_longest_to_new_ones_and_those_that_talk_stay() {
+    run(&[TUN, "prlimit"], || {
+        let lab = Topology::with_lan();
+        let _sites = Sites::open(&lab);
+        let tunproxy = start(&lab, "");
+        tunproxy.limit_descriptors(&lab.host, 256);
+        let said = || tunproxy.output();
+        let mut talking = opened(&lab.host, 0, said);
+        let talk = |talking: &mut Session| assert_eq!(talking.alive().map(drop), Ok(()), "it talks on\n{}", said());
+        let mut idle = Vec::new();
+        for number in 1..=600 {
+            // One that waits for a descriptor may do so for as long as the others need to be idle.
+            let stop = AtomicBool::new(false);
+            idle.push(std::thread::scope(|scope| {
+                let beside = scope.spawn(|| {
+                    while !stop.load(Relaxed) {
+                        talk(&mut talking);
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                });
+                let new = opened(&lab.host, number, said);
+                stop.store(true, Relaxed);
+                beside.join().expect("it talks on");
+                new
+            }));
+        }
+        talk(&mut talking);
+        let evicted = tunproxy.counted(&lab.host, &["flows", "evicted"]);
+        assert!((350..600).contains(&evicted), "{evicted}\n{}", said());
+        let ends: Vec<_> = idle.iter_mut().map(|session| session.alive().map(drop)).collect();
+        let reset = ends.iter().filter(|end| **end == Err("ECONNRESET".to_owned())).count();
+        assert_eq!(reset as u64, evicted, "{ends:?}");
+        assert!(ends[..200].iter().all(Result::is_err), "the oldest went: {ends:?}");
+        assert!(ends[500..].iter().all(Result::is_ok), "the newest are there: {ends:?}");
+        let warnings = said().matches("no file descriptors are left: 256 is the limit").count();
+        assert!((1..=2).contains(&warnings), "{warnings}\n{}", said());
     });
 }
 
