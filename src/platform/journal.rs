@@ -1,7 +1,7 @@
 //! The journal: how to undo each change, on disk before the change is made.
 //!
-//! A text file, one record a line, each with a checksum. The first line names the format, the boot and the network
-//! namespace; what lived in a kernel that has since been rebooted needs no undoing.
+//! A text file, one record a line, each with a checksum and that of the line before it. The first line names the format,
+//! the boot and the network namespace; what lived in a kernel that has since been rebooted needs no undoing.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::undo::Undo;
 pub use error::JournalError;
+use format::End;
 pub use reading::Rehearsal;
 pub(super) use reading::{Leftovers, Origin};
 
@@ -23,13 +24,9 @@ pub(super) use reading::{Leftovers, Origin};
 mod bad_input_tests;
 mod error;
 mod file;
+mod format;
 mod reading;
 
-/// The version that this program writes: one that only knew the first would pass over a kill switch's table.
-const VERSION: u32 = 2;
-/// The oldest that it reads, and there is none between.
-const OLDEST: u32 = 1;
-const MAGIC: &str = "tunproxy-journal";
 /// So many lines more than are needed are too many.
 const LONG: usize = 1024;
 /// How long the last child of a dead run may hold on to the state directory.
@@ -64,8 +61,8 @@ enum Record {
 pub struct Journal {
     path: PathBuf,
     file: Option<File>,
-    /// Where the last whole line that counts ends, in bytes from the beginning; 0 where a new file is to be made.
-    whole: u64,
+    /// Where the file goes on.
+    end: End,
     next: u64,
     /// Changes of this run are in it.
     recorded: bool,
@@ -92,8 +89,8 @@ impl Journal {
         let leftovers = reading::read(&path, &bytes, &Place::here())?;
         let next = leftovers.undos.iter().map(|(id, _)| id + 1).max().unwrap_or(0);
         // What names no change is not gone on with: it may be of another boot.
-        let whole = if leftovers.undos.is_empty() { 0 } else { leftovers.whole };
-        Ok(Self { path, file: None, whole, next, recorded: false, lines: 0, leftovers, _lock: lock })
+        let end = if leftovers.undos.is_empty() { End::default() } else { leftovers.end.clone() };
+        Ok(Self { path, file: None, end, next, recorded: false, lines: 0, leftovers, _lock: lock })
     }
 
     /// What is journalled in `state_dir`, read without the lock: of a run that goes on, too. Changes nothing.
@@ -118,19 +115,17 @@ impl Journal {
         let first = self.next;
         // Set before, so that a failed write does not let a clean-up take the file for its own.
         self.recorded = true;
-        let mut lines = String::new();
-        for undo in undos {
-            lines.push_str(&line(&Record::Undo { id: self.next, undo: undo.clone() }));
-            self.next += 1;
-        }
-        self.append(&lines)?;
+        let records: Vec<Record> =
+            (first..).zip(undos).map(|(id, undo)| Record::Undo { id, undo: undo.clone() }).collect();
+        self.next += records.len() as u64;
+        self.append(&records)?;
         Ok((first..self.next).collect())
     }
 
     /// Takes back the records of changes that are undone, or that were never made.
     pub(super) fn void(&mut self, ids: &[u64]) -> Result<(), JournalError> {
-        let lines: String = ids.iter().map(|id| line(&Record::Void { id: *id })).collect();
-        self.append(&lines)
+        let records: Vec<Record> = ids.iter().map(|id| Record::Void { id: *id }).collect();
+        self.append(&records)
     }
 
     /// Takes leftovers back that are undone, and the file where nothing else is in it.
@@ -150,10 +145,9 @@ impl Journal {
         }
         // In the order in which they were recorded, which is that of their numbers.
         let live: BTreeMap<u64, &Undo> = live.collect();
-        let lines: Vec<String> =
-            live.into_iter().map(|(id, undo)| line(&Record::Undo { id, undo: undo.clone() })).collect();
-        self.file = Some(self.create(&lines.concat()).map_err(|source| self.failed("write", source))?);
-        self.lines = lines.len();
+        let records: Vec<Record> = live.into_iter().map(|(id, undo)| Record::Undo { id, undo: undo.clone() }).collect();
+        self.file = Some(self.create(&records).map_err(|source| self.failed("write", source))?);
+        self.lines = records.len();
         Ok(())
     }
 
@@ -162,7 +156,7 @@ impl Journal {
         self.file = None;
         self.lines = 0;
         self.leftovers = Leftovers::default();
-        (self.recorded, self.whole) = (false, 0);
+        (self.recorded, self.end) = (false, End::default());
         let removed = match fs::remove_file(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
@@ -170,48 +164,48 @@ impl Journal {
         removed.and_then(|()| self.sync_directory()).map_err(|source| self.failed("remove", source))
     }
 
-    fn append(&mut self, lines: &str) -> Result<(), JournalError> {
-        if lines.is_empty() {
+    fn append(&mut self, records: &[Record]) -> Result<(), JournalError> {
+        if records.is_empty() {
             return Ok(());
         }
-        let file = match self.file.take() {
-            Some(file) => Ok(file),
-            None if self.whole == 0 => self.create(""),
-            None => {
-                OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(&self.path).and_then(|mut file| {
-                    // A torn last line stands for nothing, and must not swallow what comes after it.
-                    file.set_len(self.whole)?;
-                    file.seek(SeekFrom::End(0))?;
-                    file.write_all(b"\n")?;
-                    self.whole += 1;
-                    Ok(file)
-                })
-            }
-        };
-        let written = file.and_then(|mut file| {
-            file.write_all(lines.as_bytes())?;
-            file.sync_data()?;
-            Ok(file)
-        });
-        self.file = Some(written.map_err(|source| self.failed("write", source))?);
-        self.whole += lines.len() as u64;
-        self.lines += lines.lines().count();
+        self.write(records).map_err(|source| self.failed("write", source))?;
+        self.lines += records.len();
         Ok(())
     }
 
-    /// Makes the file with its first line and `lines`, whole or not at all.
-    fn create(&mut self, lines: &str) -> io::Result<File> {
+    /// Writes `records` behind the last whole line. What a failed write leaves there is cut off by the next.
+    fn write(&mut self, records: &[Record]) -> io::Result<()> {
+        let mut file = match self.file.take() {
+            Some(file) => file,
+            None if self.end.whole == 0 => self.create(&[])?,
+            None => {
+                let mut file = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(&self.path)?;
+                // A torn last line stands for nothing, and must not swallow what comes after it.
+                file.set_len(self.end.whole)?;
+                file.seek(SeekFrom::End(0))?;
+                file
+            }
+        };
+        let mut end = self.end.clone();
+        file.write_all(end.add(records).as_bytes())?;
+        file.sync_data()?;
+        (self.file, self.end) = (Some(file), end);
+        Ok(())
+    }
+
+    /// Makes the file with its first line and `records`, whole or not at all.
+    fn create(&mut self, records: &[Record]) -> io::Result<File> {
         let new = self.path.with_extension("new");
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let mut file = options.open(&new)?;
-        let place = serde_json::to_string(&Place::here()).map_err(io::Error::other)?;
-        let text = format!("{MAGIC} {VERSION} {place}\n{lines}");
+        let (mut text, mut end) = End::first(&Place::here())?;
+        text.push_str(&end.add(records));
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, &self.path)?;
         self.sync_directory()?;
-        self.whole = text.len() as u64;
+        self.end = end;
         Ok(file)
     }
 
@@ -274,18 +268,6 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, JournalError> {
 /// Whether there is no room for what was to be written.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-/// A record with its checksum in front and a line break behind.
-fn line(record: &Record) -> String {
-    // These types have nothing that JSON cannot say; a line without a record would be skipped as torn.
-    let json = serde_json::to_string(record).unwrap_or_default();
-    format!("{:016x} {json}\n", checksum(json.as_bytes()))
-}
-
-/// FNV-1a, 64 bits: enough to tell a torn line from a whole one.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use super::{OLDEST, VERSION, file};
+use super::file;
+use super::format::{OLDEST, VERSION};
 
 /// What to do about a journal that cannot be used.
 const REMEDY: &str = "Undo by hand what it stood for (`ip rule` and `ip -6 rule` show our rules as `proto kernel`, \

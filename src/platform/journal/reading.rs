@@ -4,7 +4,8 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::{JournalError, MAGIC, OLDEST, Place, Record, VERSION, checksum};
+use super::format::{End, Line, MAGIC, OLDEST, VERSION, digits, first_sum, is_beginning};
+use super::{JournalError, Place, Record};
 use crate::platform::imp::resolv_conf;
 use crate::platform::undo::Undo;
 
@@ -44,8 +45,8 @@ pub(in crate::platform) struct Leftovers {
     pub(in crate::platform) origin: Origin,
     /// Lines that a crash tore while they were written: what they stand for had not been done.
     pub(in crate::platform) unreadable: usize,
-    /// Bytes before the torn line, if there is one.
-    pub(super) whole: u64,
+    /// Where the file goes on.
+    pub(super) end: End,
 }
 
 /// What a replay has to do.
@@ -102,15 +103,6 @@ impl Rehearsal {
     }
 }
 
-/// One line of a journal.
-enum Line {
-    Whole(Record),
-    /// A part of a line, or nothing of ours.
-    Broken,
-    /// A line from beginning to end, but not as it was written.
-    Changed(&'static str),
-}
-
 /// Reads a journal. The last line may be torn, and is left out then.
 ///
 /// # Errors
@@ -122,81 +114,113 @@ pub(super) fn read(path: &Path, bytes: &[u8], here: &Place) -> Result<Leftovers,
     }
     // The first line is written whole or not at all.
     let end = bytes.iter().position(|byte| *byte == b'\n').ok_or_else(foreign)?;
-    let place = header(path, std::str::from_utf8(&bytes[..end]).map_err(|_| foreign())?)?;
-    let mut leftovers =
-        Leftovers { origin: Origin::of(place.as_ref(), here), whole: bytes.len() as u64, ..Leftovers::default() };
+    let first = header(path, std::str::from_utf8(&bytes[..end]).map_err(|_| foreign())?)?;
+    let mut leftovers = Leftovers {
+        origin: Origin::of(first.place.as_ref(), here),
+        end: End {
+            version: first.version,
+            sum: first.sum,
+            whole: bytes.len() as u64,
+            broken: bytes.last() == Some(&b'\n'),
+        },
+        ..Leftovers::default()
+    };
+    let chained = leftovers.end.is_chained();
+    // What the next line has to follow, if that can be told.
+    let mut before = Some(first.sum);
     let mut numbers = HashSet::new();
     let mut at = end + 1;
     for (number, line) in bytes[at..].split(|byte| *byte == b'\n').enumerate() {
         let (start, after) = (at, at + line.len() + 1);
         at = after;
         let damaged = |why| JournalError::Damaged { path: path.to_owned(), line: number + 2, why };
-        match parse(line.strip_suffix(b"\r").unwrap_or(line)) {
-            None => {}
-            Some(Line::Whole(Record::Undo { id, undo })) => {
-                if !numbers.insert(id) {
-                    return Err(damaged("has a number that an earlier one has"));
+        let last = after > bytes.len();
+        // In a chain only a line break has a sign before it that does not count.
+        let line = line.strip_suffix(b"\r").filter(|_| !chained || !last).unwrap_or(line);
+        // Of a kernel that is no more: a power failure may lose one page of what was written last, and keep the next.
+        let hole = leftovers.origin == Origin::Gone && line.contains(&0);
+        match Line::of(line, chained) {
+            Line::Empty if last || !chained => {}
+            Line::Empty => return Err(damaged("is empty")),
+            Line::Whole(record, link) => {
+                if before.zip(link.follows).is_some_and(|(before, follows)| before != follows) {
+                    return Err(damaged("does not follow the line before it: lines are missing, or in another order"));
                 }
-                if id > HIGHEST {
-                    return Err(damaged("has a number that no run comes to"));
-                }
-                if !is_ours(&undo) {
-                    return Err(damaged("names what no run of ours changes"));
-                }
-                leftovers.undos.push((id, undo));
+                before = Some(link.sum);
+                leftovers.end.sum = link.sum;
+                leftovers.take(record, &mut numbers).map_err(damaged)?;
             }
-            Some(Line::Whole(Record::Void { id })) => leftovers.undos.retain(|(other, _)| *other != id),
             // A crash leaves the last line without its end; a power failure, in its place, a hole in the file.
-            Some(Line::Broken) if after > bytes.len() => {
+            Line::Broken if last && (!chained || hole || is_beginning(line)) => {
                 leftovers.unreadable += 1;
-                leftovers.whole = start as u64;
+                (leftovers.end.whole, leftovers.end.broken) = (start as u64, true);
             }
-            Some(Line::Broken) if leftovers.origin == Origin::Gone && line.contains(&0) => leftovers.unreadable += 1,
-            Some(Line::Broken) => return Err(damaged("cannot be read")),
-            Some(Line::Changed(why)) => return Err(damaged(why)),
+            Line::Broken if hole => {
+                leftovers.unreadable += 1;
+                before = None;
+            }
+            Line::Broken => return Err(damaged("cannot be read")),
+            Line::Changed(why) => return Err(damaged(why)),
         }
     }
     Ok(leftovers)
 }
 
-/// Where the journal was written; `None` if that cannot be read.
-fn header(path: &Path, line: &str) -> Result<Option<Place>, JournalError> {
+impl Leftovers {
+    /// Takes in what one line says; `numbers` are those of the lines before. The error says what is wrong with it.
+    fn take(&mut self, record: Record, numbers: &mut HashSet<u64>) -> Result<(), &'static str> {
+        match record {
+            Record::Undo { id, .. } if !numbers.insert(id) => Err("has a number that an earlier one has"),
+            Record::Undo { id, .. } if id > HIGHEST => Err("has a number that no run comes to"),
+            Record::Undo { undo, .. } if !is_ours(&undo) => Err("names what no run of ours changes"),
+            Record::Undo { id, undo } => {
+                self.undos.push((id, undo));
+                Ok(())
+            }
+            Record::Void { id } => {
+                self.undos.retain(|(other, _)| *other != id);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What the first line says.
+struct Header {
+    version: u32,
+    /// Its checksum; 0 in a version in which it has none.
+    sum: u64,
+    /// Where the journal was written; `None` if that cannot be read.
+    place: Option<Place>,
+}
+
+fn header(path: &Path, line: &str) -> Result<Header, JournalError> {
+    let damaged = |why| JournalError::Damaged { path: path.to_owned(), line: 1, why };
     let mut words = line.trim_end_matches('\r').splitn(3, ' ');
     let (magic, version) = (words.next(), words.next().unwrap_or_default());
     if magic != Some(MAGIC) || version.is_empty() || !version.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(JournalError::Foreign { path: path.to_owned() });
     }
-    if [OLDEST, VERSION].iter().all(|known| known.to_string() != version) {
-        return Err(JournalError::Version { path: path.to_owned(), found: version.chars().take(20).collect() });
-    }
-    let place = words.next().unwrap_or_default();
+    let found = || JournalError::Version { path: path.to_owned(), found: version.chars().take(20).collect() };
+    let known = (OLDEST..=VERSION).find(|known| known.to_string() == version).ok_or_else(found)?;
+    let rest = words.next().unwrap_or_default();
+    let chained = End { version: known, ..End::default() }.is_chained();
+    let (sum, place) = if chained { rest.split_once(' ').unwrap_or_default() } else { ("", rest) };
     let mut values = serde_json::Deserializer::from_str(place).into_iter::<Place>();
-    match values.next() {
-        // Where its line break was changed, a record hides in it.
-        Some(Ok(_)) if values.byte_offset() < place.len() => {
-            Err(JournalError::Damaged { path: path.to_owned(), line: 1, why: "goes on behind its end" })
-        }
-        value => Ok(value.and_then(Result::ok)),
+    let value = values.next();
+    // Where its line break was changed, a record hides in it.
+    if matches!(value, Some(Ok(_))) && values.byte_offset() < place.len() {
+        return Err(damaged("goes on behind its end"));
     }
-}
-
-/// `None`: an empty line.
-fn parse(line: &[u8]) -> Option<Line> {
-    if line.is_empty() {
-        return None;
+    let place_read = value.and_then(Result::ok);
+    if !chained {
+        return Ok(Header { version: known, sum: 0, place: place_read });
     }
-    let parts = std::str::from_utf8(line).ok().and_then(|line| line.split_once(' '));
-    let parts = parts.and_then(|(sum, json)| Some((u64::from_str_radix(sum, 16).ok()?, json)));
-    // No beginning of an object is an object: what is torn is no JSON.
-    let Some((sum, json)) = parts.filter(|(_, json)| serde_json::from_str::<serde::de::IgnoredAny>(json).is_ok())
-    else {
-        return Some(Line::Broken);
-    };
-    Some(match serde_json::from_str(json) {
-        _ if sum != checksum(json.as_bytes()) => Line::Changed("does not have the checksum that it was written with"),
-        Ok(record) => Line::Whole(record),
-        Err(_) => Line::Changed("is nothing that this version knows"),
-    })
+    match digits(sum).filter(|sum| *sum == first_sum(known, place)) {
+        Some(sum) if place_read.is_some() => Ok(Header { version: known, sum, place: place_read }),
+        Some(_) => Err(damaged("is nothing that this version knows")),
+        None => Err(damaged("does not have the checksum that it was written with")),
+    }
 }
 
 /// Whether a run of ours can have recorded it. A journal may be another user's, on whose behalf root cleans up.

@@ -1,11 +1,27 @@
 //! Journals whole, torn, edited and foreign.
 
+use super::format::{MAGIC, OLDEST, VERSION};
 use super::*;
 use crate::platform::routing::{Family, Rule, RuleAction};
 use proptest::prelude::*;
 
 fn undo(priority: u32) -> Undo {
     Undo::Rule(Rule::new(Family::V4, priority, RuleAction::Nop))
+}
+
+/// The same records, as a run in `place` writes them, in any version.
+fn at(place: &Place, version: u32, bytes: &[u8]) -> Vec<u8> {
+    let (first, mut end) = End::first(place).unwrap();
+    let mut text = first;
+    if version != VERSION {
+        text = format!("{MAGIC} {version} {}\n", serde_json::to_string(place).unwrap());
+        end.version = version;
+    }
+    let lines = std::str::from_utf8(bytes).unwrap().lines().skip(1);
+    let records: Vec<Record> =
+        lines.map(|line| serde_json::from_str(&line[line.find('{').unwrap()..]).unwrap()).collect();
+    text.push_str(&end.add(&records));
+    text.into_bytes()
 }
 
 fn written(undos: u32) -> (tempfile::TempDir, Vec<u8>) {
@@ -51,30 +67,40 @@ fn a_state_directory_serves_one_run_at_a_time() {
 #[test]
 fn a_journal_of_an_unknown_version_is_refused_with_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("journal"), "tunproxy-journal 3 {}\n").unwrap();
+    fs::write(dir.path().join("journal"), "tunproxy-journal 4 {}\n").unwrap();
     let error = Journal::open(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("version 3") && error.contains("reboot"), "{error}");
+    assert!(error.contains("version 4") && error.contains("reboot"), "{error}");
 }
 
 #[test]
 fn what_another_boot_left_is_known_as_such() {
     let (dir, bytes) = written(1);
-    let text = String::from_utf8(bytes).unwrap().replacen("\"boot\":\"", "\"boot\":\"x", 1);
-    fs::write(dir.path().join("journal"), text).unwrap();
-    assert_eq!(Journal::open(dir.path()).unwrap().leftovers.origin, Origin::Gone);
+    let earlier = Place { boot: "an earlier one".to_owned(), ..Place::here() };
+    for version in OLDEST..=VERSION {
+        fs::write(dir.path().join("journal"), at(&earlier, version, &bytes)).unwrap();
+        assert_eq!(Journal::open(dir.path()).unwrap().leftovers.origin, Origin::Gone, "version {version}");
+    }
 }
 
 #[test]
 fn what_another_network_namespace_of_this_boot_holds_is_not_taken_for_dead() {
     let (dir, bytes) = written(1);
-    let text = String::from_utf8(bytes).unwrap();
     let path = dir.path().join("journal");
-    fs::write(&path, text.replacen("\"namespace\":", "\"namespace\":9", 1)).unwrap();
-    let origin = Journal::open(dir.path()).unwrap().leftovers.origin;
-    assert!(matches!(origin, Origin::Elsewhere(Some(_))), "{origin:?}");
-    let (_, records) = text.split_once('\n').unwrap();
-    fs::write(&path, format!("{MAGIC} {VERSION} garbled\n{records}")).unwrap();
+    let other = Place { namespace: 9, ..Place::here() };
+    for version in OLDEST..=VERSION {
+        fs::write(&path, at(&other, version, &bytes)).unwrap();
+        assert_eq!(
+            Journal::open(dir.path()).unwrap().leftovers.origin,
+            Origin::Elsewhere(Some(9)),
+            "version {version}"
+        );
+    }
+    let old = String::from_utf8(at(&other, 2, &bytes)).unwrap();
+    let (_, records) = old.split_once('\n').unwrap();
+    fs::write(&path, format!("{MAGIC} 2 garbled\n{records}")).unwrap();
     assert_eq!(Journal::open(dir.path()).unwrap().leftovers.origin, Origin::Elsewhere(None));
+    fs::write(&path, format!("{MAGIC} {VERSION} garbled\n{records}")).unwrap();
+    assert!(matches!(Journal::open(dir.path()), Err(JournalError::Damaged { line: 1, .. })));
 }
 
 #[test]
@@ -114,12 +140,69 @@ fn what_is_recorded_behind_a_tear_at_any_byte_is_read_like_the_rest() {
 }
 
 #[test]
-fn a_journal_of_the_first_version_is_read() {
-    let (dir, bytes) = written(2);
-    let text = String::from_utf8(bytes).unwrap().replacen(&format!("{MAGIC} {VERSION} "), &format!("{MAGIC} 1 "), 1);
-    fs::write(dir.path().join("journal"), text).unwrap();
-    let leftovers = Journal::open(dir.path()).unwrap().leftovers;
-    assert_eq!((leftovers.undos.len(), leftovers.unreadable, leftovers.origin), (2, 0, Origin::Here));
+fn a_journal_of_an_earlier_version_is_read_and_goes_on_in_its_own() {
+    for version in [1, 2] {
+        let (dir, bytes) = written(2);
+        let path = dir.path().join("journal");
+        let old = at(&Place::here(), version, &bytes);
+        // Whole, without its last line break, and torn.
+        for (less, left) in [(0, 2), (1, 2), (5, 1)] {
+            fs::write(&path, &old[..old.len() - less]).unwrap();
+            let mut journal = Journal::open(dir.path()).unwrap();
+            let unreadable = journal.leftovers.unreadable;
+            assert_eq!((journal.leftovers.undos.len(), unreadable + left), (left, 2), "version {version}, less {less}");
+            assert_eq!(journal.leftovers.origin, Origin::Here);
+            let ids = journal.record([&undo(8), &undo(9)]).unwrap();
+            journal.void(&ids[..1]).unwrap();
+            drop(journal);
+            assert!(fs::read(&path).unwrap().starts_with(format!("{MAGIC} {version} {{").as_bytes()));
+            let leftovers = Journal::open(dir.path()).unwrap().leftovers;
+            assert_eq!((leftovers.undos.len(), leftovers.unreadable), (left + 1, 0), "version {version}, less {less}");
+            assert_eq!(leftovers.undos.last(), Some(&(ids[1], undo(9))));
+        }
+    }
+}
+
+#[test]
+fn the_lines_of_an_earlier_version_are_what_its_runs_wrote() {
+    let mut end = End { version: 2, ..End::default() };
+    let json = r#"{"Void":{"id":7}}"#;
+    assert_eq!(end.add(&[Record::Void { id: 7 }]), format!("{:016x} {json}\n", format::checksum(json.as_bytes())));
+}
+
+#[test]
+fn the_chain_goes_on_whenever_the_file_is_opened_again() {
+    let (dir, bytes) = written(1);
+    let path = dir.path().join("journal");
+    // As it was written, without its last line break, and with a torn line behind it.
+    let torn = [&bytes[..], b"0123"].concat();
+    for left in [&bytes[..], &bytes[..bytes.len() - 1], &torn] {
+        fs::write(&path, left).unwrap();
+        for round in 0..3 {
+            let mut journal = Journal::open(dir.path()).unwrap();
+            let ids = journal.record([&undo(5 + round), &undo(20 + round)]).unwrap();
+            journal.void(&ids[..1]).unwrap();
+            journal.record([&undo(40 + round)]).unwrap();
+        }
+        let leftovers = Journal::open(dir.path()).unwrap().leftovers;
+        assert_eq!((leftovers.undos.len(), leftovers.unreadable), (7, 0));
+        assert_eq!(leftovers.end.whole, fs::metadata(&path).unwrap().len());
+    }
+}
+
+#[test]
+fn a_write_that_failed_half_way_leaves_the_chain_whole() {
+    let (dir, _) = written(2);
+    let path = dir.path().join("journal");
+    let mut journal = Journal::open(dir.path()).unwrap();
+    journal.record([&undo(3)]).unwrap();
+    // As after a full disk: some bytes are there, and what failed has closed the file.
+    let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+    file.write_all(b"0123456789abcdef 01").unwrap();
+    journal.file = None;
+    journal.record([&undo(4)]).unwrap();
+    drop(journal);
+    assert_eq!(Journal::open(dir.path()).unwrap().leftovers.undos.len(), 4);
 }
 
 #[test]
