@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::mount::{MsFlags, mount, umount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::support::tunproxy::Place;
 use super::support::{Dump, Topology, needs, run, world};
@@ -29,7 +29,8 @@ impl Hanging {
 
 impl Drop for Hanging {
     fn drop(&mut self) {
-        umount(&self.0).expect("the real one");
+        // One that is being waited for may still run.
+        umount2(&self.0, MntFlags::MNT_DETACH).expect("the real one");
     }
 }
 
