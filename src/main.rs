@@ -176,8 +176,8 @@ fn check(common: &Common) -> anyhow::Result<u8> {
 
 fn plan(common: &Common) -> anyhow::Result<u8> {
     let state = state_dir(common)?;
-    let outline = match common.profile {
-        Some(_) => app::plan(&profile(common)?, &state)?,
+    let outline = match &common.profile {
+        Some(file) => app::plan(&profile(common)?, file, &state)?,
         None => app::plan_in_force(&state)?,
     };
     match common.output() {

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use super::control::{Command, ask};
-use super::places::{STATE_OF_ROOT, hides_from_us};
+use super::places::{STATE_OF_ROOT, by_root, hides_from_us};
 use super::run::Run;
 use crate::platform::{
     Before, Group, HostPlan, JournalError, Journalled, NftState, Numbers, Survey, holder, may_administer_network,
@@ -43,12 +43,13 @@ pub struct Outline {
     pub unseen: Vec<String>,
 }
 
-/// The changes that a run of `profile` with its state in `state` makes. Looks, and touches nothing: no device is opened,
+/// The changes that a run of `profile`, which was read from `file`, with its state in `state` makes. Looks, and touches nothing: no device is opened,
 /// no lock taken, no file written.
 ///
 /// # Errors
 /// The kernel does not answer, or no free numbers are left.
-pub fn plan(profile: &Profile, state: &Path) -> anyhow::Result<Outline> {
+pub fn plan(profile: &Profile, file: &Path, state: &Path) -> anyhow::Result<Outline> {
+    let again = by_root("plan", Some(file), state);
     let (mut unseen, mut obstacle) = (Vec::new(), None);
     let journal = Journalled::read(state).unwrap_or_else(|error| {
         match error {
@@ -60,8 +61,7 @@ pub fn plan(profile: &Profile, state: &Path) -> anyhow::Result<Outline> {
     });
     if hides_from_us(state) {
         unseen.push(format!(
-            "whether root runs tunproxy, and what that has changed or left ({STATE_OF_ROOT} is closed to this user): sudo \
-             tunproxy plan"
+            "whether root runs tunproxy, and what that has changed or left ({STATE_OF_ROOT} is closed to this user): {again}"
         ));
     }
     match in_force(state) {
@@ -75,14 +75,18 @@ pub fn plan(profile: &Profile, state: &Path) -> anyhow::Result<Outline> {
     }
     let mut survey = Survey::take()?;
     survey = survey.without(&journal);
-    assume_a_firewall(&mut survey, &mut unseen);
+    assume_a_firewall(&mut survey, &mut unseen, &again);
     let without_ipv6 = survey.foresee_ipv6();
     let run = Run { profile, state };
-    let name = run.device_name();
+    let options = run.options(run.device_name());
     let refused = obstacle
         .or_else(|| in_the_way(&journal, state))
-        .or_else(|| HostPlan::check_name(name, &survey).err().map(|error| error.to_string()));
-    let plan = HostPlan::new(&run.options(name), &survey)?;
+        .or_else(|| HostPlan::may_start(&options, &survey).err().map(|error| error.to_string()));
+    let plan = match (HostPlan::new(&options, &survey), &refused) {
+        (Ok(plan), _) => plan,
+        (Err(_), Some(_)) => return Ok(Outline { refused, unseen, ..Outline::refusing() }),
+        (Err(error), None) => return Err(error.into()),
+    };
     let mut outline = Outline {
         in_force: false,
         leftovers: journal.commands(),
@@ -156,7 +160,7 @@ fn of_the_running(plan: &HostPlan, journal: &Journalled) -> Outline {
 }
 
 /// Whoever may not read the firewall sees what a start by root would load on a host with no other rules.
-fn assume_a_firewall(survey: &mut Survey, unseen: &mut Vec<String>) {
+pub(super) fn assume_a_firewall(survey: &mut Survey, unseen: &mut Vec<String>, again: &str) {
     if let NftState::Missing(why) = &survey.nft
         && !may_administer_network()
         && nft_program().is_some()
@@ -164,7 +168,7 @@ fn assume_a_firewall(survey: &mut Survey, unseen: &mut Vec<String>) {
         unseen.push(format!(
             "the firewall's rules, for want of CAP_NET_ADMIN ({why}): it is taken to be empty. Other names and marks may \
              be chosen where its rules use these, and a chain that drops what is forwarded would not be named. Root may \
-             look: sudo tunproxy plan"
+             look: {again}"
         ));
         survey.nft = NftState::empty();
         (survey.parameters.finds_sockets, survey.parameters.marks_connections) = (true, true);
@@ -173,15 +177,20 @@ fn assume_a_firewall(survey: &mut Survey, unseen: &mut Vec<String>) {
 
 impl Outline {
     fn empty(in_force: bool, note: &str) -> Self {
+        Self { in_force, notes: vec![note.to_owned()], ..Self::refusing() }
+    }
+
+    /// One without changes.
+    fn refusing() -> Self {
         Self {
-            in_force,
+            in_force: false,
             leftovers: Vec::new(),
             closed: false,
             groups: Vec::new(),
             numbers: None,
             refused: None,
             warnings: Vec::new(),
-            notes: vec![note.to_owned()],
+            notes: Vec::new(),
             unseen: Vec::new(),
         }
     }

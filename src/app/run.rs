@@ -26,11 +26,9 @@ use crate::platform::{
     Applied, Dialer, Fwmark, HostError, HostOptions, HostPlan, Journal, NftState, Proof, Report, Survey, TunQueue,
     Wishes, is_ignored, open_tun, unblock_signals,
 };
-use crate::profile::Profile;
+use crate::profile::{DEVICE, Profile};
 use crate::session::Inbound;
 
-/// The device's name when the profile wishes none.
-const DEVICE: &str = "tunproxy0";
 /// More queues than this spread flows thinner than their bookkeeping is worth.
 const MOST_WORKERS: usize = 8;
 /// The fake-IP log, below the state directory.
@@ -88,6 +86,9 @@ impl Run<'_> {
         // From here on a signal finds the host either untouched or put back, never half changed.
         let mut signals = Signals::new()?;
         let mut journal = Journal::open(self.state)?;
+        if let Some((what, advice)) = Journal::open_to_all(self.state) {
+            tracing::warn!("{what}. What to do: {advice}");
+        }
         if !journal.is_clean() {
             tell_replayed(&journal.replay_closed()?);
         }
@@ -171,7 +172,7 @@ impl Run<'_> {
     }
 
     /// Opens the proxy ports, so that a port in use is known before anything is changed.
-    fn listeners(&self) -> anyhow::Result<Vec<Listener>> {
+    pub(super) fn listeners(&self) -> anyhow::Result<Vec<Listener>> {
         let listen = &self.profile.listen;
         let access = Arc::new(Access::from(listen));
         let ports =
@@ -192,9 +193,9 @@ impl Run<'_> {
         let mut survey = Survey::take()?;
         survey.set_aside(&journal.rules());
         let name = self.device_name();
-        HostPlan::check_name(name, &survey)?;
-        let queues = open_tun(name, workers_wanted()).map_err(|error| explain_tun(name, &error))?;
         let options = self.options(name);
+        HostPlan::may_start(&options, &survey)?;
+        let queues = open_tun(name, workers_wanted()).map_err(|error| explain_tun(name, &error))?;
         let shut = (options.strict_route || options.kill_switch) && matches!(survey.nft, NftState::Present { .. });
         let without_ipv6 = survey.settle_ipv6(name, shut);
         let mut plan = HostPlan::new(&options, &survey)?;

@@ -93,6 +93,12 @@ impl Journal {
         Ok(Self { path, file: None, end, next, recorded: false, lines: 0, leftovers, _lock: lock })
     }
 
+    /// Why others can interfere with what is in `state_dir`, and what to do about it.
+    #[must_use]
+    pub fn open_to_all(state_dir: &Path) -> Option<(String, String)> {
+        file::open_to_all(state_dir)
+    }
+
     /// What is journalled in `state_dir`, read without the lock: of a run that goes on, too. Changes nothing.
     pub(super) fn peek(state_dir: &Path) -> Result<Leftovers, JournalError> {
         let path = state_dir.join("journal");
@@ -197,7 +203,12 @@ impl Journal {
     fn create(&mut self, records: &[Record]) -> io::Result<File> {
         let new = self.path.with_extension("new");
         let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        // Never one that somebody has put there, who could go on writing to it.
+        options.write(true).create_new(true).mode(0o600);
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let mut file = options.open(&new)?;
         let (mut text, mut end) = End::first(&Place::here())?;
         text.push_str(&end.add(records));

@@ -53,6 +53,16 @@ impl Journalled {
         self.is_of_here() && self.undos().any(|undo| matches!(undo, Undo::Table(_)))
     }
 
+    /// The firewall table of the kill switch that is to be closed ([`Journalled::is_closed`]).
+    #[must_use]
+    pub fn kill_switch(&self) -> Option<&str> {
+        let table = self.undos().find_map(|undo| match undo {
+            Undo::Table(table) => Some(table.name.as_str()),
+            _ => None,
+        });
+        table.filter(|_| self.is_of_here())
+    }
+
     /// The rules that it would delete.
     pub fn rules(&self) -> impl Iterator<Item = &Rule> {
         self.undos().filter_map(|undo| match undo {

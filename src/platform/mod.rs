@@ -11,6 +11,7 @@ mod journal;
 mod journalled;
 mod layout;
 mod outline;
+mod overlap;
 mod plan;
 mod proof;
 mod resolver;
@@ -46,7 +47,7 @@ pub use imp::netlink::{Netlink, NetlinkError};
 pub use imp::nft::{program as nft_program, ruleset as firewall_rules};
 pub use imp::rootless;
 pub use imp::stranded::Stranded;
-pub use imp::sysctl::{first_open_port, read as read_parameter};
+pub use imp::sysctl::{are_read_only as parameters_are_read_only, first_open_port, read as read_parameter};
 pub use imp::tun::{Framing, HEADROOM, Layout, TunQueue, open_packet, open_tun};
 pub use imp::udp::{Arrival, DatagramSocket};
 pub use imp::watch::{Watch, Woken};
@@ -56,7 +57,10 @@ pub use outline::{Before, Group};
 pub use plan::{HostOptions, HostPlan, PlanError, Sysctl};
 pub use resolver::{DnsPlan, nameservers};
 pub use routing::{
-    Family, Link, LinkState, MarkMatch, Ports, Route, RouteKind, RouteTable, Rule, RuleAction, SeenLink, SeenRoute,
+    Family, Gateway, Link, LinkState, MarkMatch, Neighbour, Ports, Route, RouteKind, RouteTable, Rule, RuleAction,
+    SeenLink, SeenRoute,
 };
 pub use survey::{NftState, NoRoom, Numbers, Parameters, Survey, Wishes};
-pub use words::{parameter as parameter_name, rule as rule_command};
+pub use words::{
+    parameter as parameter_name, ports as ports_in_words, protocol as protocol_name, rule as rule_command,
+};

@@ -10,6 +10,7 @@ use super::Fwmark;
 use super::closed;
 use super::firewall::{self, Nft};
 use super::layout;
+use super::overlap::{Overlap, overlap};
 use super::resolver::{self, DnsPlan};
 use super::routing::{Route, Rule};
 use super::survey::{NftState, NoRoom, Numbers, Survey, Wishes};
@@ -92,6 +93,12 @@ pub enum PlanError {
          tun.kill-switch: false. Nothing was changed"
     )]
     NoKillSwitch(String),
+    /// Somebody has addresses that were to be ours.
+    #[error(
+        "{0}: hosts there could not be told from names, or from ourselves. Choose a range that nobody here uses; without the \
+         key it is one that nobody should have. Nothing was changed"
+    )]
+    Overlap(Overlap),
     /// Numbers have run out.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
@@ -194,6 +201,19 @@ impl HostPlan {
         }
     }
 
+    /// Whether a run could start on a host as `survey` says: everything that would make it refuse before it changes
+    /// anything.
+    ///
+    /// # Errors
+    /// [`PlanError`]: why not.
+    pub fn may_start(options: &HostOptions, survey: &Survey) -> Result<(), PlanError> {
+        Self::check_name(&options.tun, survey)?;
+        match overlap(options, survey) {
+            Some(overlap) => Err(PlanError::Overlap(overlap)),
+            None => Self::new(options, survey).map(drop),
+        }
+    }
+
     /// The mark that our own sockets must carry.
     #[must_use]
     pub fn own_mark(&self) -> Fwmark {
@@ -223,6 +243,10 @@ impl HostPlan {
         self.notes.extend(gateway_notes(options, survey));
         self.warnings.extend(rules_before_ours(&self.numbers, survey));
         self.warnings.extend(closed::by_another(survey));
+        // A start refuses it; this is of a network that the host has joined since.
+        let shared = overlap(options, survey);
+        self.warnings
+            .extend(shared.map(|it| format!("{it}: hosts there are not reached; choose another range and restart")));
         Ok(())
     }
 }

@@ -5,7 +5,12 @@ use std::fmt;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::Fwmark;
+use super::{Fwmark, words};
+
+/// Actions of rules that end the look-up (`FR_ACT_*`, linux/fib_rules.h).
+const BLACKHOLE: u8 = 6;
+const UNREACHABLE: u8 = 7;
+const PROHIBIT: u8 = 8;
 
 /// A routing table's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -221,18 +226,21 @@ impl fmt::Display for Rule {
             write!(f, " uidrange {first}-{last}")?;
         }
         if let Some(protocol) = self.protocol {
-            write!(f, " ipproto {protocol}")?;
+            write!(f, " ipproto {}", words::protocol(protocol))?;
         }
         if let Some(ports) = self.source_ports {
-            write!(f, " sport {}-{}", ports.first, ports.last)?;
+            write!(f, " sport {}", words::ports(ports))?;
         }
         if let Some(ports) = self.destination_ports {
-            write!(f, " dport {}-{}", ports.first, ports.last)?;
+            write!(f, " dport {}", words::ports(ports))?;
         }
         match self.action {
             RuleAction::Lookup(table) => write!(f, " lookup {table}")?,
             RuleAction::Goto(priority) => write!(f, " goto {priority}")?,
             RuleAction::Nop => f.write_str(" nop")?,
+            RuleAction::Other(BLACKHOLE) => f.write_str(" blackhole")?,
+            RuleAction::Other(UNREACHABLE) => f.write_str(" unreachable")?,
+            RuleAction::Other(PROHIBIT) => f.write_str(" prohibit")?,
             RuleAction::Other(action) => write!(f, " action {action}")?,
         }
         if let Some(length) = self.suppress_prefix_length {
@@ -260,6 +268,36 @@ pub struct LinkState {
     pub up: bool,
     /// The largest packet that it takes, in bytes.
     pub mtu: u32,
+}
+
+/// The gateway of a default route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gateway {
+    /// The family of the route.
+    pub family: Family,
+    /// Its address, which may be of the other family.
+    pub address: std::net::IpAddr,
+    /// The device it is a neighbour by.
+    pub device: u32,
+    /// The preference of the route: lower wins.
+    pub metric: u32,
+    /// The route has other next hops besides, between which the kernel divides what goes there.
+    pub one_of_several: bool,
+}
+
+/// What the kernel knows of a neighbour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Neighbour {
+    /// It was there within the last half minute or so.
+    Present,
+    /// It was there once.
+    Remembered,
+    /// It has been asked and has not answered so far.
+    Asked,
+    /// It has not answered.
+    Absent,
+    /// Nobody asks: the link has no neighbours, or somebody wrote it by hand.
+    Fixed,
 }
 
 /// A network interface as it is now.
@@ -290,4 +328,21 @@ pub struct SeenRoute {
     pub device: Option<u32>,
     /// Its destinations are neighbours: no gateway, no several next hops, and it does lead somewhere.
     pub on_link: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_is_told_in_the_words_of_ip() {
+        let rule = Rule::new(Family::V4, 100, RuleAction::Lookup(RouteTable(77)));
+        let to = |first, last| Some(Ports { first, last });
+        let dns = Rule { protocol: Some(6), destination_ports: to(53, 53), ..rule.clone() };
+        assert_eq!(dns.to_string(), "rule -4 priority 100 ipproto tcp dport 53 lookup 77");
+        let many = Rule { protocol: Some(17), source_ports: to(1, 9), ..rule.clone() };
+        assert_eq!(many.to_string(), "rule -4 priority 100 ipproto udp sport 1-9 lookup 77");
+        let other = Rule { protocol: Some(47), action: RuleAction::Other(PROHIBIT), ..rule };
+        assert_eq!(other.to_string(), "rule -4 priority 100 ipproto 47 prohibit");
+    }
 }

@@ -5,8 +5,10 @@ use std::fmt::Write;
 use super::routing::{Family, Ports, Route, RouteKind, Rule, RuleAction};
 use super::undo::{OldFile, Undo};
 
+const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const ICMP_V6: u8 = 58;
 
 /// The command that does `act` ("add", "delete") to a route.
 pub(super) fn route(act: &str, route: &Route) -> String {
@@ -100,15 +102,21 @@ fn family(family: Family) -> &'static str {
     }
 }
 
-fn protocol(number: u8) -> String {
+/// A transport protocol as ip(8) prints it.
+#[must_use]
+pub fn protocol(number: u8) -> String {
     match number {
+        ICMP => "icmp".to_owned(),
         TCP => "tcp".to_owned(),
         UDP => "udp".to_owned(),
+        ICMP_V6 => "ipv6-icmp".to_owned(),
         other => other.to_string(),
     }
 }
 
-fn ports(Ports { first, last }: Ports) -> String {
+/// A range of ports as ip(8) prints it: a single one by itself.
+#[must_use]
+pub fn ports(Ports { first, last }: Ports) -> String {
     if first == last { first.to_string() } else { format!("{first}-{last}") }
 }
 

@@ -9,6 +9,7 @@ mod fields;
 mod general;
 mod groups;
 mod known;
+mod left_out;
 mod nameserver;
 mod nearest;
 mod node;
@@ -36,7 +37,7 @@ pub use report::{Block, Diagnostic, Report, Severity};
 pub use routes::{BUILT_IN, Brought, Group, Proxy};
 pub use rule_lines::PlacedRule;
 pub use selection::Selection;
-pub use tun::{Hijack, Tun};
+pub use tun::{DEVICE, Hijack, Tun};
 
 /// Files larger than this are no profiles.
 const MAX_BYTES: u64 = 64 << 20;

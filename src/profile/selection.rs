@@ -8,9 +8,9 @@ use super::node::{Node, shortened};
 use super::report::Report;
 
 /// The interface by which rules know what this host itself sends.
-const OWN_TRAFFIC: &str = "lo";
+pub(super) const OWN_TRAFFIC: &str = "lo";
 /// The highest user there is: the number above it stands for "nobody" (user_namespaces(7)).
-const LAST_UID: u32 = u32::MAX - 1;
+pub(super) const LAST_UID: u32 = u32::MAX - 1;
 
 /// Which traffic `auto-route` takes. What is left out goes its own way, with its names; fake addresses lead into the
 /// device for everybody.

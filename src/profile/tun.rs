@@ -7,11 +7,11 @@ use ipnet::{IpNet, Ipv6Net};
 
 use super::decode::{Decode, scalar};
 use super::fields::Fields;
-use super::known;
 use super::node::{Node, shortened};
 use super::ranges::{not_ours, overlap};
 use super::report::Report;
 use super::selection::{Selection, names_an_interface};
+use super::{known, left_out};
 
 /// Which queries are answered by us whoever they were sent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,11 +63,15 @@ pub struct Tun {
 
 /// `inet6-address` when the profile has none.
 const INET6_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xfdfe, 0xdcba, 0x9876, 0, 0, 0, 0, 1);
+/// The device's name when the profile wishes none.
+pub const DEVICE: &str = "tunproxy0";
 /// RFC 8200 section 5: no link that carries IPv6 has a smaller MTU. The same holds without IPv6, so that the device, the
 /// stack and the routes have one rule.
 const SMALLEST_MTU: u16 = 1280;
 /// Beyond this an association is no longer idle but forgotten.
 const LONGEST_TIMEOUT: u32 = 24 * 60 * 60;
+/// Every network namespace has one of this name.
+const LOOPBACK: &str = "lo";
 const UDP_TIMEOUT: u32 = 300;
 const ICMP_TIMEOUT: u32 = 60;
 
@@ -104,6 +108,7 @@ impl Tun {
                 .warn("kill-switch", message)
                 .hint("add `lo` to `include-interface`, or take it out of `exclude-interface`");
         }
+        left_out::warn(&tun.selection, tun.device.as_deref().unwrap_or(DEVICE), &mut fields);
         // UDP always is.
         fields.or("endpoint-independent-nat", true);
         fields.without_effect(known::TUN);
@@ -182,11 +187,14 @@ fn idle(fields: &mut Fields<'_>, key: &'static str, default: u32) -> Duration {
 
 fn device(fields: &mut Fields<'_>) -> Option<String> {
     let name: String = fields.optional::<String>("device").filter(|name| !name.is_empty())?;
-    if names_an_interface(&name) {
+    // The loopback is always there, and other signs would have to be quoted in commands that people type.
+    let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if names_an_interface(&name) && plain && name != LOOPBACK {
         return Some(name);
     }
+    let why = if name == LOOPBACK { ": it is that of the loopback" } else { "" };
     fields
-        .error("device", format!("`{}` cannot be the name of a device", shortened(&name)))
+        .error("device", format!("`{}` cannot be the name of a device{why}", shortened(&name)))
         .hint("use at most 15 letters, digits, `-` and `_`");
     None
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::finding::{Finding, Severity};
 use super::record::{
-    Firewall, Journal, Probes, Record, ResolvConf, Resolver, Rights, RunState, StateDir, System, Wanted,
+    Firewall, Journal, Probes, Record, ResolvConf, Resolver, Rights, RunState, Start, StateDir, System, Wanted,
 };
 use crate::app::run::Run;
 use crate::platform::{
@@ -53,8 +53,16 @@ pub(super) fn quiet() -> Record {
             kernel: "6.18.3-arch1".to_owned(),
             descriptors: 1 << 19,
             open: None,
-            state: StateDir { path: "/var/lib/tunproxy".to_owned(), closed: None, hidden: false, free: 1 << 30 },
+            state: StateDir {
+                path: "/var/lib/tunproxy".to_owned(),
+                closed: None,
+                hidden: false,
+                distrusted: None,
+                free: 1 << 30,
+            },
         },
+        start: Some(Start { refused: Vec::new(), plan: Some(Box::new(plan())) }),
+        read_only: false,
         profile: Some(Wanted { tun: true, device: TUN.to_owned(), fake_ip: true, ..Wanted::default() }),
         probes: Probes { nameservers: vec![("192.168.1.1".to_owned(), Ok(()))], ..Probes::default() },
     }
@@ -87,6 +95,7 @@ pub(super) fn running() -> Record {
     }));
     let fake = "198.18.7.7".parse().unwrap();
     record.probes.question = Some(("192.168.1.1:53".parse().unwrap(), Ok(vec![fake])));
+    record.start = None;
     record.run = RunState::Answers { pid: 4711, seconds: 60, plan: Some(Box::new(plan)) };
     record
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -16,16 +18,17 @@ use super::super::places::hides_from_us;
 use super::super::plan;
 use super::super::refusal::{NODE, closed};
 use super::super::run::Run;
-use super::checks::{NAMESPACES, TRACKED, TRACKED_AT_MOST};
+use super::checks::{NAMESPACES, OF_TUN, TRACKED, TRACKED_AT_MOST};
 use super::probe;
 use super::record::{
-    Firewall, Journal, Probes, Record, ResolvConf, Resolver, Rights, RunState, StateDir, System, Unusable, Wanted,
+    Firewall, Journal, Probes, Record, ResolvConf, Resolver, Rights, RunState, Start, StateDir, System, Unusable,
+    Wanted,
 };
 use crate::dns;
 use crate::net::Name;
 use crate::platform::{
-    Family, HostPlan, JournalError, Journalled, Netlink, NftState, Survey, firewall_rules, holder,
-    may_administer_network, nft_program, program_may_administer_network, read_parameter,
+    self, Family, HostPlan, JournalError, Journalled, Netlink, NftState, Survey, firewall_rules, holder,
+    may_administer_network, nft_program, parameters_are_read_only, program_may_administer_network, read_parameter,
 };
 use crate::profile::Profile;
 
@@ -35,11 +38,16 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 ///
 /// # Errors
 /// The kernel does not answer.
-pub(super) fn host(loaded: Option<&Loaded>, state: &Path, unseen: &mut Vec<String>) -> anyhow::Result<Record> {
+pub(super) fn host(
+    loaded: Option<&Loaded>,
+    state: &Path,
+    again: &str,
+    unseen: &mut Vec<String>,
+) -> anyhow::Result<Record> {
     let survey = Survey::take()?;
     let mut netlink = Netlink::open()?;
     let links = netlink.seen_links()?;
-    let run = run_state(state, unseen);
+    let run = run_state(state, again, unseen);
     let plan = match &run {
         RunState::Answers { plan, .. } => plan.as_deref(),
         RunState::Absent | RunState::Silent(_) | RunState::Hidden => None,
@@ -53,10 +61,18 @@ pub(super) fn host(loaded: Option<&Loaded>, state: &Path, unseen: &mut Vec<Strin
         None => Vec::new(),
     };
     let mut parameters = BTreeMap::new();
+    // A TUN that is to be made gets what stands there.
+    let of_new = OF_TUN.iter().map(|key| format!("net/ipv4/conf/default/{key}"));
     let of_links = links.iter().map(|link| format!("net/ipv4/conf/{}/src_valid_mark", link.name));
     let of_plan = plan.iter().flat_map(|plan| plan.sysctls.iter().map(|it| it.path.clone()));
     let of_tracking = [TRACKED, TRACKED_AT_MOST].into_iter().map(str::to_owned);
-    for path in NAMESPACES.iter().map(|(path, ..)| (*path).to_owned()).chain(of_links).chain(of_plan).chain(of_tracking)
+    for path in NAMESPACES
+        .iter()
+        .map(|(path, ..)| (*path).to_owned())
+        .chain(of_links)
+        .chain(of_new)
+        .chain(of_plan)
+        .chain(of_tracking)
     {
         if let Ok(value) = read_parameter(&path) {
             parameters.insert(path, value);
@@ -64,7 +80,7 @@ pub(super) fn host(loaded: Option<&Loaded>, state: &Path, unseen: &mut Vec<Strin
     }
     let network = may_administer_network();
     if !network && matches!(survey.nft, NftState::Missing(_)) && nft_program().is_some() {
-        unseen.push("the firewall, for want of CAP_NET_ADMIN: root may look (sudo tunproxy doctor)".to_owned());
+        unseen.push(format!("the firewall, for want of CAP_NET_ADMIN: root may look ({again})"));
     }
     Ok(Record {
         journal: journal(state, unseen),
@@ -80,6 +96,8 @@ pub(super) fn host(loaded: Option<&Loaded>, state: &Path, unseen: &mut Vec<Strin
         },
         system: system(&run, state, unseen),
         profile: loaded.map(wanted),
+        start: start(loaded, state, &run, &survey),
+        read_only: parameters_are_read_only(),
         probes: Probes::default(),
         run,
         survey,
@@ -88,7 +106,7 @@ pub(super) fn host(loaded: Option<&Loaded>, state: &Path, unseen: &mut Vec<Strin
 }
 
 /// Asks the run that has the state directory.
-fn run_state(state: &Path, unseen: &mut Vec<String>) -> RunState {
+fn run_state(state: &Path, again: &str, unseen: &mut Vec<String>) -> RunState {
     match ask(state, Command::Status) {
         Ok(status) if status.get("error").is_none() => {
             let number = |key: &str| status.get(key).and_then(serde_json::Value::as_u64).unwrap_or_default();
@@ -115,7 +133,7 @@ fn run_state(state: &Path, unseen: &mut Vec<String>) -> RunState {
                 return RunState::Silent(pid);
             }
             if hides_from_us(state) {
-                unseen.push("a tunproxy that root runs, or what it has left: sudo tunproxy doctor sees it".to_owned());
+                unseen.push(format!("a tunproxy that root runs, or what it has left: root sees it ({again})"));
                 return RunState::Hidden;
             }
             RunState::Absent
@@ -129,13 +147,24 @@ fn journal(state: &Path, unseen: &mut Vec<String>) -> Result<Option<Journal>, Un
         Err(JournalError::Io { path, source, .. })
             if source.kind() == io::ErrorKind::PermissionDenied && !geteuid().is_root() =>
         {
-            unseen.push(format!("what an earlier run may have left: {} is another user's", path.display()));
+            let owner = fs::symlink_metadata(&path).map(|found| found.uid());
+            let why = match owner {
+                Ok(owner) if owner == geteuid().as_raw() => "this user's own, and its mode forbids reading".to_owned(),
+                Ok(owner) => format!("another user's (uid {owner})"),
+                Err(_) => "in a directory that is closed to this user".to_owned(),
+            };
+            unseen.push(format!("what an earlier run may have left: {} is {why}", path.display()));
             return Ok(None);
         }
         Err(error) => return Err(Unusable { what: error.what(), advice: error.advice() }),
     };
     let elsewhere = journal.is_of_elsewhere() && !journal.is_empty();
-    Ok(Some(Journal { commands: journal.commands(), elsewhere, rules: journal.rules().cloned().collect() }))
+    Ok(Some(Journal {
+        commands: journal.commands(),
+        elsewhere,
+        rules: journal.rules().cloned().collect(),
+        kill_switch: journal.kill_switch().map(str::to_owned),
+    }))
 }
 
 fn resolv_conf() -> ResolvConf {
@@ -191,7 +220,48 @@ fn state_dir(state: &Path, unseen: &mut Vec<String>) -> StateDir {
         Err(error) => (Some(error.desc().to_owned()), false),
     };
     let free = nix::sys::statvfs::statvfs(&there).map_or(u64::MAX, |it| it.blocks_available() * it.fragment_size());
-    StateDir { path: state.display().to_string(), closed, hidden, free }
+    let distrusted = platform::Journal::open_to_all(state);
+    StateDir { path: state.display().to_string(), closed, hidden, distrusted, free }
+}
+
+/// What a start would come to where no run is. A profile with errors says so by itself.
+fn start(loaded: Option<&Loaded>, state: &Path, run: &RunState, survey: &Survey) -> Option<Start> {
+    let profile = loaded.filter(|it| !it.report.has_errors())?.profile.as_ref()?;
+    if !matches!(run, RunState::Absent) || !profile.tun.enable {
+        return None;
+    }
+    let run = Run { profile, state };
+    let options = run.options(run.device_name());
+    let mut survey = survey.clone().without(&Journalled::read(state).unwrap_or_default());
+    // Who may not look at the firewall is told so elsewhere.
+    plan::assume_a_firewall(&mut survey, &mut Vec::new(), "");
+    survey.foresee_ipv6();
+    let refused = HostPlan::may_start(&options, &survey).err().map(|error| error.to_string());
+    let plan = HostPlan::new(&options, &survey).ok().map(Box::new);
+    Some(Start { refused: refused.into_iter().collect(), plan })
+}
+
+/// The ports of `profile` that somebody else serves. Only those that are listened on already are tried.
+pub(super) fn ports_in_use(profile: &Profile, state: &Path, survey: &Survey) -> Vec<String> {
+    let listen = &profile.listen;
+    let ports = [listen.port, listen.socks_port, listen.mixed_port];
+    let mut found = Vec::new();
+    if ports.into_iter().flatten().any(|port| survey.listening.contains(&port.get())) {
+        found.extend(Run { profile, state }.listeners().err().map(|error| format!("{error:#}")));
+    }
+    let dns = profile.dns.listen.filter(|_| profile.dns.enable);
+    found.extend(
+        dns.filter(|at| serves_names(survey, *at))
+            .map(|at| format!("dns.listen: cannot listen on {at}; is another DNS server there?")),
+    );
+    found
+}
+
+/// Whether somebody has the UDP or the TCP port `at`.
+fn serves_names(survey: &Survey, at: SocketAddr) -> bool {
+    let taken = |bound: io::Result<()>| bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+    let (udp, tcp) = (survey.unconnected.contains(&at.port()), survey.listening.contains(&at.port()));
+    (udp && taken(UdpSocket::bind(at).map(drop))) || (tcp && taken(TcpListener::bind(at).map(drop)))
 }
 
 fn wanted(loaded: &Loaded) -> Wanted {

@@ -8,6 +8,7 @@ mod checks;
 mod finding;
 #[cfg(test)]
 mod fixture;
+mod gateways;
 mod gather;
 mod probe;
 mod record;
@@ -21,6 +22,7 @@ use serde::Serialize;
 pub use finding::{Finding, Severity};
 
 use super::load;
+use super::places::by_root;
 use super::plan::NOT_ALL_SEEN;
 use record::Record;
 
@@ -40,15 +42,19 @@ pub struct Diagnosis {
 pub fn doctor(profile: Option<&Path>, state: &Path) -> anyhow::Result<Diagnosis> {
     let mut unseen = Vec::new();
     let loaded = profile.map(load::check);
-    let mut record = gather::host(loaded.as_ref(), state, &mut unseen)?;
+    let again = by_root("doctor", profile, state);
+    let mut record = gather::host(loaded.as_ref(), state, &again, &mut unseen)?;
     let usable = loaded.as_ref().filter(|loaded| !loaded.report.has_errors());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     record.probes = runtime.block_on(probe::all(&record, usable));
+    if let (Some(start), Some(profile)) = (&mut record.start, usable.and_then(|loaded| loaded.profile.as_ref())) {
+        let _runtime = runtime.enter();
+        start.refused.extend(gather::ports_in_use(profile, state, &record.survey));
+    }
     if record.probes.captured {
-        unseen.push(
-            "nameservers and proxies past the run, which takes CAP_NET_ADMIN: root may ask them (sudo tunproxy doctor)"
-                .to_owned(),
-        );
+        unseen.push(format!(
+            "nameservers and proxies past the run, which takes CAP_NET_ADMIN: root may ask them ({again})"
+        ));
     }
     Ok(Diagnosis { findings: findings(&record), unseen })
 }

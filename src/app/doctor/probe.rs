@@ -14,8 +14,9 @@ use tokio::time::timeout;
 use super::super::build::Addresses;
 use super::super::load::{self, Loaded};
 use super::super::nameservers;
+use super::gateways;
 use super::gather::hijacks;
-use super::record::{Probes, Record, ResolvConf, Server};
+use super::record::{Probes, Record, ResolvConf, RunState, Server};
 use crate::dns::{self, Dns};
 use crate::net::{Address, Host, Lookup};
 use crate::outbound::KINDS;
@@ -52,8 +53,13 @@ pub(super) async fn all(record: &Record, loaded: Option<&Loaded>) -> Probes {
             _ => Vec::new(),
         }
     };
-    let (question, nameservers, servers) = tokio::join!(question, answers, connections);
-    Probes { question, nameservers, servers, captured }
+    let gateways = gateways::ask(&past, record);
+    let (question, nameservers, servers, gateways) = tokio::join!(question, answers, connections, gateways);
+    let listed = match record.run {
+        RunState::Absent => listed_answer(&plain, &listed, &nameservers).await,
+        _ => Vec::new(),
+    };
+    Probes { question, nameservers, listed, gateways, servers, captured }
 }
 
 /// Those in resolv.conf.
@@ -62,6 +68,20 @@ fn system_nameservers(record: &Record) -> Vec<SocketAddr> {
         ResolvConf::Text(text) => platform::nameservers(text).into_iter().filter_map(nameservers::address).collect(),
         _ => Vec::new(),
     }
+}
+
+/// Whether the nameservers of resolv.conf that are not among those `asked` answer.
+async fn listed_answer(
+    dialer: &Dialer,
+    listed: &[SocketAddr],
+    asked: &[(String, Result<(), String>)],
+) -> Vec<(String, Result<(), String>)> {
+    let new = listed.iter().filter(|server| asked.iter().all(|(shown, _)| *shown != shown_as(**server)));
+    join_all(new.map(|server| async { (shown_as(*server), ask(dialer, *server, false).await.map(drop)) })).await
+}
+
+fn shown_as(server: SocketAddr) -> String {
+    if server.port() == DNS { server.ip().to_string() } else { server.to_string() }
 }
 
 async fn nameservers_answer(
@@ -86,10 +106,11 @@ async fn nameservers_answer(
             })
             .collect(),
     };
-    join_all(servers.into_iter().map(|(server, tcp)| async move {
-        let shown = if server.port() == DNS { server.ip().to_string() } else { server.to_string() };
-        (shown, ask(dialer, server, tcp).await.map(drop))
-    }))
+    join_all(
+        servers
+            .into_iter()
+            .map(|(server, tcp)| async move { (shown_as(server), ask(dialer, server, tcp).await.map(drop)) }),
+    )
     .await
 }
 

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
-use crate::platform::{Family, HostPlan, Rule, RuleAction, SeenLink, SeenRoute, Survey};
+use crate::platform::{Family, Gateway, HostPlan, Rule, RuleAction, SeenLink, SeenRoute, Survey};
 
 /// A host at one moment.
 #[derive(Debug, Clone)]
@@ -29,6 +29,10 @@ pub(super) struct Record {
     pub(super) system: System,
     /// What the profile wants; `None` where none was given.
     pub(super) profile: Option<Wanted>,
+    /// What a start of the profile would come to; `None` where a run is there, and for a profile without a TUN.
+    pub(super) start: Option<Start>,
+    /// /proc/sys takes no writing.
+    pub(super) read_only: bool,
     /// What answered on the network.
     pub(super) probes: Probes,
 }
@@ -69,6 +73,17 @@ pub(super) struct Journal {
     pub(super) elsewhere: bool,
     /// The rules it names.
     pub(super) rules: Vec<Rule>,
+    /// The firewall table of the kill switch that it says is closed.
+    pub(super) kill_switch: Option<String>,
+}
+
+/// What a start would come to.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Start {
+    /// Why it would end without changing anything.
+    pub(super) refused: Vec<String>,
+    /// What it would change, if there can be a plan.
+    pub(super) plan: Option<Box<HostPlan>>,
 }
 
 /// What programs ask for names.
@@ -132,6 +147,8 @@ pub(super) struct StateDir {
     pub(super) closed: Option<String>,
     /// It is another user's, so that nobody knows.
     pub(super) hidden: bool,
+    /// Why others can interfere with it, and what to do.
+    pub(super) distrusted: Option<(String, String)>,
     /// Bytes that are free.
     pub(super) free: u64,
 }
@@ -160,10 +177,22 @@ pub(super) struct Probes {
     pub(super) question: Option<(SocketAddr, Result<Vec<IpAddr>, String>)>,
     /// The nameservers that a run asks, asked past it.
     pub(super) nameservers: Vec<(String, Result<(), String>)>,
+    /// Those in resolv.conf that are not among them. Only while no run answers in their place.
+    pub(super) listed: Vec<(String, Result<(), String>)>,
+    /// The gateways of the default routes.
+    pub(super) gateways: Vec<Probed>,
     /// The proxy servers of the profile, connected to past the run.
     pub(super) servers: Vec<Server>,
     /// Probes could not be sent past the run, and were left out.
     pub(super) captured: bool,
+}
+
+/// A gateway and whether it is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Probed {
+    pub(super) gateway: Gateway,
+    /// `None`: nobody could tell in the time there was.
+    pub(super) answers: Option<bool>,
 }
 
 /// A proxy's server.
@@ -190,6 +219,18 @@ impl Record {
         }
     }
 
+    /// The plan in force, or the one that a start would make.
+    pub(super) fn plan_or_start(&self) -> Option<&HostPlan> {
+        self.plan().or_else(|| self.start.as_ref()?.plan.as_deref())
+    }
+
+    /// Interfaces by which a family leaves, the TUN left out.
+    pub(super) fn ways(&self, family: Family) -> Vec<&SeenLink> {
+        let of_family = |route: &&SeenRoute| is_wide(&route.to) && Family::of(&route.to) == family;
+        let devices: Vec<u32> = self.survey.routes.iter().filter(of_family).filter_map(|route| route.device).collect();
+        self.uplinks().into_iter().filter(|link| devices.contains(&link.index)).collect()
+    }
+
     /// Rules that are not ours.
     pub(super) fn foreign_rules(&self) -> impl Iterator<Item = &Rule> {
         let ours = self.plan().map_or(&[][..], |plan| &plan.rules);
@@ -208,9 +249,7 @@ impl Record {
 
     /// Whether there is a way to the internet besides the TUN.
     pub(super) fn has_default(&self, family: Family) -> bool {
-        let uplinks: Vec<u32> = self.uplinks().iter().map(|link| link.index).collect();
-        let leads = |route: &&SeenRoute| route.device.is_some_and(|device| uplinks.contains(&device));
-        self.survey.routes.iter().filter(leads).any(|route| is_wide(&route.to) && Family::of(&route.to) == family)
+        !self.ways(family).is_empty()
     }
 
     /// Whether a rule sends what it selects to an internet of its own: its table has a route for everything.

@@ -48,6 +48,8 @@ pub enum JournalError {
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+        /// What to do first.
+        remedy: String,
     },
     /// The file system refuses.
     Io {
@@ -79,7 +81,7 @@ impl JournalError {
                 "line {line} of {} {why}: somebody edited it, or the disk damaged it. Nothing was undone",
                 path.display()
             ),
-            Self::Untrusted { path, why } => format!("{} {why}; nothing was undone", path.display()),
+            Self::Untrusted { path, why, .. } => format!("{} {why}; nothing was undone", path.display()),
             Self::Io { act, path, source } => format!("{act} {}: {source}", path.display()),
         }
     }
@@ -94,7 +96,10 @@ impl JournalError {
             }
             Self::Foreign { .. } => format!("Is this the right state directory? {REMEDY}"),
             Self::Damaged { .. } => REMEDY.to_owned(),
-            Self::Untrusted { .. } => "Put it aside, or name another --state-dir".to_owned(),
+            Self::Untrusted { remedy, .. } => format!(
+                "{remedy}. Or put it aside, and undo what it stood for by hand (`tunproxy doctor` shows what stands) or reboot; \
+                 or name another --state-dir"
+            ),
             Self::Io { act, path, source } => file::advice(act, path, source),
         }
     }
@@ -107,7 +112,9 @@ impl fmt::Display for JournalError {
             _ if advice.is_empty() => f.write_str(&what),
             Self::Locked { .. } | Self::Io { .. } => write!(f, "{what}; {advice}"),
             Self::Version { .. } => write!(f, "{what}: {advice}"),
-            Self::Foreign { .. } | Self::Damaged { .. } | Self::Untrusted { .. } => write!(f, "{what}. {advice}"),
+            Self::Foreign { .. } | Self::Damaged { .. } | Self::Untrusted { .. } => {
+                write!(f, "{what}. {advice}")
+            }
         }
     }
 }

@@ -14,42 +14,72 @@ pub(super) const LARGEST: u64 = 64 << 20;
 
 /// The bytes of the journal at `path`; none if there is no journal.
 pub(super) fn load(path: &Path) -> Result<Vec<u8>, JournalError> {
-    let untrusted = |why: &str| JournalError::Untrusted { path: path.to_owned(), why: why.to_owned() };
+    let shown = path.display();
+    let untrusted =
+        |why: &str, remedy: String| JournalError::Untrusted { path: path.to_owned(), why: why.to_owned(), remedy };
+    let not_a_file = || format!("Look what it is (`ls -l {shown}`): no run of ours made it");
     let io = |source| JournalError::Io { act: "read", path: path.to_owned(), source };
     // A pipe must not hold us up, and a link must not lead us elsewhere.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Err(untrusted("is a symbolic link")),
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+            let remedy = format!("Look where it leads (`ls -l {shown}`), and delete the link: no run of ours made it");
+            return Err(untrusted("is a symbolic link", remedy));
+        }
         // What a socket says.
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Err(untrusted("is not a file")),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+            return Err(untrusted("is not a file", not_a_file()));
+        }
         Err(error) => return Err(io(error)),
     };
-    if let Some(why) = distrust(path, &file).map_err(io)? {
-        return Err(untrusted(&why));
+    if let Some((why, remedy)) = distrust(path, &file).map_err(io)? {
+        return Err(untrusted(&why, remedy.unwrap_or_else(not_a_file)));
     }
     let mut bytes = Vec::new();
     file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(io)?;
     match bytes.len() as u64 > LARGEST {
-        true => Err(untrusted("is larger than any journal of ours")),
+        true => Err(untrusted("is larger than any journal of ours", not_a_file())),
         false => Ok(bytes),
     }
 }
 
-/// Why nobody should act on what stands in `file`: whoever wrote it has the rights of this process then.
-fn distrust(path: &Path, file: &File) -> io::Result<Option<String>> {
+/// What is wrong with a state directory that everybody may write to, and what to do: others can take our files out of it.
+/// Containers often have such directories and one user, so that this is no reason to refuse it. Links, and what others have
+/// put in place of a file of ours, are refused one by one.
+pub(super) fn open_to_all(dir: &Path) -> Option<(String, String)> {
+    let mode = fs::metadata(dir).ok()?.mode() & 0o7777;
+    let shown = dir.display();
+    (mode & 0o002 != 0).then(|| {
+        let what = format!(
+            "everybody may write to the state directory {shown} (mode {mode:04o}): any user of this host can keep it from being \
+             put back, by taking the journal away"
+        );
+        (what, format!("`chmod go-w {shown}`; or name another with --state-dir"))
+    })
+}
+
+/// Why nobody should act on what stands in `file`: whoever wrote it has the rights of this process then. And what to do, if
+/// somebody may be sure of it all the same.
+fn distrust(path: &Path, file: &File) -> io::Result<Option<(String, Option<String>)>> {
     let found = file.metadata()?;
     if !found.is_file() {
-        return Ok(Some("is not a file".to_owned()));
+        return Ok(Some(("is not a file".to_owned(), None)));
     }
     // Root may clean up after another user's run, in that user's directory.
     let folder = path.parent().map_or(Ok(0), |folder| Ok::<_, io::Error>(fs::metadata(folder)?.uid()))?;
     if ![geteuid().as_raw(), 0, folder].contains(&found.uid()) {
-        return Ok(Some(format!("belongs to another user (uid {})", found.uid())));
+        let remedy = format!(
+            "If that user's run wrote it and nobody else, `sudo chown {} {}` makes it count",
+            geteuid(),
+            path.display()
+        );
+        return Ok(Some((format!("belongs to another user (uid {})", found.uid()), Some(remedy))));
     }
     let mode = found.mode() & 0o7777;
-    Ok((mode & 0o022 != 0).then(|| format!("may be written by others (mode {mode:04o})")))
+    let remedy = || format!("If surely nobody else has written to it, `chmod go-w {}` makes it count", path.display());
+    Ok((mode & 0o022 != 0).then(|| (format!("may be written by others (mode {mode:04o})"), Some(remedy()))))
 }
 
 /// What a person can do about `error` at `path`, a state directory that cannot be made (`act` is "create") or a file in one.

@@ -245,3 +245,49 @@ proptest! {
         let _ = reading::read(Path::new("journal"), &text, &Place::here());
     }
 }
+
+#[test]
+fn a_directory_that_everybody_may_write_to_is_told_with_what_to_do() {
+    use std::os::unix::fs::PermissionsExt;
+    let (dir, _) = written(1);
+    let mode = |mode| fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+    for open in [0o777, 0o1777, 0o703] {
+        mode(open);
+        let (what, advice) = Journal::open_to_all(dir.path()).unwrap();
+        assert!(what.contains(&format!("(mode {open:04o})")) && advice.contains("chmod go-w"), "{what}: {advice}");
+    }
+    for closed in [0o700, 0o755, 0o775] {
+        mode(closed);
+        assert_eq!(Journal::open_to_all(dir.path()), None);
+    }
+    assert_eq!(Journal::open_to_all(&dir.path().join("none")), None);
+}
+
+#[test]
+fn what_somebody_has_put_where_a_journal_is_written_is_not_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let (theirs, victim) = (dir.path().join("journal.new"), dir.path().join("victim"));
+    fs::write(&victim, "precious").unwrap();
+    let theirs_open = File::create(&theirs).unwrap();
+    let mut journal = Journal::open(dir.path()).unwrap();
+    journal.record(&[undo(1)]).unwrap();
+    assert_eq!(theirs_open.metadata().unwrap().len(), 0, "written to their file");
+    journal.clear().unwrap();
+    std::os::unix::fs::symlink(&victim, &theirs).unwrap();
+    journal.record(&[undo(1)]).unwrap();
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+    assert!(!dir.path().join("journal").is_symlink());
+}
+
+#[test]
+fn what_helps_with_a_journal_depends_on_what_is_wrong_with_it() {
+    use std::os::unix::fs::PermissionsExt;
+    let (dir, _) = written(1);
+    let path = dir.path().join("journal");
+    let advice = || Journal::peek(dir.path()).unwrap_err().advice();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    assert!(advice().contains("chmod go-w"), "{}", advice());
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
+    assert!(advice().contains("delete the link") && !advice().contains("chown"), "{}", advice());
+}

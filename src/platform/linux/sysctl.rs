@@ -30,6 +30,12 @@ pub(in crate::platform) fn is_writable(path: &str) -> bool {
     nix::sys::statvfs::statvfs(&file).is_ok_and(|it| !it.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
 }
 
+/// Whether /proc/sys takes no writing, whoever it is: so in most containers.
+#[must_use]
+pub fn are_read_only() -> bool {
+    !is_writable("net/ipv4/ip_forward")
+}
+
 /// The first port that anybody may listen on; those below take CAP_NET_BIND_SERVICE (ip-sysctl.rst).
 #[must_use]
 pub fn first_open_port() -> u16 {

@@ -2,6 +2,8 @@
 
 mod missing;
 mod running;
+mod starts;
+mod way_out;
 
 use std::process::Command;
 

@@ -2,15 +2,18 @@
 
 use super::super::finding::Finding;
 use super::super::record::Record;
-use crate::platform::{HostPlan, Route, RouteKind, Rule, parameter_name, rule_command};
+use crate::platform::{HostPlan, Route, RouteKind, Rule, Sysctl, parameter_name, rule_command};
 
 /// The run stands guard over all of this by itself.
 const LOOK_AGAIN: &str = "somebody has undone it: a network service, a VPN, or `ip rule flush`. tunproxy puts it back within a \
                           second: look again. If it is still away, or goes again and again, its log says more; find out \
                           who does it";
 
+/// Parameters of the TUN alone, by their names.
+pub(in crate::app::doctor) const OF_TUN: [&str; 2] = ["src_valid_mark", "accept_local"];
+
 pub(super) fn check(record: &Record) -> Vec<Finding> {
-    let Some(plan) = record.plan() else { return Vec::new() };
+    let Some(plan) = record.plan() else { return before(record).into_iter().collect() };
     let mut found: Vec<Finding> =
         [rules(record, plan), routes(record, plan), addresses(record, plan)].into_iter().flatten().collect();
     found.extend(parameters(record, plan));
@@ -54,10 +57,18 @@ fn addresses(record: &Record, plan: &HostPlan) -> Option<Finding> {
 }
 
 fn parameters(record: &Record, plan: &HostPlan) -> Vec<Finding> {
-    let changed = plan.sysctls.iter().filter_map(|wanted| {
+    let wrong = plan.sysctls.iter().filter_map(|wanted| {
         let now = record.parameter(&wanted.path).filter(|now| *now != wanted.value)?;
+        Some((wanted, now))
+    });
+    if record.read_only {
+        return closed(&wrong.map(|(wanted, _)| wanted).collect::<Vec<_>>(), record, "could not set")
+            .into_iter()
+            .collect();
+    }
+    let changed = wrong.map(|(wanted, now)| {
         let (name, value) = (parameter_name(&wanted.path), &wanted.value);
-        Some(Finding::problem(
+        Finding::problem(
             format!("the parameter {name} is {now}, and has to be {value} while tunproxy runs"),
             match name.ends_with("forward") || name.ends_with("forwarding") {
                 true => format!(
@@ -70,9 +81,70 @@ fn parameters(record: &Record, plan: &HostPlan) -> Vec<Finding> {
                      network); and find out who changed it"
                 ),
             },
-        ))
+        )
     });
     changed.collect()
+}
+
+/// What a start could not set. A TUN that is to be made gets what stands under "default".
+fn before(record: &Record) -> Option<Finding> {
+    let plan = record.start.as_ref()?.plan.as_deref().filter(|_| record.read_only)?;
+    let wrong = |wanted: &&Sysctl| match OF_TUN.into_iter().find(|key| wanted.of_tun && wanted.path.ends_with(key)) {
+        Some(key) => record.parameter(&format!("net/ipv4/conf/default/{key}")).is_some_and(|now| now != wanted.value),
+        // The rest of the TUN is IPv6, of which another check tells; of the host only what is not so is in a plan.
+        None => !wanted.of_tun,
+    };
+    closed(&plan.sysctls.iter().filter(wrong).collect::<Vec<_>>(), record, "cannot set")
+}
+
+/// What a read-only /proc/sys keeps from being `wanted`, what that costs, and who can do something about it.
+fn closed(wanted: &[&Sysctl], record: &Record, could_not: &str) -> Option<Finding> {
+    let first = wanted.first()?;
+    let settings: Vec<String> = wanted.iter().map(|it| format!("{}={}", parameter_name(&it.path), it.value)).collect();
+    let costs: Vec<&str> = wanted.iter().filter_map(|it| cost(it)).collect();
+    let what = format!(
+        "/proc/sys is read-only here, as in most containers: tunproxy {could_not} {}. What that costs: {}",
+        settings.join(", "),
+        costs.join("; ")
+    );
+    // What is set for new interfaces, the TUN gets when it is made.
+    let from_outside = |it: &&Sysctl| match it.path.rsplit('/').next().filter(|_| it.of_tun) {
+        Some(key) => format!("--sysctl net.ipv4.conf.default.{key}={}", it.value),
+        None => format!("--sysctl {}={}", parameter_name(&it.path), it.value),
+    };
+    let options: Vec<String> = wanted.iter().map(from_outside).collect();
+    let advice = format!(
+        "have it set from outside (for Docker: {}), or let /proc/sys be writable (`mount -o remount,rw /proc/sys` by root of the \
+         host), and restart tunproxy",
+        options.join(" ")
+    );
+    let severe = wanted.iter().any(|it| !it.of_tun)
+        || (first.path.ends_with(OF_TUN[0]) && record.survey.parameters.strict_reverse_path.contains(tun_of(record)));
+    Some(if severe { Finding::problem(what, advice) } else { Finding::warning(what, advice) })
+}
+
+/// The TUN's name, or where what it will get stands.
+fn tun_of(record: &Record) -> &str {
+    record.plan().map_or("default", |plan| plan.tun.as_str())
+}
+
+fn cost(parameter: &Sysctl) -> Option<&'static str> {
+    match parameter.path.rsplit('/').next()? {
+        "src_valid_mark" if parameter.of_tun => Some(
+            "where the reverse-path filter of the TUN is strict (rp_filter=1), answers to sockets that are bound to another \
+             address are dropped",
+        ),
+        "src_valid_mark" => Some("port forwards that come in by that uplink are dropped"),
+        "accept_local" => Some(
+            "what programs of this host send each other by way of tunproxy, from one of its addresses to \
+                                another, is dropped",
+        ),
+        "disable_ipv6" => Some("the TUN has no IPv6"),
+        "ip_forward" => Some("other hosts get no further over IPv4"),
+        "forwarding" => Some("other hosts get no further over IPv6"),
+        "accept_ra" => Some("that uplink loses its advertised default route when this host begins to forward"),
+        _ => None,
+    }
 }
 
 fn and_so_on<T>(list: &[T]) -> &'static str {
@@ -81,7 +153,7 @@ fn and_so_on<T>(list: &[T]) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::fixture::{only_problem, quiet, running};
+    use super::super::super::fixture::{only_problem, quiet, running, warnings};
     use super::*;
 
     #[test]
@@ -110,5 +182,33 @@ mod tests {
         record.parameters.insert("net/ipv4/conf/tunproxy0/src_valid_mark".to_owned(), "0".to_owned());
         let found = check(&record);
         assert!(only_problem(&found).unwrap().advice.contains("sysctl -w net.ipv4.conf.tunproxy0.src_valid_mark=1"));
+    }
+
+    #[test]
+    fn parameters_that_nobody_can_set_here_are_nobodys_fault() {
+        let mut record = running();
+        record.read_only = true;
+        record.parameters.insert("net/ipv4/conf/tunproxy0/src_valid_mark".to_owned(), "0".to_owned());
+        let found = check(&record);
+        assert!(only_problem(&found).is_none() && warnings(&found)[0].contains("/proc/sys is read-only"), "{found:?}");
+        assert!(found[0].advice.contains("--sysctl net.ipv4.conf.default.src_valid_mark=1"), "{found:?}");
+        record.survey.parameters.strict_reverse_path.insert("tunproxy0".to_owned());
+        assert!(only_problem(&check(&record)).unwrap().what.contains("could not set"), "with a strict filter it hurts");
+    }
+
+    #[test]
+    fn before_a_start_a_read_only_host_says_what_could_not_be_set() {
+        let mut record = quiet();
+        for key in OF_TUN {
+            record.parameters.insert(format!("net/ipv4/conf/default/{key}"), "0".to_owned());
+        }
+        assert!(check(&record).is_empty());
+        record.read_only = true;
+        let told = warnings(&check(&record));
+        assert!(told[0].contains("cannot set") && told[0].contains("tunproxy0.accept_local=1"), "{told:?}");
+        for key in OF_TUN {
+            record.parameters.insert(format!("net/ipv4/conf/default/{key}"), "1".to_owned());
+        }
+        assert!(check(&record).is_empty(), "the TUN gets them when it is made");
     }
 }

@@ -1,14 +1,17 @@
 //! The checks: one file each, pure over the record.
 
+mod before_us;
 mod device;
 mod firewall;
 mod forwarding;
 mod in_place;
 mod neighbours;
+mod past_us;
 mod profile;
 mod resolver;
 mod rights;
 mod run;
+mod start;
 mod system;
 mod tracking;
 mod uplink;
@@ -16,6 +19,7 @@ mod uplink;
 use super::finding::Finding;
 use super::record::Record;
 
+pub(super) use in_place::OF_TUN;
 pub(super) use rights::NAMESPACES;
 pub(super) use tracking::{TRACKED, TRACKED_AT_MOST};
 
@@ -25,7 +29,9 @@ pub(super) type Check = (&'static str, fn(&Record) -> Vec<Finding>);
 /// All checks, in the order in which their findings are told.
 pub(super) const ALL: &[Check] = &[
     ("run", run::check),
+    ("start", start::check),
     ("in-place", in_place::check),
+    ("past-us", past_us::check),
     ("neighbours", neighbours::check),
     ("device", device::check),
     ("uplink", uplink::check),

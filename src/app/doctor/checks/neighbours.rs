@@ -2,6 +2,7 @@
 
 use super::super::finding::Finding;
 use super::super::record::{Record, is_default_name};
+use super::before_us::partial;
 use crate::platform::{Family, HostPlan, MarkMatch, Rule, RuleAction, SeenLink};
 
 /// Kinds of interfaces that lead into a tunnel of somebody else.
@@ -16,6 +17,9 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
         }
         None => other_captures(record),
     };
+    found.extend(
+        record.plan_or_start().filter(|plan| !plan.rules.is_empty()).into_iter().flat_map(|plan| partial(record, plan)),
+    );
     if found.is_empty() {
         let names: Vec<&str> = tunnels(record).map(|link| link.name.as_str()).collect();
         found.push(Finding::fine(match names.as_slice() {
@@ -33,7 +37,7 @@ fn tunnels(record: &Record) -> impl Iterator<Item = &SeenLink> {
 
 /// Whether a rule takes everything, or all but what carries a mark: "not fwmark X" is a mark with a selector that has no
 /// field here.
-fn takes_nearly_all(rule: &Rule) -> bool {
+pub(super) fn takes_nearly_all(rule: &Rule) -> bool {
     let Rule { origin, mark, foreign_selectors, .. } = *rule;
     let bare = Rule { origin, mark, foreign_selectors, ..Rule::new(rule.family, rule.priority, rule.action) };
     *rule == bare && mark.is_some() == foreign_selectors

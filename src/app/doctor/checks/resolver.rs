@@ -6,10 +6,14 @@ use super::super::finding::Finding;
 use super::super::record::{Record, ResolvConf};
 use crate::platform::{DnsPlan, HostPlan, RuleAction, nameservers};
 
+/// What a program is told whose packet the firewall drops on its way out (EPERM).
+const FORBIDDEN: &str = "Operation not permitted";
+
 pub(super) fn check(record: &Record) -> Vec<Finding> {
     let mut found: Vec<Finding> = shape(record).into_iter().collect();
     found.extend(question(record));
     found.extend(record.probes.nameservers.iter().filter_map(nameserver));
+    found.extend(record.probes.listed.iter().filter_map(listed));
     found.extend(sources(record));
     if found.is_empty() {
         found.push(Finding::fine(match (&record.probes.question, record.probes.nameservers.is_empty()) {
@@ -112,11 +116,30 @@ fn is_fake(plan: &HostPlan, ip: IpAddr) -> bool {
 
 fn nameserver((server, outcome): &(String, Result<(), String>)) -> Option<Finding> {
     let why = outcome.as_ref().err()?;
+    if why.contains(FORBIDDEN) {
+        return Some(Finding::problem(
+            format!("questions to the nameserver {server} do not leave this host: {why}, as a firewall says"),
+            "a chain on the output hook drops them: find it (`sudo nft list ruleset`, `sudo iptables -S OUTPUT`), and let pass \
+             what tunproxy sends, as any program of root's",
+        ));
+    }
     Some(Finding::problem(
         format!("the nameserver {server} does not answer: {why}"),
         format!(
             "look whether it can be reached from here (`dig @{server} example.com`), or name another one under `dns.nameserver`"
         ),
+    ))
+}
+
+/// One that programs ask as long as no run answers in its place.
+fn listed((server, outcome): &(String, Result<(), String>)) -> Option<Finding> {
+    let why = outcome.as_ref().err()?;
+    Some(Finding::warning(
+        format!(
+            "the nameserver {server} in /etc/resolv.conf does not answer: {why}. While tunproxy runs it answers in its place; \
+             without it programs find no names there"
+        ),
+        format!("look whether it can be reached from here (`dig @{server} example.com`), or write another one there"),
     ))
 }
 
@@ -204,6 +227,18 @@ mod tests {
         let mut record = quiet();
         record.probes.nameservers.push(("203.0.113.53".to_owned(), Err("no answer in 3 s".to_owned())));
         assert!(only_problem(&check(&record)).unwrap().what.contains("203.0.113.53"));
+        let mut record = quiet();
+        record.probes.listed.push(("192.168.1.77".to_owned(), Err("no answer in 4 s".to_owned())));
+        assert!(warnings(&check(&record))[0].contains("192.168.1.77 in /etc/resolv.conf"));
+    }
+
+    #[test]
+    fn a_firewall_that_lets_no_question_out_is_told_from_a_silent_nameserver() {
+        let mut record = quiet();
+        let denied = std::io::Error::from_raw_os_error(libc::EPERM).to_string();
+        record.probes.nameservers.push(("203.0.113.53".to_owned(), Err(denied)));
+        let found = check(&record);
+        assert!(only_problem(&found).unwrap().advice.contains("nft list ruleset"), "{found:?}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::super::finding::Finding;
 use super::super::record::{Record, RunState};
-use crate::app::closed::how_to_open;
+use crate::app::closed::{how_to_close, how_to_open, what_is_open};
 use crate::platform::{KillSwitch, Rule, RuleAction, rule_command};
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
@@ -55,8 +55,17 @@ fn absent(record: &Record) -> Vec<Finding> {
         )],
     };
     found.extend(closed(record));
+    found.extend(opened(record));
     found.extend(strays(record));
     found
+}
+
+/// A kill switch that ought to be closed, and whose firewall table is not there.
+fn opened(record: &Record) -> Option<Finding> {
+    let table = record.journal.as_ref().ok()?.as_ref()?.kill_switch.as_ref()?;
+    let found = KillSwitch::in_rules(record.firewall.ruleset.as_ref().ok()?);
+    let open = !matches!(record.run, RunState::Hidden) && found.iter().all(|found| found.table != *table);
+    open.then(|| Finding::problem(what_is_open(table), how_to_close(Path::new(&record.system.state.path))))
 }
 
 /// A kill switch that no run stands behind, whether a journal knows of it or not.
@@ -84,13 +93,17 @@ fn strays(record: &Record) -> Option<Finding> {
     };
     let strays: Vec<&Rule> = record.foreign_rules().filter(is_stray).collect();
     let first = strays.first()?;
+    let by_hand = format!("delete each, as in `sudo {}`, or reboot", rule_command("delete", first));
+    let advice = match record.journal {
+        // Then no clean-up will do it.
+        Err(_) => format!("if the journal cannot be made to count (above), {by_hand}"),
+        Ok(_) => {
+            format!("run `sudo tunproxy cleanup --state-dir DIR` with the state directory of that run; or {by_hand}")
+        }
+    };
     Some(Finding::warning(
         format!("{} rules look into empty tables, as a crashed run leaves them: {first} and the like", strays.len()),
-        format!(
-            "run `sudo tunproxy cleanup --state-dir DIR` with the state directory of that run; or delete each, as in \
-             `sudo {}`",
-            rule_command("delete", first)
-        ),
+        advice,
     ))
 }
 
@@ -158,5 +171,26 @@ mod tests {
         assert!(found.iter().any(|it| it.advice.contains("ip -4 rule delete priority 9043 lookup 2022")), "{found:?}");
         record.survey.tables.insert(RouteTable(2022));
         assert_eq!(check(&record).len(), 1);
+    }
+
+    #[test]
+    fn a_kill_switch_whose_table_somebody_flushed_is_missed() {
+        let journal = |table: Option<&str>| Journal { kill_switch: table.map(str::to_owned), ..Journal::default() };
+        let found = check(&Record { journal: Ok(Some(journal(Some("tunproxy")))), ..quiet() });
+        assert!(only_problem(&found).unwrap().what.contains("inet tunproxy is gone"), "{found:?}");
+        let mut record = Record { journal: Ok(Some(journal(Some("tunproxy")))), ..quiet() };
+        record.firewall.ruleset = Err("may not look".to_owned());
+        assert!(opened(&record).is_none());
+        assert!(opened(&Record { journal: Ok(Some(journal(None))), ..quiet() }).is_none());
+    }
+
+    #[test]
+    fn beside_a_journal_that_no_clean_up_takes_rules_are_to_be_deleted_by_hand() {
+        let mut record = quiet();
+        record.survey.rules.push(Rule::new(Family::V4, 9043, RuleAction::Lookup(RouteTable(2022))));
+        record.journal = Err(Unusable { what: "line 2 is damaged".to_owned(), advice: "reboot".to_owned() });
+        let found = check(&record);
+        let strays = found.iter().find(|it| it.what.contains("empty tables")).unwrap();
+        assert!(strays.advice.contains("delete each") && !strays.advice.contains("cleanup"), "{strays:?}");
     }
 }

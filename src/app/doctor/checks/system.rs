@@ -96,6 +96,9 @@ fn state(record: &Record) -> Vec<Finding> {
             "make it writable, or name another with --state-dir",
         ));
     }
+    if let Some((what, advice)) = &state.distrusted {
+        found.push(Finding::warning(what.clone(), advice.clone()));
+    }
     if state.free < FREE {
         found.push(Finding::problem(
             format!("the disk that holds the state directory {path} is full: {} KiB are free", state.free >> 10),
@@ -145,6 +148,9 @@ mod tests {
         assert!(warnings(&with(&|it| it.system.open = Some((95, 1024)))).is_empty());
         let told = |found: &[Finding]| found[0].what.contains("state directory");
         assert!(told(&check(&quiet())) && !told(&with(&|it| it.system.state.hidden = true)), "nobody has looked");
+        let open = ("everybody may write to it".to_owned(), "chmod go-w".to_owned());
+        let open = with(&|it| it.system.state.distrusted = Some(open.clone()));
+        assert!(warnings(&open)[0].contains("everybody may write"), "{open:?}");
         let closed = with(&|it| it.system.state.closed = Some("Read-only file system".to_owned()));
         assert!(only_problem(&closed).unwrap().what.contains("Read-only file system"));
     }

@@ -1,46 +1,148 @@
-//! The way to the internet: default routes, and whether their interfaces can carry anything.
+//! The way to the internet: default routes, whether their interfaces can carry anything, and whether their gateways answer.
 
 use super::super::finding::Finding;
-use super::super::record::Record;
+use super::super::record::{Probed, Record};
 use crate::platform::{Family, SeenLink};
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
-    let uplinks = record.uplinks();
-    let usable = |link: &&&SeenLink| link.up && link.carrier;
-    let mut found = Vec::new();
-    if uplinks.is_empty() {
-        return vec![Finding::problem(
+    let mut found: Vec<Finding> = loopback(record).into_iter().collect();
+    let families: Vec<Family> = Family::BOTH.into_iter().filter(|family| record.has_default(*family)).collect();
+    if families.is_empty() {
+        found.push(Finding::problem(
             "there is no default route, neither for IPv4 nor for IPv6: nothing beyond the own network can be reached",
             "connect to a network, or look why its DHCP client gave no route (`ip route`, `ip -6 route`)",
-        )];
+        ));
+        return found;
     }
-    let dead: Vec<&str> = uplinks.iter().filter(|link| !usable(link)).map(|link| link.name.as_str()).collect();
-    if dead.len() == uplinks.len() {
-        found.push(Finding::problem(
-            format!("the interface of the default route has no carrier or is down: {}", dead.join(", ")),
-            format!("plug it in, join its network, or switch it on: `sudo ip link set {} up`", dead[0]),
+    if families == [Family::V6] {
+        found.push(Finding::warning(
+            "there is no default route for IPv4, only for IPv6: hosts that have no IPv6 address cannot be reached",
+            "look why the DHCP client gave no route (`ip route`), unless this network is meant to have IPv6 alone",
         ));
     }
-    for family in Family::BOTH.into_iter().filter(|family| record.has_default(*family)) {
-        let has_address = |link: &&SeenLink| {
-            let of_family = |(index, net): &&(u32, ipnet::IpNet)| *index == link.index && Family::of(net) == family;
-            record.survey.addresses.iter().any(|it| of_family(&it))
-        };
-        if !uplinks.iter().any(has_address) {
-            let name = name(family);
-            found.push(Finding::problem(
-                format!("there is a default route for {name}, and no interface of it has an address of that family"),
-                format!("look at the DHCP client or the network's settings; without an address no {name} leaves"),
-            ));
-        }
+    found.extend(dead(record, &families));
+    for family in families.iter().copied() {
+        found.extend(without_address(record, family));
+        found.extend(gateways(record, family));
     }
+    found.extend(rivals(record));
     if found.is_empty() {
-        let families: Vec<&str> =
-            Family::BOTH.into_iter().filter(|family| record.has_default(*family)).map(name).collect();
-        let names: Vec<&str> = uplinks.iter().map(|link| link.name.as_str()).collect();
-        found.push(Finding::fine(format!("the way out is {}, for {}", names.join(", "), families.join(" and "))));
+        let words: Vec<&str> = families.iter().copied().map(name).collect();
+        let names: Vec<&str> = record.uplinks().iter().map(|link| link.name.as_str()).collect();
+        let answer = record.probes.gateways.iter().any(|probed| probed.answers == Some(true));
+        let answer = if answer { ", and its gateway answers" } else { "" };
+        found.push(Finding::fine(format!("the way out is {}, for {}{answer}", names.join(", "), words.join(" and "))));
     }
     found
+}
+
+fn loopback(record: &Record) -> Option<Finding> {
+    let down = record.links.iter().any(|link| link.name == "lo" && !link.up);
+    down.then(|| {
+        Finding::problem(
+            "the loopback interface is down: programs of this host cannot talk to each other, nor to a resolver at 127.0.0.53",
+            "switch it on: `sudo ip link set lo up`",
+        )
+    })
+}
+
+/// Families whose interfaces are all down or unplugged; one finding for those that share them.
+fn dead(record: &Record, families: &[Family]) -> Vec<Finding> {
+    let mut found: Vec<(Vec<&str>, Vec<&str>)> = Vec::new();
+    for family in families {
+        let ways = record.ways(*family);
+        if ways.iter().any(|link| link.up && link.carrier) {
+            continue;
+        }
+        let names: Vec<&str> = ways.iter().map(|link| link.name.as_str()).collect();
+        match found.iter_mut().find(|(known, _)| *known == names) {
+            Some((_, families)) => families.push(name(*family)),
+            None => found.push((names, vec![name(*family)])),
+        }
+    }
+    let tell = |(names, families): (Vec<&str>, Vec<&str>)| {
+        Finding::problem(
+            format!(
+                "the interface of the default route for {} has no carrier or is down: {}",
+                families.join(" and "),
+                names.join(", ")
+            ),
+            format!("plug it in, join its network, or switch it on: `sudo ip link set {} up`", names[0]),
+        )
+    };
+    found.into_iter().map(tell).collect()
+}
+
+fn without_address(record: &Record, family: Family) -> Option<Finding> {
+    let is_global = |ip: std::net::IpAddr| !matches!(ip, std::net::IpAddr::V6(ip) if ip.is_unicast_link_local());
+    let has_address = |link: &&SeenLink| {
+        let of_link = record.survey.addresses.iter().filter(|(index, _)| *index == link.index);
+        of_link.into_iter().any(|(_, net)| Family::of(net) == family && is_global(net.addr()))
+    };
+    // The kernel takes an address of any interface, where that of the route has none.
+    let anywhere = record.links.iter().filter(|link| link.name != "lo").any(|link| has_address(&link));
+    if record.ways(family).iter().any(has_address) || anywhere && is_point_to_point(record, family) {
+        return None;
+    }
+    let name = name(family);
+    Some(Finding::problem(
+        format!("there is a default route for {name}, and no interface of it has an address of that family"),
+        format!("look at the DHCP client or the network's settings; without an address no {name} leaves"),
+    ))
+}
+
+/// A tunnel may go without an address of its own.
+fn is_point_to_point(record: &Record, family: Family) -> bool {
+    record.ways(family).iter().all(|link| !link.kind.is_empty() && link.kind != "veth")
+}
+
+/// Gateways that do not answer: that of the route which is taken, and others.
+fn gateways(record: &Record, family: Family) -> Vec<Finding> {
+    let of_family = || record.probes.gateways.iter().filter(|it| it.gateway.family == family);
+    let Some(best) = of_family().map(|it| it.gateway.metric).min() else { return Vec::new() };
+    let is_taken = |it: &&Probed| it.gateway.metric == best;
+    let no_other = of_family().filter(is_taken).all(|it| it.answers == Some(false));
+    let dead = of_family().filter(|it| it.answers == Some(false));
+    let family = name(family);
+    let tell = |it: &Probed| {
+        let (address, device) = (it.gateway.address, device(record, it));
+        let asks = if it.gateway.address.is_ipv4() { "ARP" } else { "neighbour discovery" };
+        let what = format!("the gateway {address} ({device}) does not answer: nobody there answers {asks}");
+        let advice = format!(
+            "look whether the router runs and whether {address} is its address (`ip neigh show dev {device}`); or renew the \
+             lease of {device}, which brings the right one"
+        );
+        match is_taken(&it) && no_other {
+            true => Finding::problem(format!("{what}, so that {family} gets no further than the own network"), advice),
+            false => Finding::warning(format!("{what}; {family} has another gateway besides"), advice),
+        }
+    };
+    dead.map(tell).collect()
+}
+
+/// IPv4 takes one of several routes with the same metric, whichever was there first. (IPv6 makes one route of them.)
+fn rivals(record: &Record) -> Option<Finding> {
+    let alone = |it: &&Probed| it.gateway.family == Family::V4 && !it.gateway.one_of_several;
+    let mut v4 = record.probes.gateways.iter().filter(alone);
+    let first = v4.next()?;
+    let rival = v4.find(|it| it.gateway.metric == first.gateway.metric && it.gateway.device != first.gateway.device)?;
+    let (one, other) = (device(record, first), device(record, rival));
+    Some(Finding::warning(
+        format!(
+            "there are two default routes for IPv4 with the same metric ({}), by {one} and {other}: the kernel takes that which was \
+             there first",
+            first.gateway.metric
+        ),
+        format!(
+            "give the one that is to be second a larger metric, as in `sudo ip route change default via {} dev {other} metric {}`",
+            rival.gateway.address,
+            first.gateway.metric + 100
+        ),
+    ))
+}
+
+fn device<'a>(record: &'a Record, probed: &Probed) -> &'a str {
+    record.survey.link_name(probed.gateway.device).unwrap_or("?")
 }
 
 fn name(family: Family) -> &'static str {
@@ -52,8 +154,15 @@ fn name(family: Family) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::fixture::{only_problem, quiet, running};
+    use super::super::super::fixture::{only_problem, quiet, running, warnings};
     use super::*;
+    use crate::platform::Gateway;
+
+    fn probed(address: &str, device: u32, metric: u32, answers: Option<bool>) -> Probed {
+        let address: std::net::IpAddr = address.parse().unwrap();
+        let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+        Probed { gateway: Gateway { family, address, device, metric, one_of_several: false }, answers }
+    }
 
     #[test]
     fn a_host_with_an_uplink_is_fine_whether_we_run_or_not() {
@@ -75,9 +184,59 @@ mod tests {
     fn an_uplink_without_carrier_or_address_is_named() {
         let mut record = quiet();
         record.links.iter_mut().for_each(|link| link.carrier = false);
-        assert!(only_problem(&check(&record)).unwrap().what.contains("no carrier"));
+        assert!(only_problem(&check(&record)).unwrap().what.contains("for IPv4 and IPv6 has no carrier"));
         let mut record = quiet();
         record.survey.addresses.retain(|(index, net)| *index != 2 || net.addr().is_ipv6());
         assert!(only_problem(&check(&record)).unwrap().what.contains("default route for IPv4"));
+        let mut record = quiet();
+        record.survey.addresses.retain(|(index, net)| *index != 2 || net.addr().is_ipv4());
+        record.survey.addresses.push((2, "fe80::10/64".parse().unwrap()));
+        assert!(only_problem(&check(&record)).unwrap().what.contains("default route for IPv6"), "link-local is none");
+    }
+
+    #[test]
+    fn a_family_whose_own_interface_is_dead_is_named_though_the_other_is_well() {
+        let mut record = quiet();
+        record.links.push(SeenLink { index: 3, name: "wwan0".to_owned(), ..record.links[1].clone() });
+        let everything = Family::V4.everything();
+        record.survey.routes.iter_mut().filter(|it| it.to == everything).for_each(|it| it.device = Some(3));
+        record.survey.addresses.push((3, "10.64.0.2/30".parse().unwrap()));
+        assert!(only_problem(&check(&record)).is_none(), "{:?}", check(&record));
+        record.links[2].carrier = false;
+        assert!(only_problem(&check(&record)).unwrap().what.contains("for IPv4 has no carrier or is down: wwan0"));
+    }
+
+    #[test]
+    fn a_gateway_that_does_not_answer_is_a_problem_unless_there_is_another_or_nobody_could_tell() {
+        let mut record = quiet();
+        record.probes.gateways = vec![probed("192.168.1.1", 2, 0, Some(false)), probed("fe80::1", 2, 1024, Some(true))];
+        let found = check(&record);
+        let what = &only_problem(&found).unwrap().what;
+        assert!(what.contains("192.168.1.1 (eth0)") && what.contains("ARP") && what.contains("IPv4 gets"), "{what}");
+        record.probes.gateways.push(probed("192.168.1.2", 2, 100, Some(true)));
+        assert!(only_problem(&check(&record)).is_some(), "the other is not taken");
+        record.probes.gateways[2].gateway.metric = 0;
+        assert!(only_problem(&check(&record)).is_none() && warnings(&check(&record)).len() == 1);
+        record.probes.gateways = vec![probed("192.168.1.1", 2, 0, None)];
+        assert!(only_problem(&check(&record)).is_none());
+    }
+
+    #[test]
+    fn two_default_routes_of_one_metric_and_ipv6_alone_are_warnings() {
+        let mut record = quiet();
+        record.survey.links.push(crate::platform::Link { index: 3, name: "eth1".to_owned() });
+        record.probes.gateways = vec![probed("192.168.1.1", 2, 0, None), probed("192.168.2.1", 3, 0, None)];
+        assert!(warnings(&check(&record))[0].contains("by eth0 and eth1"), "{:?}", check(&record));
+        record.probes.gateways[1].gateway.metric = 100;
+        assert!(warnings(&check(&record)).is_empty());
+        record.survey.routes.retain(|route| route.to != Family::V4.everything());
+        assert!(warnings(&check(&record))[0].contains("no default route for IPv4"));
+    }
+
+    #[test]
+    fn a_loopback_that_is_down_is_named() {
+        let mut record = quiet();
+        record.links[0].up = false;
+        assert!(only_problem(&check(&record)).unwrap().advice.contains("ip link set lo up"));
     }
 }

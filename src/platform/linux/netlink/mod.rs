@@ -3,6 +3,7 @@
 //! Blocking on purpose (docs/decisions/0003-sync-netlink.md): it serves the single-threaded child of `exec`, the
 //! crash clean-up and the start, none of which has anything else to do meanwhile.
 
+mod gateway;
 mod link;
 pub(super) mod route;
 mod rule;

@@ -11,14 +11,15 @@ use super::{CREATE, Netlink, NetlinkError};
 use crate::platform::routing::{Family, Route, RouteKind, RouteTable, SeenRoute};
 
 /// Attributes of `struct rtmsg` (linux/rtnetlink.h).
-mod attribute {
-    pub(super) const DESTINATION: u16 = 1;
-    pub(super) const DEVICE: u16 = 4;
-    pub(super) const GATEWAY: u16 = 5;
-    pub(super) const MULTIPATH: u16 = 9;
-    pub(super) const TABLE: u16 = 15;
-    pub(super) const VIA: u16 = 18;
-    pub(super) const NEXT_HOP: u16 = 30;
+pub(super) mod attribute {
+    pub(in super::super) const DESTINATION: u16 = 1;
+    pub(in super::super) const DEVICE: u16 = 4;
+    pub(in super::super) const GATEWAY: u16 = 5;
+    pub(in super::super) const METRIC: u16 = 6;
+    pub(in super::super) const MULTIPATH: u16 = 9;
+    pub(in super::super) const TABLE: u16 = 15;
+    pub(in super::super) const VIA: u16 = 18;
+    pub(in super::super) const NEXT_HOP: u16 = 30;
 }
 
 /// The congestion control of TCP connections of this host over a route of ours (`congctl` of ip-route(8)). Behind our
@@ -203,7 +204,7 @@ fn devices(mut list: &[u8]) -> Vec<u32> {
     devices
 }
 
-fn number(value: &[u8]) -> Option<u32> {
+pub(super) fn number(value: &[u8]) -> Option<u32> {
     value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
 }
 

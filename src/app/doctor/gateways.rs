@@ -1,0 +1,75 @@
+//! Asking the gateways of the default routes whether they are there, and nobody beyond them.
+
+use std::net::{SocketAddr, SocketAddrV6};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep};
+
+use super::record::{Probed, Record};
+use crate::platform::{Dialer, Family, Gateway, Neighbour, Netlink};
+
+/// How long the kernel asks before it gives a neighbour up: three times, a second apart, and a little for slow hosts.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// Of neighbours the kernel tells nobody who has no subscription; the answer of a link takes a millisecond or so.
+const LOOK: Duration = Duration::from_millis(20);
+/// "Discard" (RFC 863): what is sent there asks for nothing.
+const DISCARD: u16 = 9;
+
+/// Asks all of them. `past`: sockets whose packets go past a run.
+pub(super) async fn ask(past: &Dialer, record: &Record) -> Vec<Probed> {
+    let Ok(mut netlink) = Netlink::open() else { return Vec::new() };
+    let mut of = |family| netlink.gateways(family).unwrap_or_default();
+    let found: Vec<Gateway> = Family::BOTH.into_iter().flat_map(&mut of).collect();
+    // The TUN is no uplink, and one without a carrier is told of as such.
+    let uplinks = record.uplinks();
+    let asked = found.into_iter().filter_map(|gateway| {
+        let link = uplinks.iter().find(|link| link.index == gateway.device && link.up && link.carrier)?;
+        let dialer = Dialer { interface: Some(link.name.clone()), ..past.clone() };
+        Some((gateway, dialer))
+    });
+    join_all(
+        asked.map(|(gateway, dialer)| async move { Probed { answers: answers(&gateway, &dialer).await, gateway } }),
+    )
+    .await
+}
+
+/// Whether a gateway answers. The kernel asks, as it would for any packet: for a neighbour that it remembers, if we may have
+/// it do so, else on account of an empty datagram.
+async fn answers(gateway: &Gateway, dialer: &Dialer) -> Option<bool> {
+    let mut netlink = Netlink::open().ok()?;
+    let begun = Instant::now();
+    let known = netlink.neighbour(gateway).ok()?;
+    let verified = match known {
+        Some(Neighbour::Fixed) => return None,
+        Some(Neighbour::Present | Neighbour::Remembered) => netlink.verify_neighbour(gateway).is_ok(),
+        Some(Neighbour::Asked | Neighbour::Absent) | None => false,
+    };
+    match known {
+        _ if verified => {}
+        Some(Neighbour::Present) => return Some(true),
+        // Who may not have it asked would have to wait for longer than anybody does.
+        Some(Neighbour::Remembered) => return None,
+        _ => send(gateway, dialer).await?,
+    }
+    loop {
+        let known = netlink.neighbour(gateway).ok()?;
+        let late = begun.elapsed() > PATIENCE;
+        match known {
+            Some(Neighbour::Present) => return Some(true),
+            Some(Neighbour::Absent) => return Some(false),
+            Some(Neighbour::Asked) if late => return Some(false),
+            Some(Neighbour::Fixed) => return None,
+            Some(Neighbour::Remembered | Neighbour::Asked) | None if late => return None,
+            Some(Neighbour::Remembered | Neighbour::Asked) | None => sleep(LOOK).await,
+        }
+    }
+}
+
+async fn send(gateway: &Gateway, dialer: &Dialer) -> Option<()> {
+    let to = match gateway.address {
+        std::net::IpAddr::V4(ip) => SocketAddr::from((ip, DISCARD)),
+        std::net::IpAddr::V6(ip) => SocketAddrV6::new(ip, DISCARD, 0, gateway.device).into(),
+    };
+    dialer.udp(to.ip()).ok()?.send_to(&[], to).await.ok().map(drop)
+}
