@@ -11,7 +11,7 @@ use crate::platform::{Journalled, left_closed};
 pub fn closed_note(state: &Path) -> Option<String> {
     let found = left_closed()?;
     Some(format!(
-        "The kill switch of an earlier run is closed (firewall table inet {}): nothing leaves this host but to its own \
+        "The kill switch of a run that has ended is closed (firewall table inet {}): nothing leaves this host but to its own \
          networks. To open it: {}",
         found.table,
         how_to_open(state)

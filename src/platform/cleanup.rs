@@ -5,10 +5,16 @@ use std::path::Path;
 
 use super::Netlink;
 use super::applied::HostError;
+use super::firewall::{TableId, ruleset};
 use super::journal::{Journal, Origin};
-use super::proof::still_in_place;
+use super::proof::{firewall, still_in_place};
 use super::routing::Rule;
 use super::undo::{Undo, Undone};
+
+/// What to say of a kill switch that ought to be closed and is not.
+pub const FOUND_OPEN: &str = "the kill switch of the earlier run is not in force: its firewall table is gone or empty. \
+                              Another program has removed it, unless that run was killed before it was ready; since then \
+                              traffic may have left unprotected";
 
 /// What a clean-up did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -23,8 +29,10 @@ pub struct Report {
     pub died: usize,
     /// How many lines of the journal could not be read (torn by a crash while they were written: not yet acted on).
     pub unreadable: usize,
-    /// The kill switch of the crashed run was left closed, with the rules and routes that belong to it.
+    /// The kill switch of the crashed run was left as it was found, with the rules and routes that belong to it.
     pub stays_closed: bool,
+    /// Its firewall table was not there, or empty ([`FOUND_OPEN`]).
+    pub found_open: bool,
 }
 
 impl fmt::Display for Report {
@@ -48,10 +56,13 @@ impl fmt::Display for Report {
         if !self.restored.is_empty() && self.left_alone.is_empty() && !self.stays_closed {
             f.write_str(": read again, the host is as it was before that run")?;
         }
-        if self.stays_closed {
-            f.write_str("\nthe kill switch stays closed: nothing but the LAN is reached until the next start")?;
+        match (self.stays_closed, self.found_open) {
+            (true, false) => {
+                f.write_str("\nthe kill switch stays closed: nothing but the LAN is reached until the next start")
+            }
+            (_, true) => write!(f, "\n{FOUND_OPEN}"),
+            (false, false) => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -134,6 +145,7 @@ impl Journal {
                 match undo.perform(&mut netlink) {
                     Ok(Undone::Restored) => done.push((id, undo)),
                     Ok(Undone::AlreadyGone) => {
+                        report.found_open |= matches!(undo, Undo::Table(_));
                         void.push(id);
                         report.already_gone += 1;
                     }
@@ -160,6 +172,7 @@ impl Journal {
                 }
             }
         }
+        report.found_open |= report.stays_closed && !is_closed(&kept);
         kept.sort_by_key(|(id, _)| *id);
         self.leftovers.undos = kept;
         self.leftovers.unreadable = 0;
@@ -169,4 +182,12 @@ impl Journal {
         }
         Err(HostError::NotUndone(failed))
     }
+}
+
+/// Whether the kill switch among `kept` is in force. Where the firewall cannot be read, the journal's word stands.
+fn is_closed(kept: &[(u64, Undo)]) -> bool {
+    let Ok(ruleset) = firewall() else { return true };
+    let closed = ruleset::closed(&ruleset);
+    let stands = |table: &TableId| closed.iter().any(|(name, _)| *name == table.name);
+    kept.iter().any(|(_, undo)| matches!(undo, Undo::Table(table) if stands(table)))
 }

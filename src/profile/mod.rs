@@ -36,7 +36,7 @@ pub use report::{Block, Diagnostic, Report, Severity};
 pub use routes::{BUILT_IN, Brought, Group, Proxy};
 pub use rule_lines::PlacedRule;
 pub use selection::Selection;
-pub use tun::{Hijack, Tun};
+pub use tun::{Hijack, LAST_RULE_INDEX, Tun};
 
 /// Files larger than this are no profiles.
 const MAX_BYTES: u64 = 64 << 20;

@@ -68,11 +68,16 @@ impl Applied {
 
 impl Drop for Applied {
     fn drop(&mut self) {
-        if !self.reverted
-            && !self.leave_closed()
-            && let Err(error) = self.undo_all()
-        {
-            tracing::error!("the host could not be put back: {error}");
+        if self.reverted {
+            return;
+        }
+        match self.leave_closed() {
+            Some(words) => tracing::error!("{words}"),
+            None => {
+                if let Err(error) = self.undo_all() {
+                    tracing::error!("the host could not be put back: {error}");
+                }
+            }
         }
     }
 }
