@@ -174,7 +174,7 @@ impl Run<'_> {
         });
         // The state directory is free when the device is gone, and not before.
         drop((applied, held));
-        outcome(result, stays.as_deref(), back)
+        outcome(result, stays, back)
     }
 
     /// Opens the proxy ports, so that a port in use is known before anything is changed.
@@ -338,11 +338,16 @@ impl Run<'_> {
 }
 
 /// What a run came to: of one that nobody ended, in one line what has happened and what was done about it. `stays`: what
-/// is to be said of its kill switch; else the host was put `back`.
-fn outcome(result: anyhow::Result<()>, stays: Option<&str>, back: anyhow::Result<()>) -> anyhow::Result<()> {
+/// became of its kill switch; without one the host was put `back`.
+fn outcome(
+    result: anyhow::Result<()>,
+    stays: Option<Result<(), HostError>>,
+    back: anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let Err(why) = result else { return back };
     let done = match (stays, back) {
-        (Some(words), _) => words.to_owned(),
+        (Some(Ok(())), _) => "this host stays closed".to_owned(),
+        (Some(Err(error)), _) => format!("its kill switch is open, and cannot be closed again: {error}"),
         (None, Ok(())) => "the host is as it was before".to_owned(),
         (None, Err(error)) => format!("{error:#}"),
     };
@@ -359,7 +364,7 @@ fn plan_in_force(board: &Board) -> serde_json::Value {
 fn tell_replayed(report: &Report) {
     let undone = report.restored.len();
     if report.found_open {
-        tracing::warn!("an earlier run ended without putting the host back, and {FOUND_OPEN}");
+        tracing::warn!("an earlier run ended without putting the host back; {FOUND_OPEN}");
     } else if report.stays_closed {
         tracing::warn!("an earlier run ended and left its kill switch closed; it stays closed until ours is");
     } else {

@@ -229,7 +229,7 @@ impl Dispatcher {
             return Ok(Unfaked { session, fake: None, held: None });
         };
         if self.core.has_come_back(&session) {
-            return Err(DialError::Unreachable(Reach::Network));
+            return Err(returned::refusal());
         }
         match self.core.dns.name_of(ip, Instant::now()) {
             Fake::Name(name) => {

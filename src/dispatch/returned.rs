@@ -1,15 +1,21 @@
 //! What comes back: packets of our own sockets that a rule or route of another program leads into the TUN. They are refused
 //! at once, which whoever sends them hears: dialled anew they would come back again, until no descriptors are left.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::Core;
 use super::link::Link;
-use crate::net::Address;
+use crate::net::{Address, DialError};
 use crate::platform::Sending;
 use crate::session::{Inbound, Network, Session};
+
+/// A connection hears that there is no way; a datagram that nobody is there, since of other errors it hears nothing.
+pub(super) fn refusal() -> DialError {
+    DialError::Io(io::Error::new(io::ErrorKind::NetworkUnreachable, "a packet of our own, come back by the TUN"))
+}
 
 impl Core {
     /// Whether a flow that begins is one of our own sockets, come back. Then it was counted, and told.

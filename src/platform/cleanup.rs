@@ -95,11 +95,10 @@ fn opened(state_dir: &Path, namespace_gone: bool) -> Result<Journal, HostError> 
 }
 
 impl Journal {
-    /// Whether an earlier run left its kill switch closed here.
+    /// Whether an earlier run left its kill switch here, or what others have left of it.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        let table = |(_, undo): &(u64, Undo)| matches!(undo, Undo::Table(_));
-        self.leftovers.origin == Origin::Here && self.leftovers.undos.iter().any(table)
+        self.leftovers.origin == Origin::Here && self.leftovers.undos.iter().any(|(_, undo)| undo.refuses())
     }
 
     /// The rules that an earlier run left, as far as the journal knows.
@@ -121,12 +120,34 @@ impl Journal {
         self.replay_but(|_| false)
     }
 
-    /// The same, except that a closed kill switch stays as it is, and in the journal.
+    /// The same, except that a closed kill switch stays as it is, and in the journal. What of it is gone is forgotten: the
+    /// next run may come to make the very same, and that will not be the earlier one's to undo.
     ///
     /// # Errors
     /// As [`Journal::replay`].
     pub fn replay_closed(&mut self) -> Result<Report, HostError> {
-        if self.is_closed() { self.replay_but(Undo::closes) } else { self.replay() }
+        if !self.is_closed() {
+            return self.replay();
+        }
+        let found_open = !has_closed(&self.leftovers.undos);
+        let gone = self.forget_gone()?;
+        let mut report = if self.is_closed() { self.replay_but(Undo::closes)? } else { self.replay()? };
+        report.found_open |= found_open;
+        report.already_gone += gone;
+        Ok(report)
+    }
+
+    /// Forgets what of a kill switch is not in place any more; returns how much.
+    fn forget_gone(&mut self) -> Result<usize, HostError> {
+        let closing: Vec<&Undo> =
+            self.leftovers.undos.iter().map(|(_, undo)| undo).filter(|undo| undo.closes()).collect();
+        let still: Vec<Undo> = still_in_place(&mut Netlink::open()?, &closing)?.into_iter().cloned().collect();
+        let (gone, left): (Vec<_>, Vec<_>) = std::mem::take(&mut self.leftovers.undos)
+            .into_iter()
+            .partition(|(_, undo)| undo.closes() && !still.contains(undo));
+        self.leftovers.undos = left;
+        self.forget(&gone.iter().map(|(id, _)| *id).collect::<Vec<_>>())?;
+        Ok(gone.len())
     }
 
     fn replay_but(&mut self, stays: impl Fn(&Undo) -> bool) -> Result<Report, HostError> {
@@ -172,7 +193,6 @@ impl Journal {
                 }
             }
         }
-        report.found_open |= report.stays_closed && !is_closed(&kept);
         kept.sort_by_key(|(id, _)| *id);
         self.leftovers.undos = kept;
         self.leftovers.unreadable = 0;
@@ -184,10 +204,10 @@ impl Journal {
     }
 }
 
-/// Whether the kill switch among `kept` is in force. Where the firewall cannot be read, the journal's word stands.
-fn is_closed(kept: &[(u64, Undo)]) -> bool {
+/// Whether the kill switch among `undos` is in force. Where the firewall cannot be read, the journal's word stands.
+fn has_closed(undos: &[(u64, Undo)]) -> bool {
     let Ok(ruleset) = firewall() else { return true };
     let closed = ruleset::closed(&ruleset);
     let stands = |table: &TableId| closed.iter().any(|(name, _)| *name == table.name);
-    kept.iter().any(|(_, undo)| matches!(undo, Undo::Table(table) if stands(table)))
+    undos.iter().any(|(_, undo)| matches!(undo, Undo::Table(table) if stands(table)))
 }

@@ -147,7 +147,7 @@ impl Tunnel {
             let (from, to) = (datagram.source, datagram.destination);
             if self.dispatcher.core().has_question_come_back(from, to) {
                 let quoted = &datagram.packet[..datagram.packet.len().min(QUOTED)];
-                return Back::unreachable(&*self.back, &to.into(), from, quoted, Reach::Network);
+                return Back::unreachable(&*self.back, &to.into(), from, quoted, Reach::Port);
             }
             // A coalesced packet carries several datagrams of one size.
             let size = datagram.size.map_or(datagram.payload.len().max(1), |size| usize::from(size.get()));

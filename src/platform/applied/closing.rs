@@ -41,21 +41,14 @@ impl Applied {
     }
 
     /// Gives the host up as it is, if a kill switch is closed on it: for an end that nobody asked for. What is left is in
-    /// the journal, for the next start or a clean-up. Returns what to say of it; None: there is no kill switch.
-    pub fn leave_closed(&mut self) -> Option<String> {
-        if !self.plan.has_kill_switch() {
-            return None;
-        }
-        self.reverted = true;
-        Some(match self.close_again() {
-            Ok(()) => "the kill switch stays closed: nothing but the LAN is reached until the next start, or until \
-                       `tunproxy cleanup`"
-                .to_owned(),
-            Err(error) => {
-                format!(
-                    "the kill switch is open: another program has removed it, and it cannot be closed again: {error}"
-                )
-            }
+    /// the journal, for the next start or a clean-up. None: there is no kill switch.
+    ///
+    /// # Errors
+    /// It is open, because another program has removed it, and cannot be closed again.
+    pub fn leave_closed(&mut self) -> Option<Result<(), HostError>> {
+        self.plan.has_kill_switch().then(|| {
+            self.reverted = true;
+            self.close_again()
         })
     }
 

@@ -134,6 +134,13 @@ impl Applied {
         if let Err(error) = self.journal.compact(self.done.iter().filter_map(recorded)) {
             settled.failed.push(error.to_string());
         }
+        // Whatever failed because of that need not be told.
+        if !settled.failed.is_empty() {
+            let link = self.netlink.link_state(&self.plan.tun).map_err(HostError::from)?;
+            if link.is_none_or(|link| link.index != device) {
+                return Err(SettleError::Gone(self.plan.tun.clone()));
+            }
+        }
         self.mind_failures(&mut settled);
         Ok(settled)
     }

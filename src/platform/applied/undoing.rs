@@ -72,7 +72,11 @@ impl Drop for Applied {
             return;
         }
         match self.leave_closed() {
-            Some(words) => tracing::error!("{words}"),
+            Some(Ok(())) => tracing::error!(
+                "the kill switch stays closed: nothing but the LAN is reached until the next start, or until \
+                 `tunproxy cleanup`"
+            ),
+            Some(Err(error)) => tracing::error!("the kill switch is open, and cannot be closed again: {error}"),
             None => {
                 if let Err(error) = self.undo_all() {
                     tracing::error!("the host could not be put back: {error}");
