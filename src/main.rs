@@ -41,7 +41,10 @@ fn end(outcome: anyhow::Result<u8>, format: Format) -> ExitCode {
 fn with_note(error: &anyhow::Error, state: &Path) -> anyhow::Error {
     let told = in_words(error);
     match app::closed_note(state) {
-        Some(note) => anyhow!("{}. {note}", told.trim_end_matches('.')),
+        Some(note) => {
+            let end = if told.ends_with(['.', '?']) { "" } else { "." };
+            anyhow!("{told}{end} {note}")
+        }
         None => anyhow!(told),
     }
 }
@@ -80,7 +83,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
                 let said = format!("`{}` is no option of `exec`, and no command", word.display());
                 Cli::command().error(ErrorKind::UnknownArgument, said).exit();
             }
-            let profile = profile(common)?;
+            let profile = profile_of(common, app::WITHOUT_MEANING_IN_EXEC)?;
             app::exec(&profile, &command)
         }
         Some(Command::Demo) => {
@@ -122,8 +125,14 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
 
 /// The profile that `--profile` names, after everything that is wrong with it was said. Starts the log as it says.
 fn profile(common: &Common) -> anyhow::Result<Profile> {
+    profile_of(common, &[])
+}
+
+/// The same without warnings on `keys`, which mean nothing for what is done with it.
+fn profile_of(common: &Common, keys: &[&str]) -> anyhow::Result<Profile> {
     let path = profile_path(common)?;
-    let loaded = app::load(path);
+    let mut loaded = app::load(path);
+    loaded.report.pass_over(keys);
     start_log(common, loaded.profile.as_ref().map_or(LogLevel::Info, |profile| profile.log_level));
     match common.log_format {
         Format::Text => {

@@ -145,6 +145,7 @@ pub(super) async fn core(
         dialer.fake.clone_from(&addresses.fake);
     }
     dialer.interface.clone_from(&profile.interface_name);
+    let own = dialer.own.clone();
     let nameservers = nameservers::find(profile, &addresses, &dialer)?;
     let dns = Dns::open(dns::Config {
         ipv6: profile.dns.ipv6 && ipv6,
@@ -172,6 +173,7 @@ pub(super) async fn core(
         udp_timeout: profile.tun.udp_timeout,
         icmp_timeout: profile.tun.icmp_timeout,
         echo_ids: Arc::default(),
+        own,
         memory: Memory::of(profile).datagrams,
     }))
 }

@@ -43,7 +43,7 @@ pub fn cleanup(state: &Path, chosen: bool, namespace_gone: bool) -> anyhow::Resu
         None => platform::cleanup(state, namespace_gone)?,
     };
     let busy = report != Report::default();
-    let said = match (busy, failed.filter(|_| report.stays_closed)) {
+    let said = match (busy, failed.filter(|_| report.stays_closed && !report.found_open)) {
         // Whoever looks in the wrong place should see it.
         (false, _) => format!("nothing to undo: {} names no change", state.display()),
         (true, None) => report.to_string(),

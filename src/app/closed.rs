@@ -11,7 +11,7 @@ use crate::platform::{Journalled, KillSwitch, firewall_rules, holder, left_close
 pub fn closed_note(state: &Path) -> Option<String> {
     let Some(found) = left_closed() else { return opened_note(state) };
     Some(format!(
-        "The kill switch of an earlier run is closed (firewall table inet {}): nothing leaves this host but to its own \
+        "The kill switch of a run that has ended is closed (firewall table inet {}): nothing leaves this host but to its own \
          networks. To open it: {}",
         found.table,
         how_to_open(state)

@@ -4,8 +4,9 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,10 @@ const CLIENTS: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long one waits for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
+/// What became of the question.
+const CUT: &str = "it has ended without an answer";
+/// How often one looks whether a run that answers no more has ended.
+const LOOK: Duration = Duration::from_millis(50);
 /// How long one waits for the end of a run that was told to stop: flows may take three seconds, a busy firewall ten.
 const END: Duration = Duration::from_secs(45);
 
@@ -42,10 +47,13 @@ pub enum Command {
     Stop,
 }
 
+/// An answer that takes a look at the host.
+pub(super) type Looking = Pin<Box<dyn Future<Output = serde_json::Value>>>;
+
 /// What a run answers with.
 pub(super) struct Answers {
     /// To [`Command::Status`].
-    pub(super) status: Box<dyn Fn() -> serde_json::Value>,
+    pub(super) status: Box<dyn Fn() -> Looking>,
     /// To [`Command::Plan`].
     pub(super) plan: Box<dyn Fn() -> serde_json::Value>,
 }
@@ -130,7 +138,7 @@ async fn talk(mut stream: UnixStream, answers: &Answers, stop: &mpsc::Sender<()>
         } else {
             match serde_json::from_slice(&line) {
                 Ok(Command::Ping) => serde_json::json!({"ok": true, "version": env!("CARGO_PKG_VERSION")}),
-                Ok(Command::Status) => (answers.status)(),
+                Ok(Command::Status) => (answers.status)().await,
                 Ok(Command::Plan) => (answers.plan)(),
                 Ok(Command::Stop) => {
                     // The connection stays open: that it closes tells the client of our end.
@@ -152,34 +160,84 @@ async fn talk(mut stream: UnixStream, answers: &Answers, stop: &mpsc::Sender<()>
 /// # Errors
 /// Nobody listens there, the answer is not what was expected, or the program does not end.
 pub fn ask(state: &Path, command: Command) -> anyhow::Result<serde_json::Value> {
+    if command == Command::Stop {
+        return stop(state);
+    }
+    let (answer, _) = exchange(&connect(state)?, command)?;
+    Ok(answer)
+}
+
+fn connect(state: &Path) -> anyhow::Result<BlockingStream> {
     let path = path(state);
-    let stream = BlockingStream::connect(&path).map_err(|error| {
+    BlockingStream::connect(&path).map_err(|error| {
         let said = nobody(&path, &error);
         anyhow::Error::new(error).context(said)
-    })?;
+    })
+}
+
+/// The answer to `command`, and what else is to come.
+fn exchange(stream: &BlockingStream, command: Command) -> anyhow::Result<(serde_json::Value, impl BufRead)> {
     stream.set_read_timeout(Some(ANSWER))?;
-    writeln!(&stream, "{}", serde_json::to_string(&command)?)?;
-    let mut reader = BufReader::new(&stream);
+    let mut asking = stream;
+    writeln!(asking, "{}", serde_json::to_string(&command)?).context(CUT)?;
+    let mut reader = BufReader::new(stream);
     let mut line = String::new();
-    reader.read_line(&mut line)?;
-    let answer: serde_json::Value = serde_json::from_str(&line).context("the answer cannot be read")?;
-    if command == Command::Stop && answer.get("error").is_none() {
-        stream.set_read_timeout(Some(END))?;
-        match reader.read_line(&mut line) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                bail!("it was told to stop, and has not ended after {} s; its log may say why", END.as_secs());
-            }
-            // Closed, or cut off by its end.
-            _ => {}
-        }
-        if Journalled::read(state).is_ok_and(|journal| !journal.commands().is_empty()) {
-            bail!(
-                "it has ended, and not all that it had changed could be undone: its log says what. `tunproxy cleanup{}` tries again",
-                option(state)
-            );
+    match reader.read_line(&mut line) {
+        Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)).context(CUT),
+        Ok(_) => {}
+        Err(error) if is_late(&error) => bail!("it does not answer within {} s", ANSWER.as_secs()),
+        Err(error) => return Err(error).context(CUT),
+    }
+    Ok((serde_json::from_str(&line).context("the answer cannot be read")?, reader))
+}
+
+fn is_late(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// Whether nobody listens, or does no longer: a run that is about to start or to end, unless there is none.
+fn is_closed(error: &anyhow::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    matches!(kind, Some(BrokenPipe | ConnectionRefused | ConnectionReset | NotFound | UnexpectedEof))
+}
+
+/// Tells the run to stop and waits for its end. Whoever comes when it is stopping already, and is let in no more, waits for
+/// that end like the one who has asked for it.
+fn stop(state: &Path) -> anyhow::Result<serde_json::Value> {
+    let (run, begun) = (holder(state), Instant::now());
+    loop {
+        match connect(state).and_then(|stream| told_to_stop(&stream)) {
+            Ok(Some(refusal)) => return Ok(refusal),
+            Ok(None) => break,
+            Err(error) if run.is_none() || !is_closed(&error) || begun.elapsed() > END => return Err(error),
+            Err(_) if holder(state) != run => break,
+            Err(_) => std::thread::sleep(LOOK),
         }
     }
-    Ok(answer)
+    if Journalled::read(state).is_ok_and(|journal| !journal.commands().is_empty()) {
+        bail!(
+            "it has ended, and not all that it had changed could be undone: its log says what. `tunproxy cleanup{}` tries again",
+            option(state)
+        );
+    }
+    Ok(serde_json::json!({"ok": true}))
+}
+
+/// Returns when it has ended, or with its answer if it will not hear of it.
+fn told_to_stop(stream: &BlockingStream) -> anyhow::Result<Option<serde_json::Value>> {
+    let (answer, mut reader) = exchange(stream, Command::Stop)?;
+    if answer.get("error").is_some() {
+        return Ok(Some(answer));
+    }
+    stream.set_read_timeout(Some(END))?;
+    match reader.read_line(&mut String::new()) {
+        Err(error) if is_late(&error) => {
+            bail!("it was told to stop, and has not ended after {} s; its log may say why", END.as_secs())
+        }
+        // Closed, or cut off by its end.
+        _ => Ok(None),
+    }
 }
 
 /// What to say when nobody answers on `path`, for `error`.

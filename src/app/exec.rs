@@ -25,6 +25,15 @@ const INSIDE: &str = "inside";
 /// How long data that the command left in its sockets may take to arrive.
 const DRAIN: Drain = Drain { quiet: Duration::from_millis(500), most: Duration::from_secs(30) };
 
+/// What a profile says of the host: nothing of it is asked in a private namespace.
+pub const WITHOUT_MEANING_IN_EXEC: &[&str] = &[
+    "tun.exclude-interface",
+    "tun.include-interface",
+    "tun.iproute2-rule-index",
+    "tun.iproute2-table-index",
+    "tun.kill-switch",
+];
+
 /// What is passed on to the command. The last tells of its end.
 const PASSED: [Signal; 7] = [
     Signal::SIGINT,
@@ -82,7 +91,7 @@ pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
         };
         // The namespace lives as long as its device: what the command left in its sockets still arrives.
         worker::drain(&workers, DRAIN, impatience(&signals)).await;
-        worker::end(&workers);
+        worker::end(&workers, false);
         Ok(code(status))
     })
 }

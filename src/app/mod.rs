@@ -17,6 +17,7 @@ mod plan;
 mod refusal;
 mod rights;
 mod run;
+mod status;
 mod supervisor;
 mod worker;
 
@@ -25,7 +26,7 @@ pub use closed::closed_note;
 pub use control::{Command, ask};
 pub use demo::{client as demo_client, demo};
 pub use doctor::{Diagnosis, Finding, Severity, doctor};
-pub use exec::{exec, exit_code, inside};
+pub use exec::{WITHOUT_MEANING_IN_EXEC, exec, exit_code, inside};
 pub use load::{Loaded, check, load};
 pub use places::STATE_OF_ROOT;
 pub use plan::{Outline, plan, plan_in_force};

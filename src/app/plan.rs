@@ -10,8 +10,8 @@ use super::control::{Command, ask};
 use super::places::{STATE_OF_ROOT, by_root, hides_from_us};
 use super::run::Run;
 use crate::platform::{
-    Before, Group, HostPlan, JournalError, Journalled, NftState, Numbers, Survey, holder, may_administer_network,
-    nft_program,
+    Before, FOUND_OPEN, Group, HostPlan, JournalError, Journalled, NftState, Numbers, Survey, holder, left_closed,
+    may_administer_network, nft_program,
 };
 use crate::profile::Profile;
 
@@ -74,6 +74,7 @@ pub fn plan(profile: &Profile, file: &Path, state: &Path) -> anyhow::Result<Outl
         return Ok(Outline::empty(false, "tun.enable is false, so a run of this profile changes nothing on the host"));
     }
     let mut survey = Survey::take()?;
+    let opened = journal.is_closed() && matches!(survey.nft, NftState::Present { .. }) && left_closed().is_none();
     survey = survey.without(&journal);
     assume_a_firewall(&mut survey, &mut unseen, &again);
     let without_ipv6 = survey.foresee_ipv6();
@@ -94,11 +95,12 @@ pub fn plan(profile: &Profile, file: &Path, state: &Path) -> anyhow::Result<Outl
         groups: plan.outline(&Before::now(&plan)),
         numbers: Some(plan.numbers),
         refused,
-        warnings: plan.warnings,
+        warnings: plan.all_warnings().cloned().collect(),
         notes: if run.is_gateway() { plan.notes } else { Vec::new() },
         unseen,
     };
     outline.warnings.extend(without_ipv6);
+    outline.warnings.extend(opened.then(|| FOUND_OPEN.to_owned()));
     Ok(outline)
 }
 
@@ -153,7 +155,7 @@ fn of_the_running(plan: &HostPlan, journal: &Journalled) -> Outline {
         groups: plan.outline(&Before::journalled(journal, plan)),
         numbers: Some(plan.numbers),
         refused: None,
-        warnings: plan.warnings.clone(),
+        warnings: plan.all_warnings().cloned().collect(),
         notes: Vec::new(),
         unseen: Vec::new(),
     }
@@ -217,7 +219,7 @@ impl fmt::Display for Outline {
         }
         if !self.leftovers.is_empty() {
             let when = match self.closed {
-                true => "an earlier run left its kill switch closed: this goes when that of the new one is",
+                true => "an earlier run left this for its kill switch: it goes when the new one is in force",
                 false => "what an earlier run left is undone first",
             };
             writeln!(f, "0. {when}")?;

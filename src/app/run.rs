@@ -18,13 +18,13 @@ use super::limits::raise_descriptor_limit;
 use super::nameservers::is_here;
 use super::refusal::explain_tun;
 use super::worker::{self, Drain, Seed, Worker};
-use super::{rights, supervisor};
+use super::{rights, status, supervisor};
 use crate::dispatch::Core;
 use crate::dns;
 use crate::inbound::{Access, Listener};
 use crate::platform::{
-    Applied, Dialer, Fwmark, HostError, HostOptions, HostPlan, Journal, NftState, Proof, Report, Survey, TunQueue,
-    Wishes, is_ignored, open_tun, unblock_signals,
+    Applied, Dialer, FOUND_OPEN, Fwmark, HostError, HostOptions, HostPlan, Journal, NftState, OwnSockets, Proof,
+    Report, Survey, TunQueue, Wishes, is_ignored, open_tun, unblock_signals,
 };
 use crate::profile::{DEVICE, Profile};
 use crate::session::Inbound;
@@ -94,12 +94,16 @@ impl Run<'_> {
         }
         // What can fail without a trace on the host comes first.
         let control = Control::bind(self.state)?;
+        // Our own ports are none of those that somebody served before us.
+        let survey = self.profile.tun.enable.then(Survey::take).transpose()?;
         let listeners = self.listeners()?;
-        let device = if self.profile.tun.enable { Some(self.device(&journal)?) } else { None };
+        let device = survey.map(|survey| self.device(survey, &journal)).transpose()?;
         if device.is_none() && listeners.is_empty() && self.profile.dns.listen.is_none() {
             bail!("the profile opens nothing: set tun.enable, a port such as mixed-port, or dns.listen");
         }
-        let dialer = Dialer { mark: self.mark(device.as_ref().map(|device| &device.plan)), ..Dialer::default() };
+        let mark = self.mark(device.as_ref().map(|device| &device.plan));
+        let own = device.as_ref().map(|device| OwnSockets::new(&device.plan.tun, mark));
+        let dialer = Dialer { mark, own, ..Dialer::default() };
         // An IPv6 address that nothing leads to us must not be given to anybody.
         let ipv6 = device.as_ref().is_none_or(|device| device.ipv6);
         let core = tokio::select! {
@@ -128,7 +132,7 @@ impl Run<'_> {
         let doors: Vec<_> =
             listeners.into_iter().map(|listener| spawn_local(hand_on(listener, Rc::clone(&workers)))).collect();
         let (stop, mut stopped) = mpsc::channel(1);
-        let status = Box::new(self.status(&core, &in_force, started));
+        let status = status::status(self.profile, &core, &in_force, started);
         let answers = Answers { status, plan: Box::new(move || plan_in_force(&in_force)) };
         let control = Rc::new(control);
         let answering = Rc::clone(&control);
@@ -142,10 +146,12 @@ impl Run<'_> {
             Some(error) = troubled.recv() => Err(error),
         };
         supervisor::stopping();
-        tracing::info!(
-            "stopping; open flows may finish for {} s, and a second signal cuts that short",
-            DRAIN.most.as_secs()
-        );
+        if result.is_ok() {
+            tracing::info!(
+                "stopping; open flows may finish for {} s, and a second signal cuts that short",
+                DRAIN.most.as_secs()
+            );
+        }
         doors.iter().for_each(JoinHandle::abort);
         let mut applied = guard.map(Guard::dismiss).transpose()?;
         if let Some(Err(error)) = applied.as_mut().map(Applied::release) {
@@ -159,16 +165,17 @@ impl Run<'_> {
         let _ = answers.await;
         drop(control);
         // An end that nobody asked for opens no kill switch.
-        let stays = result.is_err() && applied.as_mut().is_some_and(Applied::leave_closed);
-        let reverted = applied.as_mut().filter(|_| !stays).map_or(Ok(()), Applied::revert);
-        worker::end(&workers);
-        let back = reverted.map_err(anyhow::Error::from).and_then(|()| match applied.as_mut().filter(|_| !stays) {
+        let stays = applied.as_mut().filter(|_| result.is_err()).and_then(Applied::leave_closed);
+        let mut given_back = applied.as_mut().filter(|_| stays.is_none());
+        let reverted = given_back.as_mut().map_or(Ok(()), |applied| applied.revert());
+        worker::end(&workers, result.is_err());
+        let back = reverted.map_err(anyhow::Error::from).and_then(|()| match given_back {
             Some(applied) => tell_proof(&applied.prove()),
             None => Ok(()),
         });
         // The state directory is free when the device is gone, and not before.
         drop((applied, held));
-        back.and(result)
+        outcome(result, stays, back)
     }
 
     /// Opens the proxy ports, so that a port in use is known before anything is changed.
@@ -188,9 +195,8 @@ impl Run<'_> {
         bound
     }
 
-    /// Opens the TUN and works out what it needs of the host.
-    fn device(&self, journal: &Journal) -> anyhow::Result<Device> {
-        let mut survey = Survey::take()?;
+    /// Opens the TUN and works out what it needs of the host, which is as `survey` says.
+    fn device(&self, mut survey: Survey, journal: &Journal) -> anyhow::Result<Device> {
         survey.set_aside(&journal.rules());
         let name = self.device_name();
         let options = self.options(name);
@@ -295,27 +301,6 @@ impl Run<'_> {
         Ok((workers?, plan))
     }
 
-    fn status(&self, core: &Arc<Core>, board: &Board, started: Instant) -> impl Fn() -> serde_json::Value + 'static {
-        let (core, mode, tun) = (Arc::clone(core), self.profile.mode, self.profile.tun.enable);
-        let (limit, board) = (build::memory_limit(self.profile), board.clone());
-        move || {
-            let closed = board.read().is_some_and(|plan| plan.has_kill_switch());
-            serde_json::json!({
-                "version": env!("CARGO_PKG_VERSION"),
-                "pid": std::process::id(),
-                "uptime_seconds": started.elapsed().as_secs(),
-                "mode": mode.to_string(),
-                "tun": tun,
-                "kill_switch": if closed { "closed" } else { "off" },
-                "memory_limit": limit,
-                "fake_addresses": core.dns.fake_names(),
-                "flows": core.counters.snapshot(),
-                "packets": core.counters.stacks(),
-                "dns": core.dns.counters().snapshot(),
-            })
-        }
-    }
-
     /// Tells what the plan in force does without, and has it kept true from now on.
     fn guard(
         &self,
@@ -324,12 +309,9 @@ impl Run<'_> {
         trouble: mpsc::UnboundedSender<anyhow::Error>,
     ) -> anyhow::Result<Guard> {
         if let Some(report) = applied.taken_over() {
-            tracing::info!(
-                "the kill switch was closed all the time since the earlier run: {} changes",
-                report.restored.len()
-            );
+            tell_taken_over(report, applied.plan().has_kill_switch());
         }
-        for warning in applied.plan().warnings.iter().chain(applied.warnings()) {
+        for warning in applied.plan().all_warnings().chain(applied.warnings()) {
             tracing::warn!("{warning}");
         }
         let mark = self.mark(Some(applied.plan()));
@@ -356,6 +338,23 @@ impl Run<'_> {
     }
 }
 
+/// What a run came to: of one that nobody ended, in one line what has happened and what was done about it. `stays`: what
+/// became of its kill switch; without one the host was put `back`.
+fn outcome(
+    result: anyhow::Result<()>,
+    stays: Option<Result<(), HostError>>,
+    back: anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let Err(why) = result else { return back };
+    let done = match (stays, back) {
+        (Some(Ok(())), _) => "this host stays closed".to_owned(),
+        (Some(Err(error)), _) => format!("its kill switch is open, and cannot be closed again: {error}"),
+        (None, Ok(())) => "the host is as it was before".to_owned(),
+        (None, Err(error)) => format!("{error:#}"),
+    };
+    Err(anyhow!("{why:#}. The run has ended and connections were reset; {done}"))
+}
+
 /// What was changed on the host, for those who ask.
 fn plan_in_force(board: &Board) -> serde_json::Value {
     // Plain data: there is nothing in it that JSON cannot say.
@@ -365,7 +364,9 @@ fn plan_in_force(board: &Board) -> serde_json::Value {
 /// One line for what an earlier run left; what stays changed is the user's business, the rest is a matter of detail.
 fn tell_replayed(report: &Report) {
     let undone = report.restored.len();
-    if report.stays_closed {
+    if report.found_open {
+        tracing::warn!("an earlier run ended without putting the host back; {FOUND_OPEN}");
+    } else if report.stays_closed {
         tracing::warn!("an earlier run ended and left its kill switch closed; it stays closed until ours is");
     } else {
         tracing::warn!("an earlier run ended without putting the host back; now it is: {undone} changes were left");
@@ -375,6 +376,18 @@ fn tell_replayed(report: &Report) {
     }
     for line in &report.restored {
         tracing::debug!("undone: {line}");
+    }
+}
+
+/// What became of the kill switch that an earlier run left, now that the plan is in force. `closed`: it has one of its own.
+fn tell_taken_over(report: &Report, closed: bool) {
+    let undone = report.restored.len();
+    if report.found_open {
+        tracing::info!("what was left of the earlier run's kill switch is undone: {undone} changes");
+    } else if closed {
+        tracing::info!("our kill switch is closed, and that of the earlier run undone: {undone} changes");
+    } else {
+        tracing::info!("this profile has no kill switch, and that of the earlier run is undone: {undone} changes");
     }
 }
 

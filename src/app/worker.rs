@@ -134,10 +134,13 @@ pub(super) async fn drain(workers: &[Worker], limits: Drain, cut: impl Future<Ou
     drained.await;
 }
 
-/// Ends all `workers`, and with them the device.
-pub(super) fn end(workers: &[Worker]) {
+/// Ends all `workers`, and with them the device. `told`: why the run ends is being said already.
+pub(super) fn end(workers: &[Worker], told: bool) {
     for failure in workers.iter().filter_map(|worker| worker.join().err()) {
-        tracing::error!("a worker failed: {failure}");
+        match told {
+            true => tracing::debug!("a worker failed: {failure}"),
+            false => tracing::error!("a worker failed: {failure}"),
+        }
     }
 }
 

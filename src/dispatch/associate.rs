@@ -91,7 +91,8 @@ impl Dispatcher {
         let mut account = Account::new(Arc::clone(&self.core.counters), session.clone(), None);
         match self.find(&ticket, session.clone(), &back, &mut account).await {
             Ok((link, to, held)) => {
-                let opened = Opened { to, quoted, account, held };
+                let sending = self.core.sends(&link, &to);
+                let opened = Opened { to, quoted, account, held, sending };
                 let flow = Flow::new(ticket.client.clone(), opened, self.core.udp_timeout);
                 let waited = self.associations.borrow_mut().enter(&ticket, &link, &flow);
                 for waiting in waited.into_iter().flatten() {

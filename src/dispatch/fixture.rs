@@ -88,7 +88,7 @@ impl Back for Heard {
 pub(super) fn flow(link: &Rc<Link>, to: &Address) -> Rc<Flow> {
     let session = Session::new(Network::Udp, Inbound::Tun, link.source, to.clone());
     let account = Account::new(Arc::default(), session, None);
-    let opened = Opened { to: to.clone(), quoted: Box::default(), account, held: None };
+    let opened = Opened { to: to.clone(), quoted: Box::default(), account, held: None, sending: None };
     let flow = Flow::new(to.clone(), opened, Duration::from_secs(300));
     link.carry(&flow);
     flow
@@ -125,6 +125,7 @@ impl World<'_> {
             udp_timeout: Duration::from_secs(300),
             icmp_timeout: Duration::from_secs(60),
             echo_ids: Arc::default(),
+            own: None,
             memory: 1 << 30,
         }))
     }

@@ -25,6 +25,7 @@ use super::queue::Waiting;
 use super::train::{LONGEST, Train};
 use crate::dns::Held;
 use crate::net::{Address, BoxDatagram, Datagram, Host, LONGER_HEADER, Reach, Received};
+use crate::platform::Sending;
 
 /// Datagrams of one association that wait for its transport: as many as a turn brings at most.
 const MOST_UNSENT: usize = 64;
@@ -50,6 +51,7 @@ pub(super) struct Flow {
     used: Cell<Instant>,
     account: RefCell<Option<Account>>,
     _held: Option<Held>,
+    _sending: Option<Sending>,
 }
 
 /// What is needed to make a [`Flow`].
@@ -58,16 +60,17 @@ pub(super) struct Opened {
     pub(super) quoted: Box<[u8]>,
     pub(super) account: Account,
     pub(super) held: Option<Held>,
+    pub(super) sending: Option<Sending>,
 }
 
 impl Flow {
     /// A flow to what the client calls `client`, which is over when it has been idle for `usual`.
     pub(super) fn new(client: Address, opened: Opened, usual: Duration) -> Rc<Self> {
-        let Opened { to, quoted, mut account, held } = opened;
+        let Opened { to, quoted, mut account, held, sending } = opened;
         account.opened();
         let idle = if to.port == DNS_PORT { DNS_IDLE.min(usual) } else { usual };
         let (used, account) = (Cell::new(Instant::now()), RefCell::new(Some(account)));
-        Rc::new(Self { to, client, quoted, idle, used, account, _held: held })
+        Rc::new(Self { to, client, quoted, idle, used, account, _held: held, _sending: sending })
     }
 
     /// When its last datagram passed.
@@ -170,6 +173,11 @@ impl Link {
         let flows: Vec<_> = self.flows.borrow_mut().drain().map(|(_, flow)| flow).collect();
         flows.iter().for_each(|flow| flow.close(reason));
         flows
+    }
+
+    /// The port of this host by which datagrams for `to` leave, where they go there themselves.
+    pub(super) fn port_towards(&self, to: &Address) -> Option<u16> {
+        self.datagram.try_borrow_mut().ok()?.port_towards(to)
     }
 
     /// Whether `real` stands for another of the client's addresses here.

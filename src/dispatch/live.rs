@@ -31,6 +31,8 @@ pub struct Counters {
     pub rejected: AtomicU64,
     /// Flows to a fake address that we never handed out.
     pub unknown_fake: AtomicU64,
+    /// Flows and questions of our own sockets that came back by the TUN.
+    pub returned: AtomicU64,
     /// Idle TCP flows ended because no descriptor was left.
     pub evicted: AtomicU64,
     /// Payload bytes from clients.
@@ -137,12 +139,14 @@ impl Counters {
             "failed": self.failed.load(Relaxed),
             "rejected": self.rejected.load(Relaxed),
             "unknown_fake": self.unknown_fake.load(Relaxed),
+            "returned": self.returned.load(Relaxed),
             "evicted": self.evicted.load(Relaxed),
             "up": self.up.load(Relaxed),
             "down": self.down.load(Relaxed),
             "hand_over_lost": self.hand_over_lost.load(Relaxed),
             "datagrams_dropped": self.datagrams_dropped.load(Relaxed),
-            "datagram_bytes_queued": self.queue.bytes(),
+            "datagram_bytes_queued": self.queue.payload(),
+            "memory_kept": self.queue.bytes(),
             "panics": self.panics.load(Relaxed),
             "associations": self.associations.load(Relaxed),
         })

@@ -14,6 +14,7 @@ mod link;
 mod live;
 mod queue;
 mod relay;
+mod returned;
 mod router;
 mod slot;
 mod train;
@@ -40,6 +41,7 @@ pub use router::{Decision, Router, UnknownTarget};
 use crate::dns::{Dns, Fake, Held};
 use crate::net::{BoxStream, DialError, Host, Lookup, Reach, Reject};
 use crate::outbound::{Index, Outbound, Outbounds};
+use crate::platform::OwnSockets;
 use crate::session::{Fact, FactKind, Inbound, Network, Session};
 use crate::stack::{FlowStream, Refusal, Tuple};
 use associations::{Associations, Limits, Origin};
@@ -70,6 +72,8 @@ pub struct Core {
     pub icmp_timeout: Duration,
     /// The ids of our own echo requests.
     pub echo_ids: Arc<EchoIds>,
+    /// Our own sockets, where what they send could come back to us.
+    pub own: Option<Arc<OwnSockets>>,
     /// Bytes that datagrams and their associations may take, on all workers together.
     pub memory: usize,
 }
@@ -224,6 +228,9 @@ impl Dispatcher {
         let Host::Ip(ip) = session.destination.host else {
             return Ok(Unfaked { session, fake: None, held: None });
         };
+        if self.core.has_come_back(&session) {
+            return Err(returned::refusal());
+        }
         match self.core.dns.name_of(ip, Instant::now()) {
             Fake::Name(name) => {
                 session.destination.host = Host::Name(name);

@@ -14,6 +14,8 @@ const OVERHEAD: usize = 128;
 #[derive(Debug, Default)]
 pub struct Queue {
     bytes: AtomicUsize,
+    /// The part of them that is payload of datagrams.
+    payload: AtomicUsize,
     most: OnceLock<usize>,
 }
 
@@ -23,10 +25,16 @@ impl Queue {
         let _ = self.most.set(most);
     }
 
-    /// Bytes that wait.
+    /// Bytes of memory that all that waits takes, and what is kept for it.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.load(Relaxed)
+    }
+
+    /// Bytes of datagrams that wait.
+    #[must_use]
+    pub fn payload(&self) -> usize {
+        self.payload.load(Relaxed)
     }
 
     /// Whether `bytes` more may wait, where one part in `share` of the limit is open to them; then they count.
@@ -44,7 +52,7 @@ impl Queue {
 pub(super) struct Waiting {
     pub(super) payload: Box<[u8]>,
     pub(super) dont_fragment: bool,
-    _place: Place,
+    place: Place,
 }
 
 impl Waiting {
@@ -54,7 +62,14 @@ impl Waiting {
             counters.datagrams_dropped.fetch_add(1, Relaxed);
             return None;
         };
-        Some(Self { payload: payload.into(), dont_fragment, _place: place })
+        counters.queue.payload.fetch_add(payload.len(), Relaxed);
+        Some(Self { payload: payload.into(), dont_fragment, place })
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.place.counters.queue.payload.fetch_sub(self.payload.len(), Relaxed);
     }
 }
 
@@ -108,9 +123,11 @@ mod tests {
         assert_eq!(waiting.iter().flatten().count(), 3);
         assert_eq!(counters.datagrams_dropped.load(Relaxed), 2);
         waiting.truncate(1);
-        assert_eq!(counters.queue.bytes(), 1000 + OVERHEAD);
+        assert_eq!((counters.queue.bytes(), counters.queue.payload()), (1000 + OVERHEAD, 1000));
         assert!(Waiting::new(&[0; 2000], false, &counters).is_some());
         drop(waiting);
-        assert_eq!(counters.queue.bytes(), 0);
+        assert_eq!((counters.queue.bytes(), counters.queue.payload()), (0, 0));
+        let _kept = Place::take(1500, 1, &counters).unwrap();
+        assert_eq!(counters.queue.payload(), 0, "what is kept for flows is no datagram that waits");
     }
 }

@@ -17,7 +17,7 @@ use super::message::Message;
 use super::special::is_private;
 use super::wire::{EDNS_SIZE, HEADER, IN, bit, kind, question_end, rcode, u16_at};
 use crate::net::{DialError, Lookup, Name};
-use crate::platform::{Dialer, UdpSocket};
+use crate::platform::{Dialer, Sending, UdpSocket};
 
 /// A nameserver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -183,7 +183,7 @@ impl Exchange<'_> {
 
     /// A socket per question: its port, picked by the kernel, is half of what a forger would have to guess.
     async fn udp(&self, to: SocketAddr) -> Result<Message, ExchangeError> {
-        let mut socket = self.socket(to).await?;
+        let (mut socket, mut _sending) = self.socket(to).await?;
         let mut edns = true;
         let mut buffer = [0; DATAGRAM];
         'ask: loop {
@@ -201,7 +201,7 @@ impl Exchange<'_> {
                         Err(_) => {
                             let stale = self.is_stale(&socket, to);
                             if stale {
-                                socket = self.socket(to).await?;
+                                (socket, _sending) = self.socket(to).await?;
                             }
                             if stale || *after != LAST_LOOK {
                                 socket.send(&query).await?;
@@ -226,10 +226,11 @@ impl Exchange<'_> {
     }
 
     /// Connected, so that the kernel drops what others send and tells us of a closed port at once.
-    async fn socket(&self, to: SocketAddr) -> Result<UdpSocket, ExchangeError> {
+    async fn socket(&self, to: SocketAddr) -> Result<(UdpSocket, Option<Sending>), ExchangeError> {
         let socket = self.dialer.udp(to.ip())?;
         socket.connect(to).await?;
-        Ok(socket)
+        let sending = self.dialer.own.as_ref().and_then(|own| Some(own.sends(socket.local_addr().ok()?.port(), to)));
+        Ok((socket, sending))
     }
 
     /// Whether this host has come to send from another address than when the socket was connected.

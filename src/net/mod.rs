@@ -157,6 +157,12 @@ pub trait Datagram: Send {
         self.poll_send_to(cx, first, to, dont_fragment).map_ok(|()| first.len())
     }
 
+    /// The port of this host by which datagrams for `to` leave, where they go there themselves.
+    fn port_towards(&mut self, to: &Address) -> Option<u16> {
+        let _ = to;
+        None
+    }
+
     /// Receives one datagram or one train of them into `buffer`, or the error that an earlier one met.
     ///
     /// # Errors

@@ -31,7 +31,7 @@ mod settle;
 mod undoing;
 
 pub use proof::Proof;
-pub use settle::{Seen, SettleError, Settled};
+pub use settle::{Change, Seen, SettleError, Settled};
 
 /// Why the host could not be changed, or changed back.
 #[derive(Debug, thiserror::Error)]

@@ -5,10 +5,16 @@ use std::path::Path;
 
 use super::Netlink;
 use super::applied::HostError;
+use super::firewall::{TableId, ruleset};
 use super::journal::{Journal, Origin};
-use super::proof::still_in_place;
+use super::proof::{firewall, still_in_place};
 use super::routing::Rule;
 use super::undo::{Undo, Undone};
+
+/// What to say of a kill switch that ought to be closed and is not.
+pub const FOUND_OPEN: &str = "the kill switch of the earlier run is not in force: its firewall table is gone or empty. \
+                              Another program has removed it, unless that run was killed before it was ready; since then \
+                              traffic may have left unprotected";
 
 /// What a clean-up did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -23,8 +29,10 @@ pub struct Report {
     pub died: usize,
     /// How many lines of the journal could not be read (torn by a crash while they were written: not yet acted on).
     pub unreadable: usize,
-    /// The kill switch of the crashed run was left closed, with the rules and routes that belong to it.
+    /// The kill switch of the crashed run was left as it was found, with the rules and routes that belong to it.
     pub stays_closed: bool,
+    /// Its firewall table was not there, or empty ([`FOUND_OPEN`]).
+    pub found_open: bool,
 }
 
 impl fmt::Display for Report {
@@ -48,10 +56,13 @@ impl fmt::Display for Report {
         if !self.restored.is_empty() && self.left_alone.is_empty() && !self.stays_closed {
             f.write_str(": read again, the host is as it was before that run")?;
         }
-        if self.stays_closed {
-            f.write_str("\nthe kill switch stays closed: nothing but the LAN is reached until the next start")?;
+        match (self.stays_closed, self.found_open) {
+            (true, false) => {
+                f.write_str("\nthe kill switch stays closed: nothing but the LAN is reached until the next start")
+            }
+            (_, true) => write!(f, "\n{FOUND_OPEN}"),
+            (false, false) => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -84,11 +95,10 @@ fn opened(state_dir: &Path, namespace_gone: bool) -> Result<Journal, HostError> 
 }
 
 impl Journal {
-    /// Whether an earlier run left its kill switch closed here.
+    /// Whether an earlier run left its kill switch here, or what others have left of it.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        let table = |(_, undo): &(u64, Undo)| matches!(undo, Undo::Table(_));
-        self.leftovers.origin == Origin::Here && self.leftovers.undos.iter().any(table)
+        self.leftovers.origin == Origin::Here && self.leftovers.undos.iter().any(|(_, undo)| undo.refuses())
     }
 
     /// The rules that an earlier run left, as far as the journal knows.
@@ -110,12 +120,34 @@ impl Journal {
         self.replay_but(|_| false)
     }
 
-    /// The same, except that a closed kill switch stays as it is, and in the journal.
+    /// The same, except that a closed kill switch stays as it is, and in the journal. What of it is gone is forgotten: the
+    /// next run may come to make the very same, and that will not be the earlier one's to undo.
     ///
     /// # Errors
     /// As [`Journal::replay`].
     pub fn replay_closed(&mut self) -> Result<Report, HostError> {
-        if self.is_closed() { self.replay_but(Undo::closes) } else { self.replay() }
+        if !self.is_closed() {
+            return self.replay();
+        }
+        let found_open = !has_closed(&self.leftovers.undos);
+        let gone = self.forget_gone()?;
+        let mut report = if self.is_closed() { self.replay_but(Undo::closes)? } else { self.replay()? };
+        report.found_open |= found_open;
+        report.already_gone += gone;
+        Ok(report)
+    }
+
+    /// Forgets what of a kill switch is not in place any more; returns how much.
+    fn forget_gone(&mut self) -> Result<usize, HostError> {
+        let closing: Vec<&Undo> =
+            self.leftovers.undos.iter().map(|(_, undo)| undo).filter(|undo| undo.closes()).collect();
+        let still: Vec<Undo> = still_in_place(&mut Netlink::open()?, &closing)?.into_iter().cloned().collect();
+        let (gone, left): (Vec<_>, Vec<_>) = std::mem::take(&mut self.leftovers.undos)
+            .into_iter()
+            .partition(|(_, undo)| undo.closes() && !still.contains(undo));
+        self.leftovers.undos = left;
+        self.forget(&gone.iter().map(|(id, _)| *id).collect::<Vec<_>>())?;
+        Ok(gone.len())
     }
 
     fn replay_but(&mut self, stays: impl Fn(&Undo) -> bool) -> Result<Report, HostError> {
@@ -134,6 +166,7 @@ impl Journal {
                 match undo.perform(&mut netlink) {
                     Ok(Undone::Restored) => done.push((id, undo)),
                     Ok(Undone::AlreadyGone) => {
+                        report.found_open |= matches!(undo, Undo::Table(_));
                         void.push(id);
                         report.already_gone += 1;
                     }
@@ -169,4 +202,12 @@ impl Journal {
         }
         Err(HostError::NotUndone(failed))
     }
+}
+
+/// Whether the kill switch among `undos` is in force. Where the firewall cannot be read, the journal's word stands.
+fn has_closed(undos: &[(u64, Undo)]) -> bool {
+    let Ok(ruleset) = firewall() else { return true };
+    let closed = ruleset::closed(&ruleset);
+    let stands = |table: &TableId| closed.iter().any(|(name, _)| *name == table.name);
+    undos.iter().any(|(_, undo)| matches!(undo, Undo::Table(table) if stands(table)))
 }

@@ -48,10 +48,10 @@ pub struct KillSwitch {
 }
 
 impl KillSwitch {
-    /// Those in `ruleset`, as `nft list ruleset` prints it.
+    /// Those that are in force in `ruleset`, as `nft list ruleset` prints it.
     #[must_use]
     pub fn in_rules(ruleset: &str) -> Vec<Self> {
-        ruleset::kill_switches(ruleset).into_iter().map(|(table, tun)| Self { table, tun }).collect()
+        ruleset::closed(ruleset).into_iter().map(|(table, tun)| Self { table, tun }).collect()
     }
 }
 

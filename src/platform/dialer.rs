@@ -3,14 +3,15 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 
-use super::EchoSocket;
 use super::imp;
+use super::{EchoSocket, OwnSockets};
 use crate::net::{DialError, Reach, keep_alive};
 
 pub use tokio::net::UdpSocket;
@@ -36,6 +37,8 @@ pub struct Dialer {
     pub fake: Vec<IpNet>,
     /// Its sockets are those of flows, which may not take the last descriptors.
     pub for_flows: bool,
+    /// Where it is noted what they send to; None where nothing of it can come back to us.
+    pub own: Option<Arc<OwnSockets>>,
 }
 
 /// How many descriptors this process may have.
@@ -72,14 +75,31 @@ impl Dialer {
     /// What the kernel reports, told apart as clients would see it.
     pub async fn tcp(&self, to: SocketAddr) -> Result<TcpStream, DialError> {
         self.refuse_fake(to.ip())?;
-        let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        let domain = if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         self.prepare(&socket2::SockRef::from(&socket))?;
         keep_alive(&socket);
-        let stream =
-            tokio::time::timeout(DIAL_TIMEOUT, socket.connect(to)).await.map_err(|_| DialError::TimedOut)??;
+        let connected = tokio::time::timeout(DIAL_TIMEOUT, self.connect(socket, to));
+        let stream = connected.await.map_err(|_| DialError::TimedOut)??;
         // Small writes of a client are small writes of ours: the kernel must not wait to join them.
         stream.set_nodelay(true)?;
         Ok(stream)
+    }
+
+    async fn connect(&self, socket: Socket, to: SocketAddr) -> io::Result<TcpStream> {
+        match socket.connect(&to.into()) {
+            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+            _ => {}
+        }
+        // The kernel has chosen the address by now, and the first packet is on its way.
+        let from = || socket.local_addr().ok()?.as_socket();
+        let _sending = self.own.as_ref().and_then(|own| Some(own.connects(from()?, to)));
+        let stream = TcpStream::from_std(socket.into())?;
+        stream.writable().await?;
+        match stream.take_error()? {
+            Some(error) => Err(error),
+            None => Ok(stream),
+        }
     }
 
     /// An unconnected socket on a free port of the family of `to`.

@@ -50,7 +50,7 @@ impl Journalled {
     /// Whether a kill switch is closed, which the next start takes down only when its own is in force.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.is_of_here() && self.undos().any(|undo| matches!(undo, Undo::Table(_)))
+        self.is_of_here() && self.undos().any(Undo::refuses)
     }
 
     /// The firewall table of the kill switch that is to be closed ([`Journalled::is_closed`]).

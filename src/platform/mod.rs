@@ -12,6 +12,7 @@ mod journalled;
 mod layout;
 mod outline;
 mod overlap;
+mod own_sockets;
 mod plan;
 mod proof;
 mod resolver;
@@ -33,8 +34,8 @@ use linux as imp;
 /// kernel's default of 500 loses datagrams at a tenth of the rate that it forwards by itself.
 const QUEUE_LENGTH: u32 = 4096;
 
-pub use applied::{Applied, HostError, Proof, Seen, SettleError, Settled, Step};
-pub use cleanup::{Report, cleanup, cleanup_closed};
+pub use applied::{Applied, Change, HostError, Proof, Seen, SettleError, Settled, Step};
+pub use cleanup::{FOUND_OPEN, Report, cleanup, cleanup_closed};
 pub use closed::{KillSwitch, left_closed};
 pub use dialer::{Dialer, Fwmark, UdpSocket, descriptors, descriptors_for_flows, is_spare};
 pub use firewall::Nft;
@@ -54,6 +55,7 @@ pub use imp::watch::{Watch, Woken};
 pub use journal::{Journal, JournalError, Rehearsal};
 pub use journalled::{Journalled, holder};
 pub use outline::{Before, Group};
+pub use own_sockets::{OwnSockets, Sending};
 pub use plan::{HostOptions, HostPlan, PlanError, Sysctl};
 pub use resolver::{DnsPlan, nameservers};
 pub use routing::{

@@ -140,6 +140,9 @@ pub struct HostPlan {
     pub(super) listening: BTreeSet<u16>,
     /// The same for UDP: ports of sockets without a peer.
     pub(super) unconnected: BTreeSet<u16>,
+    /// Numbers that the profile wishes and that were taken when ours were chosen.
+    #[serde(default)]
+    pub passed_over: Vec<String>,
     /// What will not work as wished, and what to do about it.
     pub warnings: Vec<String>,
     /// What is worth knowing on a gateway.
@@ -152,7 +155,14 @@ impl HostPlan {
     /// # Errors
     /// The name cannot be, or no free numbers are left.
     pub fn new(options: &HostOptions, survey: &Survey) -> Result<Self, PlanError> {
-        Self::with_numbers(options, survey, survey.numbers(&options.wishes)?)
+        let numbers = survey.numbers(&options.wishes)?;
+        let passed_over = wishes_passed_over(&options.wishes, &numbers, survey);
+        Ok(Self { passed_over, ..Self::with_numbers(options, survey, numbers)? })
+    }
+
+    /// What will not work as wished, from the start on or on this host as it has become.
+    pub fn all_warnings(&self) -> impl Iterator<Item = &String> {
+        self.passed_over.iter().chain(&self.warnings)
     }
 
     /// The same with numbers that are ours already; `survey` knows nothing of what we have changed.
@@ -176,7 +186,8 @@ impl HostPlan {
             numbers,
             listening: survey.listening.clone(),
             unconnected: survey.unconnected.clone(),
-            warnings: wishes_passed_over(&options.wishes, &numbers, survey),
+            passed_over: Vec::new(),
+            warnings: Vec::new(),
             notes: Vec::new(),
         };
         if options.mtu < SMALLEST_MTU.into() {
@@ -317,7 +328,11 @@ fn wishes_passed_over(wishes: &Wishes, numbers: &Numbers, survey: &Survey) -> Ve
     }
     if let Some(wish) = wishes.first_priority.filter(|wish| alone && *wish != numbers.first_priority) {
         let first = numbers.first_priority;
-        warnings.push(format!("rule priorities from {wish} on are in use; taking those from {first} on instead"));
+        let why = match survey.has_rules_from(wish) {
+            true => format!("rule priorities from {wish} on are in use"),
+            false => format!("rules from {wish} on would come after another program's that takes all traffic"),
+        };
+        warnings.push(format!("{why}; taking those from {first} on instead"));
     }
     warnings
 }
@@ -482,6 +497,26 @@ pub(super) mod tests {
         survey.routes.push(SeenRoute { table, to, device: Some(2), on_link: true });
         let warnings = HostPlan::new(&options(), &survey).unwrap().warnings;
         assert!(warnings[0].contains("priority 70 lookup 52"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_wish_is_passed_over_for_the_reason_that_there_is_and_not_again_when_numbers_move() {
+        let wishes = Wishes { first_priority: Some(9000), table: Some(2022), mark: None };
+        let options = HostOptions { wishes, ..options() };
+        let told = |survey: &Survey| HostPlan::new(&options, survey).unwrap().passed_over;
+        assert_eq!(told(&plain()), [""; 0]);
+        let mut survey = plain();
+        survey.rules.push(Rule { origin: 3, ..Rule::new(Family::V6, 9050, RuleAction::Nop) });
+        assert_eq!(told(&survey), ["rule priorities from 9000 on are in use; taking those from 9100 on instead"]);
+        let mut survey = plain();
+        let (table, to) = (RouteTable(52), "0.0.0.0/0".parse().unwrap());
+        survey.rules.push(Rule { origin: 3, ..Rule::new(Family::V4, 5270, RuleAction::Lookup(table)) });
+        survey.routes.push(SeenRoute { table, to, device: Some(2), on_link: true });
+        let after = "rules from 9000 on would come after another program's that takes all traffic";
+        assert_eq!(told(&survey), [format!("{after}; taking those from 5100 on instead")]);
+        let moved = survey.before_others(plain().numbers(&Wishes::default()).unwrap());
+        let again = HostPlan::with_numbers(&options, &survey, moved).unwrap();
+        assert_eq!(again.all_warnings().collect::<Vec<_>>(), [""; 0]);
     }
 
     #[test]

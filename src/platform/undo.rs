@@ -106,6 +106,11 @@ impl Undo {
         matches!(self, Self::Table(_) | Self::Rule(_) | Self::Route(_))
     }
 
+    /// Whether the change refuses traffic, and only a kill switch does.
+    pub(super) fn refuses(&self) -> bool {
+        matches!(self, Self::Table(_) | Self::Route(Route { kind: RouteKind::Unreachable, .. }))
+    }
+
     /// Whether the change stays in place when the machine is rebooted.
     pub(super) fn outlives_kernel(&self) -> bool {
         matches!(self, Self::ResolvConf { .. })

@@ -37,7 +37,7 @@ pub use report::{Block, Diagnostic, Report, Severity};
 pub use routes::{BUILT_IN, Brought, Group, Proxy};
 pub use rule_lines::PlacedRule;
 pub use selection::Selection;
-pub use tun::{DEVICE, Hijack, Tun};
+pub use tun::{DEVICE, Hijack, LAST_RULE_INDEX, Tun};
 
 /// Files larger than this are no profiles.
 const MAX_BYTES: u64 = 64 << 20;

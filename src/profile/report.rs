@@ -130,6 +130,17 @@ impl Report {
         self.add(Severity::Warning, place, path, message)
     }
 
+    /// Leaves out the warnings on these keys: whoever reads the report makes no use of them.
+    pub fn pass_over(&mut self, keys: &[&str]) {
+        let (left, all) = (
+            |it: &Diagnostic| it.severity == Severity::Warning && keys.contains(&it.path.as_str()),
+            self.diagnostics.len(),
+        );
+        self.diagnostics.retain(|it| !left(it));
+        self.warnings = self.warnings.saturating_sub(all - self.diagnostics.len());
+        self.folded.clear();
+    }
+
     /// Every mistake, in the order of the file.
     #[must_use]
     pub fn diagnostics(&self) -> Vec<&Diagnostic> {

@@ -57,6 +57,21 @@ fn the_rule_sets_that_we_ship_have_the_form_of_their_behavior() {
 }
 
 #[test]
+fn numbers_that_cannot_be_are_told_where_they_stand() {
+    let text = "tun:\n  iproute2-rule-index: 40000\n  iproute2-table-index: 254\nrules: ['MATCH,DIRECT']\n";
+    let told = said(text);
+    for words in ["p.yaml:2:24", "would come too late", "from 1 to 32666", "p.yaml:3:25", "table of the kernel's own"] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    let numbers = |text: &str| (good(text).tun.rule_index, good(text).tun.table_index);
+    assert_eq!(numbers(text), (9000, 2022));
+    let zero = "tun: { iproute2-rule-index: 0, iproute2-table-index: 0 }\nrules: ['MATCH,DIRECT']\n";
+    assert_eq!((numbers(zero), said(zero).contains("iproute2")), ((9000, 2022), false));
+    let last = "tun: { iproute2-rule-index: 32666, iproute2-table-index: 1 }\nrules: ['MATCH,DIRECT']\n";
+    assert_eq!(numbers(last), (32666, 1));
+}
+
+#[test]
 fn a_profile_of_rules_alone_has_mihomos_defaults_and_ours() {
     let profile = good("rules: ['MATCH,DIRECT']");
     assert_eq!((profile.mode, profile.log_level, profile.ipv6), (Mode::Rule, LogLevel::Info, true));

@@ -1,6 +1,7 @@
 //! `tun:`, the device and the routes that lead into it.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv6Net};
@@ -72,6 +73,13 @@ const SMALLEST_MTU: u16 = 1280;
 const LONGEST_TIMEOUT: u32 = 24 * 60 * 60;
 /// Every network namespace has one of this name.
 const LOOPBACK: &str = "lo";
+/// `iproute2-table-index` and `iproute2-rule-index` when the profile has none.
+const TABLE_INDEX: u32 = 2022;
+const RULE_INDEX: u32 = 9000;
+/// `default`, `main` and `local`.
+const TABLES_OF_THE_KERNEL: RangeInclusive<u32> = 253..=255;
+/// The highest first priority at which a run's hundred rules still come before that of the table `main`.
+pub const LAST_RULE_INDEX: u32 = 32_666;
 const UDP_TIMEOUT: u32 = 300;
 const ICMP_TIMEOUT: u32 = 60;
 
@@ -94,8 +102,8 @@ impl Tun {
             strict_route: fields.or("strict-route", false),
             kill_switch: kill_switch(&mut fields, auto_route),
             inet6_address: inet6_address(&mut fields, ipv6),
-            table_index: fields.or("iproute2-table-index", defaults.table_index),
-            rule_index: fields.or("iproute2-rule-index", defaults.rule_index),
+            table_index: table_index(&mut fields),
+            rule_index: rule_index(&mut fields),
             udp_timeout: idle(&mut fields, "udp-timeout", UDP_TIMEOUT),
             icmp_timeout: idle(&mut fields, "icmp-timeout", ICMP_TIMEOUT),
             disable_icmp_forwarding: fields.or("disable-icmp-forwarding", false),
@@ -133,8 +141,8 @@ impl Tun {
             strict_route: false,
             kill_switch: false,
             inet6_address: if ipv6 { vec![default_inet6()] } else { Vec::new() },
-            table_index: 2022,
-            rule_index: 9000,
+            table_index: TABLE_INDEX,
+            rule_index: RULE_INDEX,
             udp_timeout: Duration::from_secs(UDP_TIMEOUT.into()),
             selection: Selection::default(),
             icmp_timeout: Duration::from_secs(ICMP_TIMEOUT.into()),
@@ -229,6 +237,33 @@ fn mtu(fields: &mut Fields<'_>) -> u16 {
             .hint("links that carry IPv6 have at least 1280 (RFC 8200); the default is 1500");
     }
     written.max(SMALLEST_MTU)
+}
+
+/// 0 is mihomo's way to say "the default".
+fn table_index(fields: &mut Fields<'_>) -> u32 {
+    const KEY: &str = "iproute2-table-index";
+    let written = fields.optional::<u32>(KEY).filter(|&table| table != 0).unwrap_or(TABLE_INDEX);
+    if !TABLES_OF_THE_KERNEL.contains(&written) {
+        return written;
+    }
+    let message =
+        format!("{written} is a table of the kernel's own (`default`, `main`, `local`); {TABLE_INDEX} is used");
+    fields.warn(KEY, message).hint("any other number will do; if others use it, a free one is taken");
+    TABLE_INDEX
+}
+
+/// 0 is mihomo's way to say "the default".
+fn rule_index(fields: &mut Fields<'_>) -> u32 {
+    const KEY: &str = "iproute2-rule-index";
+    let written = fields.optional::<u32>(KEY).filter(|&first| first != 0).unwrap_or(RULE_INDEX);
+    if written <= LAST_RULE_INDEX {
+        return written;
+    }
+    let message = format!(
+        "rules from {written} on would come too late: the rule of the table `main` stands at 32766; {RULE_INDEX} is used"
+    );
+    fields.warn(KEY, message).hint(format!("write a number from 1 to {LAST_RULE_INDEX}"));
+    RULE_INDEX
 }
 
 impl Decode for Hijack {

@@ -73,6 +73,36 @@ fn a_stop_by_command_is_as_good_as_one_by_signal() {
 }
 
 #[test]
+fn whoever_asks_for_a_stop_hears_of_the_end_however_many_ask() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let before = Dump::take(&lab.host);
+        let place = profile();
+        for _ in 0..5 {
+            let tunproxy = place.start(&lab.host);
+            let heard = std::thread::scope(|scope| {
+                let ask = || {
+                    let said = place.ask(&lab.host, "stop");
+                    // Nobody hears of it before it is over.
+                    (said, before.diff(&Dump::take(&lab.host)))
+                };
+                let asking: Vec<_> = (0..6).map(|_| scope.spawn(ask)).collect();
+                asking.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+            });
+            for (said, changed) in heard {
+                // One that came when all was over found nobody.
+                let late = said.stderr.contains("no tunproxy answers on");
+                assert!(late || said.succeeded() && said.stdout.contains("\"ok\": true"), "{said:?}");
+                assert!(said.stderr.is_empty() || late, "{said:?}");
+                assert_eq!(changed, "");
+            }
+            assert!(tunproxy.wait().success());
+        }
+    });
+}
+
+#[test]
 fn only_root_and_the_user_who_runs_it_may_ask() {
     run(&["setpriv", TUN], || {
         let lab = Topology::desktop();
@@ -133,7 +163,10 @@ fn a_device_that_is_taken_away_ends_the_run_in_words_and_puts_the_host_back() {
         let tunproxy = profile().start(&lab.host);
         tunproxy.assert_carries(&lab.host);
         assert!(!tunproxy.output().contains("WARN"), "nothing to warn of: {}", tunproxy.output());
-        let ((), _line) = tunproxy.line_after(|| drop(lab.host.ip("link del tunproxy0")), &["TUN", "gone"]);
+        let ((), line) = tunproxy.line_after(|| drop(lab.host.ip("link del tunproxy0")), &["TUN", "gone"]);
+        assert!(line.contains("another program has deleted") && line.contains("the host is as it was"), "{line}");
+        let said = tunproxy.output();
+        assert!(!said.contains("ERROR") && !said.contains("stopping"), "one line says it all: {said}");
         assert_eq!(tunproxy.wait().code(), Some(1));
         before.assert_same(&Dump::take(&lab.host));
     });

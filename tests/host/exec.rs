@@ -12,11 +12,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::support::program::Program;
+use super::support::client::act_in;
+use super::support::program::{PATIENCE, Program};
 use super::support::sites::{NAME, V4};
 use super::support::tunproxy::{Place, Said};
-use super::support::world::own_etc;
-use super::support::{Sites, Topology, run};
+use super::support::world::{self, own_etc};
+use super::support::{Capture, Sites, Topology, run};
 
 const PROFILE: &str = "
 mode: rule
@@ -245,5 +246,52 @@ fn an_mtu_that_ipv6_cannot_live_on_is_raised_with_a_warning() {
         assert!(shown.stdout.contains(" mtu 1280 "), "{shown:?}");
         assert!(shown.stderr.contains("900") && shown.stderr.contains("1280"), "{shown:?}");
         assert_eq!(place.act(&lab.host, &format!("ask {V4}:7 x")), Ok("x".to_owned()));
+    });
+}
+
+/// What is left in the background has lost its way out: it hears of that at once, and nothing of it gets out.
+#[test]
+fn what_a_command_leaves_in_the_background_is_cut_off_and_hears_of_it() {
+    run(&["curl"], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let mut capture = Capture::start(&lab.host, "eth0");
+        capture.prove(|mark| assert_eq!(act_in(&lab.host, &format!("datagram {V4}:7 {mark}")), Ok(mark.to_owned())));
+        let desk = world::fresh_dir("background");
+        let script = format!(
+            "cd {}; exec 9>&1 >/dev/null 2>&1; mkfifo said
+             (curl -sSv -m 60 telnet://{V4}:7 <said 2>log; echo open $? >>out) &
+             exec 8>said; until grep -q Connected log; do sleep 0.02; done
+             (until [ -e ended ]; do sleep 0.02; done
+              curl -sS -m 20 http://{V4}:80/; echo new $? >>out
+              curl -sS -m 20 http://{NAME}:80/; echo name $? >>out) 9>&- &
+             echo left >&9",
+            desk.display()
+        );
+        let said = Place::new(PROFILE).exec(&lab.host, "sh", &["-c", &script]);
+        assert!(said.succeeded() && said.stdout == "left\n", "{said:?}");
+        fs::write(desk.join("ended"), "").unwrap();
+        let told = || fs::read_to_string(desk.join("out")).unwrap_or_default();
+        let all = world::poll_until(PATIENCE, || (told().lines().count() == 3).then_some(()));
+        let told = told();
+        assert!(all.is_some(), "{told}");
+        // 56: reset. 7: no connection. 6: no such name. None of them is 28, the end of patience.
+        for words in ["open 56\n", "new 7\n", "name 6\n"] {
+            assert!(told.contains(words), "{told}");
+        }
+        capture
+            .assert_nothing("of what is left behind", |packet| packet.ip.is_some_and(|ip| ip.destination.port() == 80));
+    });
+}
+
+#[test]
+fn what_a_profile_says_of_the_hosts_interfaces_is_no_matter_in_a_namespace_of_its_own() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let tun = "tun: { enable: true, include-interface: [lan0], kill-switch: true, iproute2-rule-index: 40000 }\n";
+        let place = Place::new(&format!("{tun}{PROFILE}"));
+        assert!(place.check(&lab.host).stdout.contains("include-interface"));
+        let said = place.exec(&lab.host, "true", &[]);
+        assert!(said.succeeded() && said.stderr.is_empty(), "{said:?}");
     });
 }

@@ -20,7 +20,7 @@ use super::support::{Capture, Dump, Sites, Topology, run, world};
 
 const TUN: &str = "/dev/net/tun";
 /// Attempts to get out across each change of state.
-fn tries() -> usize {
+pub(super) fn tries() -> usize {
     asked("TUNPROXY_LEAK_TRIES", 240)
 }
 
@@ -28,7 +28,7 @@ fn kills() -> usize {
     asked("TUNPROXY_KILLS", 20)
 }
 
-fn profile(rules: &str) -> Place {
+pub(super) fn profile(rules: &str) -> Place {
     with("", rules)
 }
 
@@ -51,7 +51,7 @@ fn at(address: &str) -> SocketAddr {
 }
 
 /// A capture on the uplink that has seen every way out while nothing was closed.
-fn proven_capture(lab: &Topology) -> Capture {
+pub(super) fn proven_capture(lab: &Topology) -> Capture {
     let mut capture = Capture::start(&lab.host, "eth0");
     // After these the neighbours are known, and nothing waits for them.
     for site in [V4, V6] {
@@ -64,14 +64,14 @@ fn proven_capture(lab: &Topology) -> Capture {
 }
 
 /// Since `already` many attempts were seen, no more were.
-fn assert_closed(capture: &mut Capture, already: usize, when: &str) {
+pub(super) fn assert_closed(capture: &mut Capture, already: usize, when: &str) {
     let packets = capture.packets();
     let out: Vec<String> =
         packets.iter().filter(|packet| escaped(packet)).skip(already).map(ToString::to_string).collect();
     assert!(out.is_empty(), "{} left {when}: {:?}", out.len(), &out[..out.len().min(20)]);
 }
 
-fn escapes_in(capture: &mut Capture) -> usize {
+pub(super) fn escapes_in(capture: &mut Capture) -> usize {
     capture.packets().iter().filter(|packet| escaped(packet)).count()
 }
 

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 
 use serde_json::Value;
 
+use super::support::peers::Peers;
 use super::support::program::{PATIENCE, Program};
 use super::support::tunproxy::{Place, Said, binary};
 use super::support::world::{self, set_resolv_conf};
@@ -125,6 +126,28 @@ fn what_a_gateways_plan_says_can_be_typed_and_is_what_a_start_does() {
         lab.host.sysctl("net.ipv6.conf.eth0.accept_ra", "1");
         set_resolv_conf("search lan\n");
         typed_by_hand(&lab, &gateway());
+    });
+}
+
+#[test]
+fn what_a_plan_says_of_a_kill_switch_can_be_typed_and_is_what_a_start_does() {
+    run(&["sysctl", NODE], || {
+        for more in ["", ", auto-forward: true, include-interface: [lan0]"] {
+            let lab = Topology::with_lan().rp_filter("1");
+            let _sites = Sites::open(&lab);
+            lab.host.sysctl("net.ipv4.ip_forward", "0");
+            lab.host.sysctl("net.ipv6.conf.all.forwarding", "0");
+            // Somebody's server is one of those that may speak first; our own ports are not.
+            let at_host = Peers::new(&lab.host);
+            let _server = at_host.tcp_echo("0.0.0.0:2222".parse().unwrap());
+            let place = Place::new(&format!(
+                "ipv6: true\nmixed-port: 7890\nport: 7891\ntun: {{ enable: true, kill-switch: true{more} }}\n\
+                 dns: {{ enable: true, listen: '127.0.0.1:5353', nameserver: [192.168.1.1] }}\nrules: ['MATCH,DIRECT']\n"
+            ));
+            let text = planned(&place, &lab.host).to_string();
+            assert_eq!(text.contains("tcp sport { 2222 }"), more.is_empty(), "{text}");
+            typed_by_hand(&lab, &place);
+        }
     });
 }
 

@@ -47,13 +47,16 @@ fn a_kill_switch_that_another_directory_knows_of_is_told_wherever_somebody_asks(
             let said = other.ask(&lab.host, word);
             assert_eq!(said.code, Some(1), "{said:?}");
             let told = told(&said);
-            assert!(told.contains("kill switch of an earlier run is closed (firewall table inet tunproxy)"), "{told}");
+            assert!(
+                told.contains("kill switch of a run that has ended is closed (firewall table inet tunproxy)"),
+                "{told}"
+            );
             assert!(told.contains("sudo tunproxy cleanup --state-dir DIR"), "{told}");
             assert!(told.contains("docs/host-changes.md"), "{told}");
         }
         other.rewrite("rules: [");
         let failed = other.try_start(&lab.host).err().expect("a profile with errors");
-        assert!(failed.contains("kill switch of an earlier run is closed"), "{failed}");
+        assert!(failed.contains("kill switch of a run that has ended is closed"), "{failed}");
         // Whoever has the right directory is given the very command.
         let command = format!("`sudo tunproxy cleanup --state-dir {}`", place.state.display());
         let said = place.ask(&lab.host, "status");

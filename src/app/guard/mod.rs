@@ -1,6 +1,7 @@
 //! Stands guard over what a run has changed on the host: a thread that sleeps until the kernel tells of a change.
 
 mod pace;
+mod words;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::platform::{Applied, Fwmark, HostOptions, HostPlan, Seen, SettleError, Settled, Stranded, Watch, Woken};
 use pace::{Pace, Tell};
+use words::FEW;
 
 /// Looks may take a third of the time where changes never end, so that a busy host stays usable.
 const REST_PER_LOOK: u32 = 2;
@@ -190,8 +192,11 @@ impl Watchman {
     }
 
     fn tell(&mut self, settled: &Settled, now: Instant) {
-        for line in &settled.changed {
+        for line in words::changes(&settled.changed) {
             tracing::info!("this host has changed: {line}");
+        }
+        for change in settled.changed.iter().filter(|_| settled.changed.len() > FEW) {
+            tracing::debug!("this host has changed: {change}");
         }
         for failure in &settled.failed {
             tracing::error!("this host's settings: {failure}");
@@ -203,6 +208,12 @@ impl Watchman {
             tracing::warn!("{note}");
         }
         match self.pace.restored(now, settled.restored.len()) {
+            Tell::Each if settled.restored.len() > FEW => {
+                tracing::warn!("another program removed {}; all of it is back", words::summed(settled.restored.iter()));
+                for step in &settled.restored {
+                    tracing::debug!("it is back: {step}");
+                }
+            }
             Tell::Each => {
                 for step in &settled.restored {
                     tracing::warn!("another program removed {step}; it is back");

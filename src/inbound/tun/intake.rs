@@ -18,7 +18,7 @@ use super::streams::stream;
 use super::{QUOTED, Tunnel};
 use crate::dispatch::{Back, EchoBack, Ping};
 use crate::dns::{Answer, Dns, Question, Transport};
-use crate::net::Echo;
+use crate::net::{Echo, Reach};
 use crate::session::{Inbound, Network, Session};
 use crate::stack::{self, Claim, Datagram, Event, Frame, Tuple, VirtioHeader};
 
@@ -144,6 +144,11 @@ impl Tunnel {
 
     fn datagram(&self, datagram: &Datagram<'_>, header: VirtioHeader, now: Instant, replies: &mut Vec<Reply>) {
         if self.hijack.takes(datagram.destination) {
+            let (from, to) = (datagram.source, datagram.destination);
+            if self.dispatcher.core().has_question_come_back(from, to) {
+                let quoted = &datagram.packet[..datagram.packet.len().min(QUOTED)];
+                return Back::unreachable(&*self.back, &to.into(), from, quoted, Reach::Port);
+            }
             // A coalesced packet carries several datagrams of one size.
             let size = datagram.size.map_or(datagram.payload.len().max(1), |size| usize::from(size.get()));
             datagram.payload.chunks(size).for_each(|query| self.query(query, datagram, now, replies));

@@ -103,6 +103,10 @@ impl Datagram for DirectDatagram {
         sent
     }
 
+    fn port_towards(&mut self, to: &Address) -> Option<u16> {
+        self.socket(to).ok()?.0.port()
+    }
+
     fn poll_recv_from(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<Received>> {
         for step in 0..self.sockets.len() {
             let at = (self.turn + step) % self.sockets.len();

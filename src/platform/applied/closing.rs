@@ -1,6 +1,8 @@
 //! A kill switch: closed before the one that a crashed run left is taken down, and opened by nobody but a stop.
 
-use super::{Applied, Done, HostError, Report};
+use std::io;
+
+use super::{Applied, Done, HostError, Report, Step};
 use crate::platform::imp::nft;
 use crate::platform::plan::HostPlan;
 
@@ -9,6 +11,17 @@ impl HostPlan {
     #[must_use]
     pub fn has_kill_switch(&self) -> bool {
         self.nft.as_ref().is_some_and(|nft| nft.comment.is_some())
+    }
+
+    /// Whether the kill switch of this plan is in force, as a look at the firewall tells. It takes as long as nft does.
+    ///
+    /// # Errors
+    /// Nobody knows: nft cannot be run, or does not say.
+    pub fn is_closed(&self) -> io::Result<bool> {
+        match self.nft.as_ref().filter(|_| self.has_kill_switch()) {
+            Some(nft) => nft::is_loaded(nft),
+            None => Ok(false),
+        }
     }
 }
 
@@ -28,16 +41,23 @@ impl Applied {
     }
 
     /// Gives the host up as it is, if a kill switch is closed on it: for an end that nobody asked for. What is left is in
-    /// the journal, for the next start or a clean-up.
-    pub fn leave_closed(&mut self) -> bool {
-        if self.plan.has_kill_switch() && !self.reverted {
+    /// the journal, for the next start or a clean-up. None: there is no kill switch.
+    ///
+    /// # Errors
+    /// It is open, because another program has removed it, and cannot be closed again.
+    pub fn leave_closed(&mut self) -> Option<Result<(), HostError>> {
+        self.plan.has_kill_switch().then(|| {
             self.reverted = true;
-            tracing::error!(
-                "the kill switch stays closed: nothing but the LAN is reached until the next start, or until \
-                 `tunproxy cleanup`"
-            );
+            self.close_again()
+        })
+    }
+
+    /// The last look at it: what opens it from now on, nobody notices.
+    fn close_again(&mut self) -> Result<(), HostError> {
+        if !self.firewall_in_place() {
+            self.do_again(&Step::Firewall)?;
         }
-        self.plan.has_kill_switch()
+        Ok(())
     }
 
     pub(super) fn firewall_in_place(&self) -> bool {

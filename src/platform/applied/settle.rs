@@ -1,6 +1,7 @@
 //! Keeping a plan true while the host changes: what somebody removed comes back, and what the host has become is planned
 //! for anew.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::look::Look;
@@ -37,8 +38,8 @@ impl Seen {
 pub struct Settled {
     /// What somebody had removed, and a second look found in place again.
     pub restored: Vec<Step>,
-    /// What the host as it is now asks for, one line each: done and looked at.
-    pub changed: Vec<String>,
+    /// What the host as it is now asks for: done and looked at.
+    pub changed: Vec<Change>,
     /// What could not be done, and why; not said twice in a row.
     pub failed: Vec<String>,
     /// What will not work as wished on this host as it is now, and did before.
@@ -47,6 +48,27 @@ pub struct Settled {
     pub notes: Vec<String>,
     /// When to look again, whatever happens.
     pub again: Option<Duration>,
+}
+
+/// What a host that has changed asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// This is new.
+    Set(Step),
+    /// This was undone: it is needed no more.
+    Dropped(Step),
+    /// Anything else, in words.
+    Other(String),
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Set(step) => write!(f, "{step} is set"),
+            Self::Dropped(step) => write!(f, "delete {step}: it is needed no more"),
+            Self::Other(words) => f.write_str(words),
+        }
+    }
 }
 
 /// Why a run cannot go on.
@@ -112,6 +134,13 @@ impl Applied {
         if let Err(error) = self.journal.compact(self.done.iter().filter_map(recorded)) {
             settled.failed.push(error.to_string());
         }
+        // Whatever failed because of that need not be told.
+        if !settled.failed.is_empty() {
+            let link = self.netlink.link_state(&self.plan.tun).map_err(HostError::from)?;
+            if link.is_none_or(|link| link.index != device) {
+                return Err(SettleError::Gone(self.plan.tun.clone()));
+            }
+        }
         self.mind_failures(&mut settled);
         Ok(settled)
     }
@@ -119,12 +148,13 @@ impl Applied {
     /// Makes `plan` the one to be true, and tells what is new about it.
     fn follow(&mut self, plan: HostPlan, settled: &mut Settled) {
         let old = std::mem::replace(&mut self.plan, plan);
+        self.plan.passed_over.clone_from(&old.passed_over);
         let new = &self.plan;
         let (from, to) = (old.numbers.first_priority, new.numbers.first_priority);
         if from != to {
-            settled.changed.push(format!(
+            settled.changed.push(Change::Other(format!(
                 "another program's rules came to stand before ours: ours move from priority {from} to {to}"
-            ));
+            )));
         }
         settled.warnings.extend(new.warnings.iter().filter(|it| !old.warnings.contains(it)).cloned());
         settled.notes.extend(new.notes.iter().filter(|it| !old.notes.contains(it)).cloned());
@@ -176,7 +206,7 @@ impl Applied {
             match (open.contains(&step), before) {
                 (true, _) => settled.failed.push(format!("{step} was set, but is not there")),
                 (false, true) => settled.restored.push(step),
-                (false, false) => settled.changed.push(format!("{step} is set")),
+                (false, false) => settled.changed.push(Change::Set(step)),
             }
         }
         Ok(())
@@ -191,7 +221,7 @@ impl Applied {
         }
     }
 
-    fn do_again(&mut self, step: &Step) -> Result<Option<Done>, HostError> {
+    pub(super) fn do_again(&mut self, step: &Step) -> Result<Option<Done>, HostError> {
         if *step != Step::Firewall {
             return self.perform(step);
         }
@@ -305,10 +335,12 @@ impl Applied {
     }
 }
 
-fn said_of(done: &Done) -> Option<String> {
+fn said_of(done: &Done) -> Option<Change> {
     match done {
-        Done::Change(_, undo) => Some(format!("{undo}: it is needed no more")),
-        Done::Resolved => Some("systemd-resolved is asked for nothing any more".to_owned()),
+        Done::Change(_, Undo::Rule(rule)) => Some(Change::Dropped(Step::Rule(rule.clone()))),
+        Done::Change(_, Undo::Route(route)) => Some(Change::Dropped(Step::Route(route.clone()))),
+        Done::Change(_, undo) => Some(Change::Other(format!("{undo}: it is needed no more"))),
+        Done::Resolved => Some(Change::Other("systemd-resolved is asked for nothing any more".to_owned())),
         Done::Firewall(_) => None,
     }
 }

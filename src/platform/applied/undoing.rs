@@ -68,11 +68,20 @@ impl Applied {
 
 impl Drop for Applied {
     fn drop(&mut self) {
-        if !self.reverted
-            && !self.leave_closed()
-            && let Err(error) = self.undo_all()
-        {
-            tracing::error!("the host could not be put back: {error}");
+        if self.reverted {
+            return;
+        }
+        match self.leave_closed() {
+            Some(Ok(())) => tracing::error!(
+                "the kill switch stays closed: nothing but the LAN is reached until the next start, or until \
+                 `tunproxy cleanup`"
+            ),
+            Some(Err(error)) => tracing::error!("the kill switch is open, and cannot be closed again: {error}"),
+            None => {
+                if let Err(error) = self.undo_all() {
+                    tracing::error!("the host could not be put back: {error}");
+                }
+            }
         }
     }
 }

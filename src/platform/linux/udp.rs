@@ -96,6 +96,12 @@ pub struct DatagramSocket {
 }
 
 impl DatagramSocket {
+    /// The port that it is bound to.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        Some(self.io.get_ref().local_addr().ok()?.port())
+    }
+
     /// Takes over a bound socket that does not block.
     ///
     /// # Errors

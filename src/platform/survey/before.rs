@@ -24,6 +24,12 @@ impl Survey {
         first.map(|rule| rule.priority).min().unwrap_or(MAIN_PRIORITY).min(MAIN_PRIORITY)
     }
 
+    /// Whether a rule stands where a run would take its priorities from `first` on.
+    pub(in crate::platform) fn has_rules_from(&self, first: u32) -> bool {
+        let block = first..first.saturating_add(BLOCK);
+        self.all_rules().any(|rule| block.contains(&rule.priority))
+    }
+
     /// The first of [`BLOCK`] free priorities: the wish, or one near where we usually are; before the rules of others that
     /// would take everything, if there is room.
     pub(super) fn free_priorities(&self, wish: Option<u32>, own: MarkMatch) -> Option<u32> {
@@ -133,6 +139,14 @@ mod tests {
         let mut survey = with_wg_quick(8999);
         survey.rules.iter_mut().for_each(|rule| rule.origin = Rule::KERNEL);
         assert_eq!(survey.before_others(numbers()), numbers());
+    }
+
+    #[test]
+    fn the_last_place_that_a_profile_may_wish_is_one() {
+        let last = crate::profile::LAST_RULE_INDEX;
+        let own = numbers().own;
+        assert_eq!(plain().free_priorities(Some(last), own), Some(last));
+        assert_eq!(plain().free_priorities(Some(last + 1), own), Some(FIRST_PRIORITY));
     }
 
     #[test]
