@@ -19,6 +19,7 @@ pub mod ip;
 mod path;
 mod port;
 mod progress;
+mod reception;
 mod recovery;
 mod ring;
 mod table;
