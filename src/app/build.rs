@@ -172,6 +172,7 @@ pub(super) async fn core(
         udp_timeout: profile.tun.udp_timeout,
         icmp_timeout: profile.tun.icmp_timeout,
         echo_ids: Arc::default(),
+        carried: Arc::default(),
         memory: Memory::of(profile).datagrams,
     }))
 }

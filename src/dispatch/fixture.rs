@@ -125,6 +125,7 @@ impl World<'_> {
             udp_timeout: Duration::from_secs(300),
             icmp_timeout: Duration::from_secs(60),
             echo_ids: Arc::default(),
+            carried: Arc::default(),
             memory: 1 << 30,
         }))
     }

@@ -135,12 +135,14 @@ impl Progress {
         self.recovery.repeats(now).map(|(start, end)| Known { start, end, said })
     }
 
-    /// The client has acknowledged what lies before `acknowledgement`.
-    pub(super) fn note_acknowledged(&mut self, acknowledgement: u32) {
+    /// The client has acknowledged what lies before `acknowledgement`. Returns whether that is news.
+    pub(super) fn note_acknowledged(&mut self, acknowledgement: u32) -> bool {
         let sane = self.end().is_some_and(|end| is_ahead(end, acknowledgement));
-        if sane && is_ahead(acknowledgement, self.acknowledged) {
+        let news = sane && acknowledgement != self.acknowledged && is_ahead(acknowledgement, self.acknowledged);
+        if news {
             self.acknowledged = acknowledgement;
         }
+        news
     }
 
     /// Whether a segment that began with `sequence` may be on its way to the client (RFC 5927 section 4.1).

@@ -66,6 +66,7 @@ fn core() -> Arc<Core> {
         udp_timeout: Duration::from_secs(60),
         icmp_timeout: Duration::from_secs(60),
         echo_ids: Arc::default(),
+        carried: Arc::default(),
         memory: 1 << 30,
     })
 }

@@ -213,6 +213,7 @@ impl Table {
             armed: None,
             watchers: [None, None],
             starving: None,
+            heartbeat: None,
             progress: Progress::new(segment.sequence, segment.scale, terms, now),
         }));
         self.held.enter(source);
@@ -295,8 +296,9 @@ impl Table {
         }
         let state = flow.socket().state();
         flow.progress.finished |= matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
-        if let Some(acknowledgement) = segment.acknowledgement {
-            flow.progress.note_acknowledged(acknowledgement);
+        let taken = segment.acknowledgement.is_some_and(|number| flow.progress.note_acknowledged(number));
+        if let Some(heartbeat) = flow.heartbeat.as_ref().filter(|_| taken) {
+            heartbeat.beat(now);
         }
         flow.hear(segment, welcome, now);
         flow.close_late();
