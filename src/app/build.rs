@@ -174,6 +174,7 @@ pub(super) async fn core(
         icmp_timeout: profile.tun.icmp_timeout,
         echo_ids: Arc::default(),
         own,
+        carried: Arc::default(),
         memory: Memory::of(profile).datagrams,
     }))
 }

@@ -1,13 +1,18 @@
-//! The TCP flows that one worker carries, and which of them give way when no descriptor is left for another.
+//! The TCP flows that the workers carry, and which of them give way when no descriptor is left for another. Descriptors
+//! belong to the process, so that the flow that goes may be another worker's.
 
-use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::stack::Heartbeat;
 
 /// A flow in which data has moved since then never gives way: most exchanges pause for less, and it is what counts as
 /// idle where memory is short.
@@ -17,10 +22,10 @@ const PART: usize = 16;
 /// How long flows that give way may take until their descriptors are free: they need one turn each.
 const LEAVING: Duration = Duration::from_secs(1);
 
-/// The TCP flows of one worker.
+/// The TCP flows of all workers.
 #[derive(Default)]
-pub(super) struct Carried {
-    flows: RefCell<Flows>,
+pub struct Carried {
+    flows: Mutex<Flows>,
     /// Told when all that were to give way are gone.
     gone: Notify,
 }
@@ -28,7 +33,7 @@ pub(super) struct Carried {
 #[derive(Default)]
 struct Flows {
     /// Those that may be asked to give way.
-    flows: HashMap<u64, Rc<Pulse>, RandomState>,
+    flows: HashMap<u64, Arc<Pulse>, RandomState>,
     next: u64,
     /// Flows that were asked to give way and hold their descriptors still.
     leaving: usize,
@@ -39,27 +44,31 @@ struct Flows {
 /// When data last moved in a flow, and whether it is to give way.
 #[derive(Debug)]
 pub(super) struct Pulse {
-    used: Cell<Instant>,
-    leaving: Cell<bool>,
+    heartbeat: Arc<Heartbeat>,
+    leaving: AtomicBool,
     asked: Notify,
 }
 
 impl Pulse {
     /// Data moves.
     pub(super) fn beat(&self) {
-        self.used.set(Instant::now());
+        self.heartbeat.beat(Instant::now().into_std());
+    }
+
+    fn used(&self) -> Instant {
+        Instant::from_std(self.heartbeat.last())
     }
 
     fn idle(&self, now: Instant) -> bool {
-        self.used.get() + IDLE <= now
+        self.used() + IDLE <= now
     }
 }
 
 /// A flow's place among the others, to be held for as long as its descriptors.
 pub(super) struct Seat {
-    carried: Rc<Carried>,
+    carried: Arc<Carried>,
     number: u64,
-    pulse: Rc<Pulse>,
+    pulse: Arc<Pulse>,
 }
 
 /// What came of a search for flows that can give way.
@@ -77,14 +86,14 @@ enum Search {
 
 impl Carried {
     /// Enters a flow that has just been opened.
-    pub(super) fn enter(self: &Rc<Self>) -> Seat {
-        let now = Instant::now();
-        let pulse = Rc::new(Pulse { used: Cell::new(now), leaving: Cell::new(false), asked: Notify::new() });
-        let mut flows = self.flows.borrow_mut();
+    pub(super) fn enter(self: &Arc<Self>) -> Seat {
+        let heartbeat = Arc::new(Heartbeat::new(Instant::now().into_std()));
+        let pulse = Arc::new(Pulse { heartbeat, leaving: AtomicBool::new(false), asked: Notify::new() });
+        let mut flows = self.flows.lock();
         let number = flows.next;
         flows.next += 1;
-        flows.flows.insert(number, Rc::clone(&pulse));
-        Seat { carried: Rc::clone(self), number, pulse }
+        flows.flows.insert(number, Arc::clone(&pulse));
+        Seat { carried: Arc::clone(self), number, pulse }
     }
 
     /// Ends flows that have been idle longest, and returns when their descriptors are free; waits for the first to have
@@ -96,7 +105,7 @@ impl Carried {
         }
         // Made before the search, so that it hears of an end that comes at once.
         let gone = self.gone.notified();
-        let search = self.flows.borrow_mut().ask(now);
+        let search = self.flows.lock().ask(now);
         match search {
             Search::Nobody => false,
             Search::NotBefore(at) if at > deadline => false,
@@ -116,7 +125,7 @@ impl Carried {
     }
 
     fn left(&self) {
-        let Ok(mut flows) = self.flows.try_borrow_mut() else { return };
+        let mut flows = self.flows.lock();
         flows.leaving = flows.leaving.saturating_sub(1);
         if flows.leaving == 0 {
             self.gone.notify_waiters();
@@ -135,9 +144,9 @@ impl Flows {
             return Search::NotBefore(at);
         }
         let mut idle: Vec<_> =
-            self.flows.iter().filter(|(_, pulse)| pulse.idle(now)).map(|(n, pulse)| (pulse.used.get(), *n)).collect();
+            self.flows.iter().filter(|(_, pulse)| pulse.idle(now)).map(|(n, pulse)| (pulse.used(), *n)).collect();
         if idle.is_empty() {
-            let oldest = self.flows.values().map(|pulse| pulse.used.get()).min();
+            let oldest = self.flows.values().map(|pulse| pulse.used()).min();
             self.not_before = oldest.map(|used| used + IDLE);
             return self.not_before.map_or(Search::Nobody, Search::NotBefore);
         }
@@ -145,7 +154,7 @@ impl Flows {
         idle.select_nth_unstable(many - 1);
         for (_, number) in &idle[..many] {
             if let Some(pulse) = self.flows.remove(number) {
-                pulse.leaving.set(true);
+                pulse.leaving.store(true, Relaxed);
                 pulse.asked.notify_one();
                 self.leaving += 1;
             }
@@ -156,8 +165,13 @@ impl Flows {
 
 impl Seat {
     /// To be told when data moves.
-    pub(super) fn pulse(&self) -> Rc<Pulse> {
-        Rc::clone(&self.pulse)
+    pub(super) fn pulse(&self) -> Arc<Pulse> {
+        Arc::clone(&self.pulse)
+    }
+
+    /// The same for who knows no more than the stack.
+    pub(super) fn heartbeat(&self) -> Arc<Heartbeat> {
+        Arc::clone(&self.pulse.heartbeat)
     }
 
     /// Returns when the flow is to give way. One in which data moved after it was asked stays.
@@ -167,8 +181,8 @@ impl Seat {
             if self.pulse.idle(Instant::now()) {
                 return;
             }
-            if self.pulse.leaving.replace(false) {
-                self.carried.flows.borrow_mut().flows.insert(self.number, Rc::clone(&self.pulse));
+            if self.pulse.leaving.swap(false, Relaxed) {
+                self.carried.flows.lock().flows.insert(self.number, Arc::clone(&self.pulse));
                 self.carried.left();
             }
         }
@@ -177,10 +191,10 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        if self.pulse.leaving.get() {
+        // Under the lock: another worker may be asking it just now.
+        let known = self.carried.flows.lock().flows.remove(&self.number).is_some();
+        if !known && self.pulse.leaving.load(Relaxed) {
             self.carried.left();
-        } else if let Ok(mut flows) = self.carried.flows.try_borrow_mut() {
-            flows.flows.remove(&self.number);
         }
     }
 }

@@ -1,4 +1,5 @@
 use std::cell::Cell;
+use std::rc::Rc;
 
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{advance, sleep};
@@ -6,7 +7,7 @@ use tokio::time::{advance, sleep};
 use super::*;
 
 /// Enters `many` flows, a second apart.
-async fn entered(carried: &Rc<Carried>, many: usize) -> Vec<Seat> {
+async fn entered(carried: &Arc<Carried>, many: usize) -> Vec<Seat> {
     let mut seats = Vec::new();
     for _ in 0..many {
         seats.push(carried.enter());
@@ -16,16 +17,16 @@ async fn entered(carried: &Rc<Carried>, many: usize) -> Vec<Seat> {
 }
 
 fn leaving(seats: &[Seat]) -> Vec<usize> {
-    (0..seats.len()).filter(|n| seats[*n].pulse.leaving.get()).collect()
+    (0..seats.len()).filter(|n| seats[*n].pulse.leaving.load(Relaxed)).collect()
 }
 
 fn ask(carried: &Carried) -> Search {
-    carried.flows.borrow_mut().ask(Instant::now())
+    carried.flows.lock().ask(Instant::now())
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_sixteenth_of_the_idle_flows_is_asked_and_these_are_the_ones_idle_longest() {
-    let carried = Rc::<Carried>::default();
+    let carried = Arc::<Carried>::default();
     let seats = entered(&carried, 36).await;
     // Data moves in the oldest; four more are not idle for long enough.
     seats[0].pulse.beat();
@@ -41,7 +42,7 @@ async fn a_sixteenth_of_the_idle_flows_is_asked_and_these_are_the_ones_idle_long
 
 #[tokio::test(start_paused = true)]
 async fn flows_in_which_data_moves_are_never_asked() {
-    let carried = Rc::<Carried>::default();
+    let carried = Arc::<Carried>::default();
     assert_eq!(ask(&carried), Search::Nobody);
     let seats = entered(&carried, 20).await;
     seats.iter().for_each(|seat| seat.pulse.beat());
@@ -57,7 +58,7 @@ async fn flows_in_which_data_moves_are_never_asked() {
 
 #[tokio::test(start_paused = true)]
 async fn room_is_there_once_the_descriptors_of_those_that_gave_way_are_free() {
-    let carried = Rc::<Carried>::default();
+    let carried = Arc::<Carried>::default();
     let test = async {
         let closed = Rc::<Cell<bool>>::default();
         let (seat, noted) = (carried.enter(), Rc::clone(&closed));
@@ -80,7 +81,7 @@ async fn room_is_there_once_the_descriptors_of_those_that_gave_way_are_free() {
 
 #[tokio::test(start_paused = true)]
 async fn a_flow_in_which_data_moves_after_it_was_asked_stays() {
-    let carried = Rc::<Carried>::default();
+    let carried = Arc::<Carried>::default();
     let seat = carried.enter();
     advance(IDLE).await;
     assert_eq!(ask(&carried), Search::Asked(1));
@@ -93,10 +94,47 @@ async fn a_flow_in_which_data_moves_after_it_was_asked_stays() {
 
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_for_ever_for_a_flow_that_does_not_go() {
-    let carried = Rc::<Carried>::default();
+    let carried = Arc::<Carried>::default();
     let _seat = carried.enter();
     advance(IDLE).await;
     let (begun, deadline) = (Instant::now(), Instant::now() + IDLE);
     while carried.make_room(deadline, |_| {}).await {}
     assert!(begun.elapsed() <= IDLE + LEAVING, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flow_whose_client_still_takes_what_was_written_is_not_idle() {
+    let carried = Arc::<Carried>::default();
+    let seats = entered(&carried, 2).await;
+    advance(IDLE).await;
+    let now = Instant::now().into_std();
+    seats[0].heartbeat().beat(now);
+    assert_eq!(ask(&carried), Search::Asked(1));
+    assert_eq!(leaving(&seats), [1]);
+}
+
+#[test]
+fn a_worker_without_idle_flows_finds_room_among_those_of_another() {
+    let carried = Arc::<Carried>::default();
+    let runtime =
+        || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+    let (ready, entered) = std::sync::mpsc::channel();
+    let theirs = Arc::clone(&carried);
+    let other = std::thread::spawn(move || {
+        runtime().block_on(async {
+            let idle = theirs.enter();
+            advance(2 * IDLE).await;
+            ready.send(()).expect("the test waits");
+            idle.asked().await;
+        });
+    });
+    entered.recv().expect("a flow is there");
+    runtime().block_on(async {
+        advance(2 * IDLE).await;
+        let ours = carried.enter();
+        assert_eq!(ask(&carried), Search::Asked(1), "the other worker's");
+        assert!(!ours.pulse.leaving.load(Relaxed), "a flow of ours in which data has just moved stays");
+    });
+    other.join().expect("it was told to go");
+    assert_eq!(carried.flows.lock().leaving, 0, "and its end was noted");
 }

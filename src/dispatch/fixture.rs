@@ -126,6 +126,7 @@ impl World<'_> {
             icmp_timeout: Duration::from_secs(60),
             echo_ids: Arc::default(),
             own: None,
+            carried: Arc::default(),
             memory: 1 << 30,
         }))
     }

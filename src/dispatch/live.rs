@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -180,7 +179,7 @@ pub struct Account {
     down: u64,
     open: bool,
     told: bool,
-    pulse: Option<Rc<Pulse>>,
+    pulse: Option<Arc<Pulse>>,
 }
 
 impl Account {
@@ -247,7 +246,7 @@ impl Account {
     }
 
     /// Tells `pulse` whenever bytes move.
-    pub(super) fn watch(&mut self, pulse: Rc<Pulse>) {
+    pub(super) fn watch(&mut self, pulse: Arc<Pulse>) {
         self.pulse = Some(pulse);
     }
 

@@ -45,7 +45,8 @@ use crate::platform::OwnSockets;
 use crate::session::{Fact, FactKind, Inbound, Network, Session};
 use crate::stack::{FlowStream, Refusal, Tuple};
 use associations::{Associations, Limits, Origin};
-use carried::{Carried, IDLE};
+pub use carried::Carried;
+use carried::IDLE;
 use echoes::Echoes;
 use queue::Place;
 use relay::{Buffered, Client, End, FlowIo, relay};
@@ -76,13 +77,14 @@ pub struct Core {
     pub own: Option<Arc<OwnSockets>>,
     /// Bytes that datagrams and their associations may take, on all workers together.
     pub memory: usize,
+    /// The TCP flows of all workers.
+    pub carried: Arc<Carried>,
 }
 
 /// The dispatcher of one worker.
 pub struct Dispatcher {
     core: Arc<Core>,
     associations: RefCell<Associations>,
-    carried: Rc<Carried>,
     gathering: RefCell<Gathering>,
     echoes: RefCell<Echoes>,
     /// Receives every datagram of this worker before it goes on: [`link::SCRATCH`] bytes.
@@ -120,7 +122,6 @@ impl Dispatcher {
         Rc::new(Self {
             core,
             associations: RefCell::new(associations),
-            carried: Rc::default(),
             gathering: RefCell::default(),
             echoes: RefCell::new(echoes),
             scratch: RefCell::new(vec![0; link::SCRATCH].into_boxed_slice()),
@@ -195,7 +196,7 @@ impl Dispatcher {
             return true;
         }
         let counters = &self.core.counters;
-        let room = self.carried.make_room(deadline, |many| counters.gave_way(many)).await;
+        let room = self.core.carried.make_room(deadline, |many| counters.gave_way(many)).await;
         if !room {
             counters.gave_way(0);
         }
@@ -204,8 +205,9 @@ impl Dispatcher {
 
     /// Carries a flow that is open to its end, or until it has to give way to others.
     async fn carry_stream(&self, mut client: impl Client, mut upstream: BoxStream, mut account: Account) {
-        let seat = self.carried.enter();
+        let seat = self.core.carried.enter();
         account.watch(seat.pulse());
+        client.watch(seat.heartbeat());
         let end = {
             // Dropped before its end it resets both sides.
             let mut relaying = pin!(relay(&mut client, &mut upstream, &mut account));

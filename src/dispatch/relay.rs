@@ -10,6 +10,7 @@ mod tests;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ pub(crate) use flow::FlowIo;
 
 use super::live::Account;
 use crate::net::{BoxStream, Stream};
+use crate::stack::Heartbeat;
 
 /// Turns of one direction before other flows get theirs.
 const SHARE: usize = 16;
@@ -78,6 +80,8 @@ pub(crate) trait Client {
     fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()>;
     /// Sends RST.
     fn abort(&mut self);
+    /// Tells `heartbeat` when the client takes something of what was written, as far as that is known.
+    fn watch(&mut self, _heartbeat: Arc<Heartbeat>) {}
 }
 
 /// One direction's state.

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use smoltcp::socket::tcp::{self, RecvError, State};
 
 use super::Tuple;
 use super::budget::Share;
+use super::heartbeat::Heartbeat;
 use super::port::Cut;
 use super::progress::Progress;
 use super::ring::Rings;
@@ -65,6 +67,8 @@ pub(super) struct Flow {
     pub(super) watchers: [Option<Waker>; 2],
     /// Who waits for memory for what it has to send; present while the flow is in [`Shared::starving`].
     pub(super) starving: Option<Waker>,
+    /// Told when the client takes something.
+    pub(super) heartbeat: Option<Arc<Heartbeat>>,
     pub(super) progress: Progress,
 }
 
@@ -385,6 +389,11 @@ impl FlowStream {
             Ok(other) => other,
             Err(_) => Poll::Ready(Err(flow.loss())),
         }
+    }
+
+    /// Tells `heartbeat` from now on whenever the client has acknowledged something new: what was written moves still.
+    pub fn watch(&mut self, heartbeat: Arc<Heartbeat>) {
+        self.flow.borrow_mut().heartbeat = Some(heartbeat);
     }
 
     /// Ready once the client has acknowledged everything, a FIN of ours included, or is gone.

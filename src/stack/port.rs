@@ -83,9 +83,14 @@ pub(super) struct Port<'a> {
     pub(super) end: Option<u32>,
     /// What is sent again is not smoltcp's affair: see [`Known`].
     pub(super) known: Option<Known>,
-    /// The last TCP segment sent.
+    /// Bare acknowledgements are kept back, because there is more to tell than smoltcp does.
+    pub(super) keep: bool,
+    /// The last TCP segment sent, or kept back.
     pub(super) last: Option<Sent>,
 }
+
+/// Longer than any bare acknowledgement.
+const SHORT: usize = 128;
 
 /// What the client has not acknowledged. smoltcp sends all of that again when its own timer fires; such segments go no
 /// further than this, because [`Recovery`](super::recovery::Recovery) knows what of it is missing.
@@ -118,6 +123,8 @@ pub(super) struct Sent {
     pub(super) syn: bool,
     /// It has an acknowledgement and is no reset, so that its numbers are the flow's own.
     pub(super) speaks: bool,
+    /// It is a bare acknowledgement, and did not go out.
+    pub(super) kept: bool,
 }
 
 impl phy::Device for Port<'_> {
@@ -147,8 +154,8 @@ impl phy::Device for Port<'_> {
 impl Port<'_> {
     fn outgoing(&mut self) -> Outgoing<'_> {
         let sums = matches!(self.capabilities.checksum.tcp, Checksum::Tx);
-        let (cut, end, known) = (self.cut, self.end, self.known);
-        Outgoing { transmit: &mut *self.transmit, last: &mut self.last, cut, end, known, sums, gso: None }
+        let (cut, end, known, keep) = (self.cut, self.end, self.known, self.keep);
+        Outgoing { transmit: &mut *self.transmit, last: &mut self.last, cut, end, known, keep, sums, gso: None }
     }
 }
 
@@ -168,6 +175,7 @@ pub(super) struct Outgoing<'a> {
     cut: Option<Cut>,
     end: Option<u32>,
     known: Option<Known>,
+    keep: bool,
     /// The checksum is ours to compute.
     sums: bool,
     gso: Option<NonZeroU16>,
@@ -175,9 +183,20 @@ pub(super) struct Outgoing<'a> {
 
 impl phy::TxToken for Outgoing<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, len: usize, write: F) -> R {
-        let Some(known) = self.known.take() else { return self.pass(len, write) };
+        let keep = self.keep && len < SHORT;
+        if self.known.is_none() && !keep {
+            return self.pass(len, write);
+        }
         let mut packet = vec![0; len];
         let result = write(&mut packet);
+        if let Some(sent) = numbers(&packet).filter(|sent| keep && sent.speaks && sent.length == 0) {
+            *self.last = Some(Sent { kept: true, ..sent });
+            return result;
+        }
+        let Some(known) = self.known.take() else {
+            self.pass(len, |space| space.copy_from_slice(&packet));
+            return result;
+        };
         let Some(sent) = numbers(&packet).filter(|sent| known.covers(sent)) else {
             self.pass(len, |space| space.copy_from_slice(&packet));
             return result;
@@ -277,5 +296,6 @@ fn numbers(packet: &[u8]) -> Option<Sent> {
         payload,
         syn: flags & 2 != 0,
         speaks: flags & 16 != 0 && flags & 4 == 0,
+        kept: false,
     })
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use smoltcp::socket::tcp::State;
 
 use super::port::{Known, Sent};
+use super::reception::Reception;
 use super::recovery::{Recovery, Terms};
 
 /// A client that has not acknowledged anything for so long is gone (Linux gives up after 13 to 30 minutes).
@@ -44,6 +45,14 @@ pub(super) struct Progress {
     pub(super) heard: Instant,
     /// What was lost on its way to the client.
     pub(super) recovery: Recovery,
+    /// What of the client's data has come beyond a gap or twice.
+    pub(super) reception: Reception,
+    /// The client may be told of that.
+    pub(super) selective: bool,
+    /// The end of the window that smoltcp has announced, or less.
+    pub(super) edge: u32,
+    /// The shift of our windows.
+    shift: u32,
     /// When data last moved.
     pub(super) moved: Instant,
     /// When this flow's entry in the queue of warm flows is due; None if it has none.
@@ -54,7 +63,9 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(initial: u32, scale: u8, terms: Terms, now: Instant) -> Self {
+    pub(super) fn new(initial: u32, scale: Option<u8>, terms: Terms, now: Instant) -> Self {
+        // As smoltcp reckons it: the ring's length is to fit into 16 bits.
+        let shift = if scale.is_some() { (terms.ring.checked_ilog2().unwrap_or(0) + 1).saturating_sub(16) } else { 0 };
         Self {
             initial,
             consumed: 0,
@@ -62,13 +73,17 @@ impl Progress {
             sent: (0, 0),
             announced: 0,
             window: (0, None),
-            scale,
+            scale: scale.unwrap_or(0),
             acknowledged: 0,
             past_syn: false,
             finished: false,
             probing: false,
             heard: now,
             recovery: Recovery::new(terms, now),
+            reception: Reception::default(),
+            selective: terms.selective,
+            edge: initial,
+            shift,
             moved: now,
             warm: None,
             owes: None,
@@ -103,6 +118,11 @@ impl Progress {
         }
         self.sent.1 = sent.acknowledgement;
         self.announced = sent.window;
+        let edge = sent.acknowledgement.wrapping_add(u32::from(sent.window) << self.shift);
+        // smoltcp forgets what it has said in probes, which are of one byte.
+        if sent.payload != 1 || is_ahead(self.edge, edge) {
+            self.edge = edge;
+        }
         // A probe of a shut window counts as not sent until it is taken.
         if !sent.syn && sent.length > 0 && !(self.window.0 == 0 && sent.payload > 0) {
             self.recovery.sent(sent.end, now);
@@ -115,12 +135,14 @@ impl Progress {
         self.recovery.repeats(now).map(|(start, end)| Known { start, end, said })
     }
 
-    /// The client has acknowledged what lies before `acknowledgement`.
-    pub(super) fn note_acknowledged(&mut self, acknowledgement: u32) {
+    /// The client has acknowledged what lies before `acknowledgement`. Returns whether that is news.
+    pub(super) fn note_acknowledged(&mut self, acknowledgement: u32) -> bool {
         let sane = self.end().is_some_and(|end| is_ahead(end, acknowledgement));
-        if sane && is_ahead(acknowledgement, self.acknowledged) {
+        let news = sane && acknowledgement != self.acknowledged && is_ahead(acknowledgement, self.acknowledged);
+        if news {
             self.acknowledged = acknowledgement;
         }
+        news
     }
 
     /// Whether a segment that began with `sequence` may be on its way to the client (RFC 5927 section 4.1).

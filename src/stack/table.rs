@@ -7,6 +7,7 @@ mod clock;
 mod receive;
 mod relief;
 mod repair;
+mod tell;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -84,6 +85,7 @@ impl Side {
             cut: None,
             end: None,
             known: None,
+            keep: false,
             last: None,
         };
         let mut interface = Interface::new(settings, &mut port, since(now, now));
@@ -95,16 +97,24 @@ impl Side {
     fn ingest(
         &mut self,
         bytes: &[u8],
-        (cut, end): (Option<Cut>, Option<u32>),
+        Measure { cut, end, keep }: Measure,
         sockets: &mut SocketSet<'static>,
         time: smoltcp::time::Instant,
         transmit: &mut dyn Transmit,
     ) -> Option<Sent> {
         let capabilities = &self.capabilities;
-        let mut port = Port { incoming: Some(bytes), transmit, capabilities, cut, end, known: None, last: None };
+        let mut port = Port { incoming: Some(bytes), transmit, capabilities, cut, end, known: None, keep, last: None };
         self.interface.poll_ingress_single(time, &mut port, sockets);
         port.last
     }
+}
+
+/// What becomes of smoltcp's answers: see [`Port`].
+#[derive(Clone, Copy, Default)]
+struct Measure {
+    cut: Option<Cut>,
+    end: Option<u32>,
+    keep: bool,
 }
 
 /// Runs what belongs to one flow. A mistake in there, ours or smoltcp's, panics; it must not end the other flows.
@@ -179,7 +189,7 @@ impl Table {
     pub(super) fn reset(&mut self, bytes: &[u8], now: Instant, transmit: &mut dyn Transmit) {
         let mut nobody = SocketSet::new(Vec::new());
         let side = &mut self.sides[usize::from(bytes.first().is_some_and(|byte| byte >> 4 == 6))];
-        side.ingest(bytes, (None, None), &mut nobody, since(self.epoch, now), transmit);
+        side.ingest(bytes, Measure::default(), &mut nobody, since(self.epoch, now), transmit);
     }
 
     pub(super) fn poll(&mut self, now: Instant, transmit: &mut dyn Transmit) -> bool {
@@ -291,6 +301,9 @@ impl Table {
         if !self.repair(flow, now, transmit) {
             return false;
         }
+        if flow.progress.reception.owes() {
+            self.tell(flow, transmit);
+        }
         for _ in 0..SHARE {
             if !transmit.ready() {
                 return false;
@@ -304,6 +317,7 @@ impl Table {
                 cut: flow.cut,
                 end: flow.progress.end(),
                 known: flow.progress.known(now),
+                keep: flow.progress.reception.has_news(),
                 last: None,
             };
             let sockets = &mut flow.sockets;
@@ -313,6 +327,9 @@ impl Table {
             };
             if let Some(sent) = port.last {
                 flow.progress.note_sent(sent, now);
+                if sent.kept {
+                    self.tell(flow, transmit);
+                }
                 if flow.socket().send_queue() > 0 {
                     self.warm_up(flow, now);
                 }

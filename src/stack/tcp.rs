@@ -28,8 +28,8 @@ pub(super) struct Segment {
     pub(super) blocks: Blocks,
     /// It permits the other side to say so.
     pub(super) selective: bool,
-    /// The shift of the windows that it will announce (RFC 7323).
-    pub(super) scale: u8,
+    /// The shift of the windows that it will announce; None: it takes no shifted ones either (RFC 7323).
+    pub(super) scale: Option<u8>,
     /// The maximum segment size that it announces.
     pub(super) segment_size: Option<u16>,
     flags: u8,
@@ -56,14 +56,34 @@ impl Blocks {
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
         self.list[..self.count].iter().copied()
     }
+
+    /// Writes the option, if there is anything to tell, behind two bytes that align it.
+    fn write(&self, options: &mut [u8]) {
+        let Some((head, places)) = options.split_first_chunk_mut::<4>() else { return };
+        *head = [1, 1, 5, (2 + 8 * self.count) as u8];
+        for (place, (left, right)) in places.as_chunks_mut::<8>().0.iter_mut().zip(self.iter()) {
+            place[..4].copy_from_slice(&left.to_be_bytes());
+            place[4..].copy_from_slice(&right.to_be_bytes());
+        }
+    }
+}
+
+/// The first four.
+impl FromIterator<(u32, u32)> for Blocks {
+    fn from_iter<T: IntoIterator<Item = (u32, u32)>>(given: T) -> Self {
+        let mut blocks = Self::default();
+        for (place, block) in blocks.list.iter_mut().zip(given) {
+            *place = block;
+            blocks.count += 1;
+        }
+        blocks
+    }
 }
 
 #[cfg(test)]
 impl<const N: usize> From<[(u32, u32); N]> for Blocks {
     fn from(given: [(u32, u32); N]) -> Self {
-        let mut blocks = Self { count: N, ..Self::default() };
-        blocks.list[..N].copy_from_slice(&given);
-        blocks
+        given.into_iter().collect()
     }
 }
 
@@ -128,6 +148,20 @@ impl Segment {
         Self { payload: self.payload - excess, ..*self }
     }
 
+    /// The FIN alone that stands at `sequence`, of the same client, with this acknowledgement and window.
+    pub(super) fn last(&self, sequence: u32, acknowledgement: u32, window: u16) -> Self {
+        let (blocks, flags) = (Blocks::default(), FIN | ACK);
+        Self { sequence, acknowledgement: Some(acknowledgement), payload: 0, window, blocks, flags, ..*self }
+    }
+
+    /// It as smoltcp reads it, for one that has neither payload nor options: without checksums.
+    pub(super) fn packet(&self) -> Vec<u8> {
+        let header = if self.tuple.client.is_ipv6() { 40 } else { 20 };
+        let mut packet = acknowledgement(self.tuple, self.sequence, self.acknowledgement.unwrap_or(0), self.window);
+        packet[header + 13] = self.flags;
+        packet
+    }
+
     /// The sequence number behind its payload.
     pub(super) fn end(&self) -> u32 {
         self.sequence.wrapping_add(super::flow::low_bits(self.payload))
@@ -142,7 +176,7 @@ struct Options {
     /// SACK is permitted.
     selective: bool,
     blocks: Blocks,
-    scale: u8,
+    scale: Option<u8>,
 }
 
 /// Walks TCP options (RFC 9293 section 3.1).
@@ -171,7 +205,7 @@ fn read_options(options: &[u8]) -> Result<Options, Malformed> {
         }
         match kind {
             2 => found.segment_size = Some(at),
-            3 => found.scale = options[at + 2].min(14),
+            3 => found.scale = Some(options[at + 2].min(14)),
             4 => found.selective = true,
             5 => found.blocks = Blocks::read(&options[at + 2..at + length]),
             _ => {}
@@ -208,12 +242,13 @@ pub(super) fn without_fin(packet: &[u8], payload: usize) -> Vec<u8> {
     bytes
 }
 
-/// The FIN of `packet` alone, in the place where it stands.
-pub(super) fn fin_alone(packet: &[u8], end: u32) -> Vec<u8> {
-    let mut bytes = without_fin(packet, 0);
+/// `packet`, a whole one without IPv6 extension headers, with another acknowledgement and window. Its checksum is left
+/// as it was.
+pub(super) fn with_acknowledgement(packet: &[u8], acknowledgement: u32, window: u16) -> Vec<u8> {
+    let mut bytes = packet.to_vec();
     let start = ip::header_length(&bytes);
-    bytes[start + 13] |= FIN;
-    bytes[start + 4..start + 8].copy_from_slice(&end.to_be_bytes());
+    bytes[start + 8..start + 12].copy_from_slice(&acknowledgement.to_be_bytes());
+    bytes[start + 14..start + 16].copy_from_slice(&window.to_be_bytes());
     bytes
 }
 
@@ -294,31 +329,41 @@ impl Data {
     }
 }
 
-/// Sends a bare acknowledgement from the server's end of `tuple`.
-pub(super) fn acknowledge(
-    tuple: Tuple,
-    sequence: u32,
-    acknowledgement: u32,
-    offload: bool,
-    transmit: &mut dyn Transmit,
-) {
-    if !transmit.ready() {
-        return;
-    }
-    let header = if tuple.server.is_ipv6() { 40 } else { 20 };
-    transmit.transmit(header + 20, None, &mut |packet| {
-        ip::write_header(packet, tuple.server.ip(), tuple.client.ip(), ip::TCP, 0);
-        let tcp = &mut packet[header..];
-        tcp.fill(0);
-        tcp[..2].copy_from_slice(&tuple.server.port().to_be_bytes());
-        tcp[2..4].copy_from_slice(&tuple.client.port().to_be_bytes());
-        tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
-        tcp[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
-        tcp[12] = 5 << 4;
-        tcp[13] = ACK;
-        if !offload {
-            let sum = super::checksum::transport(packet, header, ip::TCP);
-            packet[header + 16..header + 18].copy_from_slice(&sum.to_be_bytes());
+/// A bare acknowledgement from the server's end of a flow.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Acknowledgement {
+    pub(super) tuple: Tuple,
+    pub(super) sequence: u32,
+    pub(super) acknowledgement: u32,
+    /// As it stands there, scaled.
+    pub(super) window: u16,
+    pub(super) blocks: Blocks,
+}
+
+impl Acknowledgement {
+    /// Sends it if the device takes it. The checksum is the device's affair with `offload`.
+    pub(super) fn send(&self, offload: bool, transmit: &mut dyn Transmit) {
+        if !transmit.ready() {
+            return;
         }
-    });
+        let header = if self.tuple.server.is_ipv6() { 40 } else { 20 };
+        let options = if self.blocks.count > 0 { 4 + 8 * self.blocks.count } else { 0 };
+        transmit.transmit(header + 20 + options, None, &mut |packet| {
+            ip::write_header(packet, self.tuple.server.ip(), self.tuple.client.ip(), ip::TCP, 0);
+            let tcp = &mut packet[header..];
+            tcp.fill(0);
+            tcp[..2].copy_from_slice(&self.tuple.server.port().to_be_bytes());
+            tcp[2..4].copy_from_slice(&self.tuple.client.port().to_be_bytes());
+            tcp[4..8].copy_from_slice(&self.sequence.to_be_bytes());
+            tcp[8..12].copy_from_slice(&self.acknowledgement.to_be_bytes());
+            tcp[12] = (((20 + options) / 4) << 4) as u8;
+            tcp[13] = ACK;
+            tcp[14..16].copy_from_slice(&self.window.to_be_bytes());
+            self.blocks.write(&mut tcp[20..]);
+            if !offload {
+                let sum = super::checksum::transport(packet, header, ip::TCP);
+                packet[header + 16..header + 18].copy_from_slice(&sum.to_be_bytes());
+            }
+        });
+    }
 }

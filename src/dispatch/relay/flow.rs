@@ -2,12 +2,13 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Client, Read, Write};
-use crate::stack::FlowStream;
+use crate::stack::{FlowStream, Heartbeat};
 
 impl Client for FlowStream {
     fn poll_recv(&mut self, cx: &mut Context<'_>, read: Read<'_>) -> Poll<io::Result<usize>> {
@@ -29,6 +30,10 @@ impl Client for FlowStream {
 
     fn abort(&mut self) {
         FlowStream::abort(self);
+    }
+
+    fn watch(&mut self, heartbeat: Arc<Heartbeat>) {
+        FlowStream::watch(self, heartbeat);
     }
 }
 

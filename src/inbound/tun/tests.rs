@@ -67,6 +67,7 @@ fn core() -> Arc<Core> {
         icmp_timeout: Duration::from_secs(60),
         echo_ids: Arc::default(),
         own: None,
+        carried: Arc::default(),
         memory: 1 << 30,
     })
 }

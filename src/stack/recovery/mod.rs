@@ -196,10 +196,10 @@ impl Recovery {
         let (before, flying) = (self.flight.start, self.flight.flying());
         let reopened = self.shut && word.shut == Some(false);
         self.shut = word.shut.unwrap_or(self.shut);
+        self.learn_order(word, now);
         if self.flight.is_empty() && word.start == before {
             return;
         }
-        self.learn_order(word, now);
         let news = self.take(word, now);
         let advanced = word.start != before && is_ahead(word.start, before);
         if advanced {
@@ -310,8 +310,14 @@ impl Recovery {
         let inside = |(from, to): (u32, u32)| is_ahead(left, from) && is_ahead(to, right);
         if !is_ahead(left, word.start) || blocks.next().is_some_and(inside) {
             let calm = now.saturating_duration_since(self.sent) < self.clock.timeout();
-            if let Some(factor) = self.reordered.as_mut().filter(|_| calm && self.probed.is_none()) {
+            if !calm || self.probed.is_some() {
+                return;
+            }
+            if let Some(factor) = &mut self.reordered {
                 *factor = (*factor + 1).min(16);
+            }
+            if let Some(window) = &mut self.window {
+                window.returned((right.wrapping_sub(left) as usize).min(PIECE));
             }
         }
     }

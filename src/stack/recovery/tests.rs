@@ -359,3 +359,25 @@ proptest! {
         prop_assert_eq!(recovery.flight.start, end);
     }
 }
+
+#[test]
+fn what_was_late_and_not_lost_gives_the_window_back_that_was_cut_for_it() {
+    for late in [true, false] {
+        let (mut recovery, now, start) = recovery(true, true);
+        let at = |segment: u32| start.wrapping_add(1000 * segment);
+        recovery.sent(at(10), now);
+        let later = now + TRIP;
+        recovery.hear(&word(start, &[(at(5), at(10))], true), later);
+        assert_eq!(repairs(&mut recovery, later).len(), 5, "half of it seems lost");
+        let window = |recovery: &Recovery| recovery.window.as_ref().unwrap().bytes;
+        let cut = window(&recovery);
+        recovery.hear(&word(at(10), &[], true), later + TRIP / 2);
+        if late {
+            for segment in 0..5 {
+                let twice = (at(segment), at(segment + 1));
+                recovery.hear(&word(at(10), &[twice], true), later + TRIP);
+            }
+        }
+        assert_eq!(10 * window(&recovery) >= 14 * cut, late, "{cut}, then {}", window(&recovery));
+    }
+}

@@ -3,7 +3,8 @@
 //!
 //! A lost packet alone says nothing of a queue on the last link to a client, which more often than not is a radio. The
 //! window is cut where there is evidence of one: the least round trip of a whole round has grown (the sign of HyStart++,
-//! RFC 9406), or so much of a round is lost as only a full queue loses. It is cut once in an episode (RFC 6582).
+//! RFC 9406), or so much of a round is lost as only a full queue loses. It is cut once in an episode (RFC 6582), and as
+//! it was before if what was taken for lost turns out to have been late (RFC 3708).
 
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,25 @@ pub(super) struct Window {
     round: Round,
     /// How many whole rounds in a row were delayed by a queue.
     queued: u32,
+    /// Bytes that came twice in the round before this.
+    returned: usize,
+    undo: Option<Undo>,
+}
+
+/// How it was before it was cut, and the evidence for that.
+#[derive(Debug, Clone, Copy)]
+struct Undo {
+    bytes: usize,
+    threshold: usize,
+    highest: usize,
+    /// Bytes that seemed lost, of so many.
+    lost: usize,
+    of: usize,
+}
+
+/// Whether no radio loses so much.
+fn is_heavy(lost: usize, of: usize, segment: usize) -> bool {
+    lost >= SEVERAL * segment && lost * HEAVY > of
 }
 
 /// What is counted from when some data is sent until it has arrived.
@@ -46,6 +66,8 @@ struct Round {
     least: Option<Duration>,
     arrived: usize,
     lost: usize,
+    /// Came twice, so that it was not lost.
+    returned: usize,
 }
 
 impl Window {
@@ -59,6 +81,8 @@ impl Window {
             origin: 0.0,
             round: Round::default(),
             queued: 0,
+            returned: 0,
+            undo: None,
         }
     }
 
@@ -90,6 +114,7 @@ impl Window {
     /// What was sent at the beginning of the round has arrived. `least` is the least round trip of this path.
     pub(super) fn round_over(&mut self, least: Duration) {
         let round = std::mem::take(&mut self.round);
+        self.returned = round.returned;
         let slack = (least / 4).max(QUEUED);
         let queued = round.least.is_some_and(|of_round| of_round > least + slack);
         self.queued = if queued { self.queued + 1 } else { 0 };
@@ -104,12 +129,30 @@ impl Window {
 
     /// Whether what is lost tells of a full queue.
     pub(super) fn is_crowded(&self) -> bool {
-        let Round { arrived, lost, .. } = self.round;
-        self.queued > 0 || lost >= SEVERAL * self.segment && lost * HEAVY > arrived + lost
+        let Round { arrived, lost, returned, .. } = self.round;
+        // It takes a round trip to learn that something was late, so that the word is of the round before.
+        let gone = lost.saturating_sub(returned + self.returned);
+        self.queued > 0 || is_heavy(gone, arrived + lost, self.segment)
+    }
+
+    /// `bytes` that were sent again came twice: they had been late.
+    pub(super) fn returned(&mut self, bytes: usize) {
+        self.round.returned += bytes;
+        let Some(undo) = &mut self.undo else { return };
+        undo.lost = undo.lost.saturating_sub(bytes);
+        if !is_heavy(undo.lost, undo.of, self.segment) {
+            (self.bytes, self.threshold) = (self.bytes.max(undo.bytes), undo.threshold);
+            (self.highest, self.origin, self.since) = (undo.highest.max(self.bytes), 0.0, None);
+            self.undo = None;
+        }
     }
 
     /// A queue has overflowed.
     pub(super) fn cut(&mut self) {
+        let (lost, of) = (self.round.lost, self.round.arrived + self.round.lost);
+        let now = Undo { bytes: self.bytes, threshold: self.threshold, highest: self.highest, lost, of };
+        let undo = self.undo.map_or(now, |before| Undo { lost: before.lost + lost, of: before.of + of, ..before });
+        self.undo = (self.queued == 0).then_some(undo);
         self.highest = self.bytes;
         self.bytes = ((self.bytes as f64 * BETA) as usize).max(2 * self.segment);
         self.threshold = self.bytes;
@@ -125,7 +168,7 @@ impl Window {
             (self.highest, self.origin) = (self.threshold, 0.0);
         }
         self.bytes = self.segment;
-        self.since = None;
+        (self.since, self.undo) = (None, None);
     }
 
     /// Nothing was sent for longer than the retransmission timeout (RFC 5681 section 4.1).

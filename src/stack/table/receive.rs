@@ -15,10 +15,10 @@ use super::super::port::Cut;
 use super::super::progress::{Progress, is_ahead};
 use super::super::recovery::Terms;
 use super::super::ring::Pool;
-use super::super::tcp::{Segment, acknowledge, clamp_segment_size, fin_alone, without_fin};
+use super::super::tcp::{Acknowledgement, Blocks, Segment, clamp_segment_size, without_fin};
 use super::super::tombstone::Tombstone;
 use super::super::{Counters, Event, Handle, since};
-use super::{Table, contained};
+use super::{Measure, Table, contained};
 
 /// What is to be done with a segment that has a flow's tuple.
 enum Verdict {
@@ -26,8 +26,8 @@ enum Verdict {
     Its,
     /// A SYN in place of one that is still held, or of a flow that has come to its end.
     Anew,
-    /// A SYN in the middle of a flow, to be answered by these sequence and acknowledgement numbers.
-    Challenge(u32, u32),
+    /// A SYN in the middle of a flow, to be answered by an acknowledgement of what has come.
+    Challenge,
     /// One more of those.
     Surplus,
     /// Data that no window ever offered.
@@ -56,9 +56,7 @@ impl Table {
                     self.take(&flow, &bytes, segment, now, transmit);
                 }
                 Verdict::Beyond => counters.ignored += 1,
-                Verdict::Challenge(sequence, acknowledgement) => {
-                    acknowledge(segment.tuple, sequence, acknowledgement, self.offload, transmit);
-                }
+                Verdict::Challenge => self.tell(&mut flow.borrow_mut(), transmit),
                 Verdict::Surplus => counters.ignored += 1,
                 Verdict::Anew => {
                     self.forget(&flow);
@@ -130,10 +128,7 @@ impl Table {
                 (false, State::Closed | State::Listen) => Verdict::Anew,
                 // RFC 9293 section 3.10.7.4; smoltcp says nothing at all. A client that was restarted answers with a
                 // reset, and its next SYN opens a flow.
-                _ if flow.progress.may_challenge(now) => {
-                    let (sequence, acknowledgement) = flow.progress.sent;
-                    Verdict::Challenge(sequence, acknowledgement)
-                }
+                _ if flow.progress.may_challenge(now) => Verdict::Challenge,
                 _ => Verdict::Surplus,
             };
         }
@@ -158,7 +153,9 @@ impl Table {
                 if segment.is_reset() || segment.end() == acknowledgement && !segment.is_last() {
                     counters.ignored += 1;
                 } else {
-                    acknowledge(segment.tuple, sequence, acknowledgement, self.offload, transmit);
+                    let (tuple, blocks) = (segment.tuple, Blocks::default());
+                    let bare = Acknowledgement { tuple, sequence, acknowledgement, window: 0, blocks };
+                    bare.send(self.offload, transmit);
                 }
                 None
             }
@@ -216,6 +213,7 @@ impl Table {
             armed: None,
             watchers: [None, None],
             starving: None,
+            heartbeat: None,
             progress: Progress::new(segment.sequence, segment.scale, terms, now),
         }));
         self.held.enter(source);
@@ -228,18 +226,21 @@ impl Table {
     /// and take the FIN behind it all the same, so that the stream ends early and its rest is lost. The window's edge
     /// moves back by up to its unit whenever less than that is read, so that honest clients meet it.
     fn take(&mut self, handle: &Handle, bytes: &[u8], segment: &Segment, now: Instant, transmit: &mut dyn Transmit) {
+        let renewed = handle.borrow_mut().renewed(bytes, segment);
+        let bytes = renewed.as_deref().unwrap_or(bytes);
         let (next, room) = handle.borrow_mut().expects();
         let end = segment.end();
         let news = segment.payload > 0 && end != next && is_ahead(end, next);
         let beyond = news && is_ahead(next, segment.sequence) && end.wrapping_sub(next) as usize > room;
-        if !(news && segment.is_last() || beyond) {
-            return self.feed(handle, bytes, segment, now, transmit);
+        if news && segment.is_last() || beyond {
+            let excess = if beyond { end.wrapping_sub(next) as usize - room } else { 0 };
+            let data = without_fin(bytes, segment.payload - excess);
+            self.feed(handle, &data, &segment.shortened(excess), now, transmit);
+        } else {
+            self.feed(handle, bytes, segment, now, transmit);
         }
-        let excess = if beyond { end.wrapping_sub(next) as usize - room } else { 0 };
-        let data = without_fin(bytes, segment.payload - excess);
-        self.feed(handle, &data, &segment.shortened(excess), now, transmit);
-        if segment.is_last() && handle.borrow_mut().expects().0 == end {
-            self.feed(handle, &fin_alone(bytes, end), &segment.shortened(segment.payload), now, transmit);
+        if let Some(last) = self.ending(handle, segment, transmit) {
+            self.feed(handle, &last.packet(), &last, now, transmit);
         }
     }
 
@@ -280,17 +281,24 @@ impl Table {
         let flow = &mut *guard;
         flow.heard(now);
         let welcome = flow.welcome(segment);
+        let arrival = flow.arrival(segment);
         let side = &mut self.sides[usize::from(flow.tuple.server.is_ipv6())];
-        let (measure, sockets, time) = ((flow.cut, flow.progress.end()), &mut flow.sockets, since(self.epoch, now));
-        match contained(|| side.ingest(bytes, measure, sockets, time, transmit)) {
-            Some(Some(sent)) => flow.progress.note_sent(sent, now),
-            Some(None) => {}
-            None => flow.give_up(),
+        let measure = Measure { cut: flow.cut, end: flow.progress.end(), keep: arrival.is_some() };
+        let (sockets, time) = (&mut flow.sockets, since(self.epoch, now));
+        let Some(sent) = contained(|| side.ingest(bytes, measure, sockets, time, transmit)) else {
+            return flow.give_up();
+        };
+        if let Some(sent) = sent {
+            flow.progress.note_sent(sent, now);
+        }
+        if let Some(arrival) = arrival {
+            self.settle(flow, &arrival, sent, transmit);
         }
         let state = flow.socket().state();
         flow.progress.finished |= matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
-        if let Some(acknowledgement) = segment.acknowledgement {
-            flow.progress.note_acknowledged(acknowledgement);
+        let taken = segment.acknowledgement.is_some_and(|number| flow.progress.note_acknowledged(number));
+        if let Some(heartbeat) = flow.heartbeat.as_ref().filter(|_| taken) {
+            heartbeat.beat(now);
         }
         flow.hear(segment, welcome, now);
         flow.close_late();

@@ -12,7 +12,7 @@ use super::super::progress::is_ahead;
 use super::super::recovery::Word;
 use super::super::since;
 use super::super::tcp::{Data, Segment, acknowledgement};
-use super::{SHARE, Table, contained};
+use super::{Measure, SHARE, Table, contained};
 
 /// What smoltcp makes of a segment, before it has seen it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +130,8 @@ impl Table {
         let next = flow.expects().0.wrapping_add(u32::from(flow.progress.finished));
         let bytes = acknowledgement(flow.tuple, next, flow.unacknowledged(), window);
         let side = &mut self.sides[usize::from(flow.tuple.server.is_ipv6())];
-        let (measure, sockets) = ((flow.cut, flow.progress.end()), &mut flow.sockets);
+        let measure = Measure { cut: flow.cut, end: flow.progress.end(), keep: false };
+        let sockets = &mut flow.sockets;
         if contained(|| side.ingest(&bytes, measure, sockets, since(self.epoch, now), transmit)).is_none() {
             flow.give_up();
         }

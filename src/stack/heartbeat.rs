@@ -1,0 +1,33 @@
+//! When something last moved in a flow.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// Set by the worker that has the flow, read by any.
+#[derive(Debug)]
+pub struct Heartbeat {
+    born: Instant,
+    /// Microseconds since then.
+    last: AtomicU64,
+}
+
+impl Heartbeat {
+    /// Something moves at its beginning.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self { born: now, last: AtomicU64::new(0) }
+    }
+
+    /// Something moves.
+    pub fn beat(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.born).as_micros();
+        self.last.store(u64::try_from(since).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// When something moved last.
+    #[must_use]
+    pub fn last(&self) -> Instant {
+        self.born + Duration::from_micros(self.last.load(Relaxed))
+    }
+}
