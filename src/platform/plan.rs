@@ -95,8 +95,8 @@ pub enum PlanError {
     NoKillSwitch(String),
     /// Somebody has addresses that were to be ours.
     #[error(
-        "{0}: hosts there could not be told from names, or from ourselves. Choose a range that nobody here uses; without the \
-         key it is one that nobody should have. Nothing was changed"
+        "{0}: hosts there could not be told from names, or from ourselves. Choose a range that nobody here uses. Nothing was \
+         changed"
     )]
     Overlap(Overlap),
     /// Numbers have run out.
