@@ -22,7 +22,8 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
     }
     found.extend(dead(record, &families));
     for family in families.iter().copied() {
-        found.extend(without_address(record, family));
+        let nowhere = without_address(record, family).or_else(|| refused(record, family));
+        found.extend(nowhere);
         found.extend(gateways(record, family));
     }
     found.extend(rivals(record));
@@ -88,6 +89,28 @@ fn without_address(record: &Record, family: Family) -> Option<Finding> {
     Some(Finding::problem(
         format!("there is a default route for {name}, and no interface of it has an address of that family"),
         format!("look at the DHCP client or the network's settings; without an address no {name} leaves"),
+    ))
+}
+
+/// A default route that is there and does not count: something before it refuses.
+fn refused(record: &Record, family: Family) -> Option<Finding> {
+    let journal = record.journal.as_ref().ok().and_then(Option::as_ref);
+    // A kill switch that stands refuses, and is told of as such.
+    let closed = journal.is_some_and(|journal| journal.kill_switch.is_some());
+    let live = record.ways(family).iter().any(|link| link.up && link.carrier);
+    if closed || !live || !record.probes.routed.contains(&(family, false)) {
+        return None;
+    }
+    let option = if family == Family::V4 { "-4" } else { "-6" };
+    Some(Finding::problem(
+        format!(
+            "there is a default route for {}, and the kernel does not take it: a rule, or a route that refuses, comes before it",
+            name(family)
+        ),
+        format!(
+            "look for `unreachable`, `blackhole` and `prohibit` in `ip {option} rule` and `ip {option} route show table all`, and \
+             whether the rule `from all lookup main` is still there"
+        ),
     ))
 }
 
@@ -232,6 +255,22 @@ mod tests {
         assert!(only_problem(&check(&record)).unwrap().what.contains("the part of IPv4"));
         record.probes.gateways = vec![probed("192.168.1.1", 2, 0, None)];
         assert!(only_problem(&check(&record)).is_none());
+    }
+
+    #[test]
+    fn a_default_route_that_something_refuses_before_is_named() {
+        let mut record = quiet();
+        record.probes.routed = vec![(Family::V4, true), (Family::V6, true)];
+        assert!(only_problem(&check(&record)).is_none());
+        record.probes.routed[0].1 = false;
+        let found = check(&record);
+        assert!(
+            only_problem(&found).unwrap().what.contains("default route for IPv4, and the kernel does not"),
+            "{found:?}"
+        );
+        let kill_switch = Some("tunproxy".to_owned());
+        record.journal = Ok(Some(super::super::super::record::Journal { kill_switch, ..Default::default() }));
+        assert!(only_problem(&check(&record)).is_none(), "that is told of elsewhere");
     }
 
     #[test]
