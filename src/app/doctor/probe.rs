@@ -34,6 +34,8 @@ const FAR: [(Family, IpAddr); 2] = [
     (Family::V4, IpAddr::V4(Ipv4Addr::new(198, 41, 0, 4))),
     (Family::V6, IpAddr::V6(Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30))),
 ];
+/// "Discard" (RFC 863): any port would do.
+const DISCARD: u16 = 9;
 /// The port of names.
 const DNS: u16 = 53;
 
@@ -64,7 +66,7 @@ pub(super) async fn all(record: &Record, loaded: Option<&Loaded>) -> Probes {
         RunState::Absent => listed_answer(&plain, &listed, &nameservers).await,
         _ => Vec::new(),
     };
-    let way = |(family, ip): (Family, IpAddr)| (family, past.has_route(ip));
+    let way = |(family, ip): (Family, IpAddr)| (family, past.source_for(SocketAddr::new(ip, DISCARD)).is_some());
     let routed = if captured { Vec::new() } else { FAR.into_iter().map(way).collect() };
     Probes { question, nameservers, listed, routed, gateways, servers, captured }
 }
