@@ -288,13 +288,13 @@ pub(super) mod tests {
 9003 oif tun7 lookup 2023
 9004 fwmark 0x2000000/0x2000000 lookup 2023
 9005 to 198.18.0.0/15 lookup 2023
-9020 from 0.0.0.0/32 iif lo ipproto 17 dport 53-53 lookup 2023
-9020 from 0.0.0.0/32 iif lo ipproto 6 dport 53-53 lookup 2023
-9020 from 198.18.0.1/32 iif lo ipproto 17 dport 53-53 lookup 2023
-9020 from 198.18.0.1/32 iif lo ipproto 6 dport 53-53 lookup 2023
+9020 from 0.0.0.0/32 iif lo ipproto udp dport 53 lookup 2023
+9020 from 0.0.0.0/32 iif lo ipproto tcp dport 53 lookup 2023
+9020 from 198.18.0.1/32 iif lo ipproto udp dport 53 lookup 2023
+9020 from 198.18.0.1/32 iif lo ipproto tcp dport 53 lookup 2023
 9024 iif lo goto 9030
-9025 ipproto 17 dport 53-53 lookup 2023
-9025 ipproto 6 dport 53-53 lookup 2023
+9025 ipproto udp dport 53 lookup 2023
+9025 ipproto tcp dport 53 lookup 2023
 9030 nop
 9031 to 10.0.0.0/8 lookup main suppress_prefixlength 7
 9031 to 172.16.0.0/12 lookup main suppress_prefixlength 11
@@ -319,8 +319,8 @@ pub(super) mod tests {
 9003 oif tun7 lookup 2023
 9004 fwmark 0x2000000/0x2000000 lookup 2023
 9005 to fdfe:dcba:9877::/64 lookup 2023
-9025 ipproto 17 dport 53-53 lookup 2023
-9025 ipproto 6 dport 53-53 lookup 2023
+9025 ipproto udp dport 53 lookup 2023
+9025 ipproto tcp dport 53 lookup 2023
 9031 to fc00::/7 lookup main suppress_prefixlength 6
 9031 to fe80::/10 lookup main suppress_prefixlength 9
 9032 to ff00::/8 goto 9090

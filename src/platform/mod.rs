@@ -10,6 +10,7 @@ mod firewall;
 mod journal;
 mod journalled;
 mod layout;
+mod may_start;
 mod outline;
 mod overlap;
 mod own_sockets;
@@ -54,9 +55,10 @@ pub use imp::udp::{Arrival, DatagramSocket};
 pub use imp::watch::{Watch, Woken};
 pub use journal::{Journal, JournalError, Rehearsal};
 pub use journalled::{Journalled, holder};
+pub use may_start::PlanError;
 pub use outline::{Before, Group};
 pub use own_sockets::{OwnSockets, Sending};
-pub use plan::{HostOptions, HostPlan, PlanError, Sysctl};
+pub use plan::{HostOptions, HostPlan, Sysctl};
 pub use resolver::{DnsPlan, nameservers};
 pub use routing::{
     Family, Gateway, Link, LinkState, MarkMatch, Neighbour, Ports, Route, RouteKind, RouteTable, Rule, RuleAction,

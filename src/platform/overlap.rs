@@ -58,8 +58,8 @@ fn networks(options: &HostOptions, survey: &Survey) -> Vec<(IpNet, String)> {
 mod tests {
     use super::*;
     use crate::platform::plan::tests::options;
-    use crate::platform::plan::{HostPlan, PlanError};
     use crate::platform::survey::tests::plain;
+    use crate::platform::{HostPlan, PlanError};
 
     fn told(options: &HostOptions) -> Option<String> {
         let told = overlap(options, &plain()).map(|it| it.to_string());

@@ -10,13 +10,11 @@ use super::Fwmark;
 use super::closed;
 use super::firewall::{self, Nft};
 use super::layout;
-use super::overlap::{Overlap, overlap};
+use super::may_start::{PlanError, check_syntax};
+use super::overlap::overlap;
 use super::resolver::{self, DnsPlan};
 use super::routing::{Route, Rule};
-use super::survey::{NftState, NoRoom, Numbers, Survey, Wishes};
-
-/// The longest name that an interface can have, in bytes (`IFNAMSIZ` less the final zero).
-const LONGEST_NAME: usize = 15;
+use super::survey::{NftState, Numbers, Survey, Wishes};
 
 /// IPv6 has no smaller links (RFC 8200 section 5): the kernel takes the protocol off a device below this many bytes.
 const SMALLEST_MTU: u16 = 1280;
@@ -76,32 +74,6 @@ impl HostOptions {
             ..self.clone()
         }
     }
-}
-
-/// Why there can be no plan.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum PlanError {
-    /// The name is already an interface's.
-    #[error("the interface {0} exists already; choose another name (tun.device), or stop the program that made it")]
-    NameTaken(String),
-    /// The name cannot be an interface's.
-    #[error("{0:?} cannot name an interface: 1 to 15 letters, digits, '-', '_', '.' or ':'")]
-    BadName(String),
-    /// There is no firewall to close.
-    #[error(
-        "tun.kill-switch cannot be had without nftables ({0}): install it (apt install nftables), or set \
-         tun.kill-switch: false. Nothing was changed"
-    )]
-    NoKillSwitch(String),
-    /// Somebody has addresses that were to be ours.
-    #[error(
-        "{0}: hosts there could not be told from names, or from ourselves. Choose a range that nobody here uses; without the \
-         key it is one that nobody should have. Nothing was changed"
-    )]
-    Overlap(Overlap),
-    /// Numbers have run out.
-    #[error(transparent)]
-    NoRoom(#[from] NoRoom),
 }
 
 /// A kernel parameter to be set.
@@ -200,31 +172,6 @@ impl HostPlan {
         Ok(plan)
     }
 
-    /// Whether an interface of that name may be made.
-    ///
-    /// # Errors
-    /// [`PlanError::NameTaken`], [`PlanError::BadName`].
-    pub fn check_name(name: &str, survey: &Survey) -> Result<(), PlanError> {
-        check_syntax(name)?;
-        match survey.links.iter().any(|link| link.name == name) {
-            true => Err(PlanError::NameTaken(name.to_owned())),
-            false => Ok(()),
-        }
-    }
-
-    /// Whether a run could start on a host as `survey` says: everything that would make it refuse before it changes
-    /// anything.
-    ///
-    /// # Errors
-    /// [`PlanError`]: why not.
-    pub fn may_start(options: &HostOptions, survey: &Survey) -> Result<(), PlanError> {
-        Self::check_name(&options.tun, survey)?;
-        match overlap(options, survey) {
-            Some(overlap) => Err(PlanError::Overlap(overlap)),
-            None => Self::new(options, survey).map(drop),
-        }
-    }
-
     /// The mark that our own sockets must carry.
     #[must_use]
     pub fn own_mark(&self) -> Fwmark {
@@ -259,15 +206,6 @@ impl HostPlan {
         self.warnings
             .extend(shared.map(|it| format!("{it}: hosts there are not reached; choose another range and restart")));
         Ok(())
-    }
-}
-
-fn check_syntax(name: &str) -> Result<(), PlanError> {
-    let usable = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
-    let reserved = ["", ".", "..", "lo", "all", "default"].contains(&name);
-    match !reserved && name.len() <= LONGEST_NAME && name.bytes().all(usable) {
-        true => Ok(()),
-        false => Err(PlanError::BadName(name.to_owned())),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Asking the network: a question as programs ask it, the nameservers, and the proxies of the profile. All at once, and
 //! none for long.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::record::{Probes, Record, ResolvConf, RunState, Server};
 use crate::dns::{self, Dns};
 use crate::net::{Address, Host, Lookup};
 use crate::outbound::KINDS;
-use crate::platform::{self, Dialer, DnsPlan};
+use crate::platform::{self, Dialer, DnsPlan, Family};
 use crate::profile::{Nameserver, Profile};
 
 /// What is asked for: the name exists for good (RFC 2606).
@@ -29,6 +29,13 @@ pub(super) const NAME: &str = "www.example.com";
 const ANSWER: Duration = Duration::from_secs(4);
 /// How long one connection may take, the look-up of its name included.
 const CONNECTION: Duration = Duration::from_secs(6);
+/// Addresses that are not those of any network of a host's own (a.root-servers.net). Nothing is sent there.
+const FAR: [(Family, IpAddr); 2] = [
+    (Family::V4, IpAddr::V4(Ipv4Addr::new(198, 41, 0, 4))),
+    (Family::V6, IpAddr::V6(Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30))),
+];
+/// "Discard" (RFC 863): any port would do.
+const DISCARD: u16 = 9;
 /// The port of names.
 const DNS: u16 = 53;
 
@@ -59,7 +66,9 @@ pub(super) async fn all(record: &Record, loaded: Option<&Loaded>) -> Probes {
         RunState::Absent => listed_answer(&plain, &listed, &nameservers).await,
         _ => Vec::new(),
     };
-    Probes { question, nameservers, listed, gateways, servers, captured }
+    let way = |(family, ip): (Family, IpAddr)| (family, past.source_for(SocketAddr::new(ip, DISCARD)).is_some());
+    let routed = if captured { Vec::new() } else { FAR.into_iter().map(way).collect() };
+    Probes { question, nameservers, listed, routed, gateways, servers, captured }
 }
 
 /// Those in resolv.conf.

@@ -179,6 +179,8 @@ pub(super) struct Probes {
     pub(super) nameservers: Vec<(String, Result<(), String>)>,
     /// Those in resolv.conf that are not among them. Only while no run answers in their place.
     pub(super) listed: Vec<(String, Result<(), String>)>,
+    /// For each family whether the kernel has a way to an address of the internet, past a run. Nothing was sent there.
+    pub(super) routed: Vec<(Family, bool)>,
     /// The gateways of the default routes.
     pub(super) gateways: Vec<Probed>,
     /// The proxy servers of the profile, connected to past the run.

@@ -52,12 +52,14 @@ pub(super) struct Contents {
     pub(super) unsound: bool,
 }
 
-/// Reads the log at `path`. A missing file is an empty one.
+/// Reads the log at `path`. A missing file is an empty one, and so is a link, which is then replaced: nothing of ours is read
+/// or written behind it.
 pub(super) fn read(path: &Path) -> io::Result<Contents> {
     let nothing = Contents { records: Vec::new(), unsound: true };
-    let mut file = match File::open(path) {
+    let mut file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(nothing),
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Ok(nothing),
         Err(error) => return Err(error),
     };
     if file.metadata()?.len() > MAX_SIZE {
@@ -82,7 +84,7 @@ pub(super) fn read(path: &Path) -> io::Result<Contents> {
 impl Log {
     /// Opens the log at `path` for appending. It was read, and if unsound, replaced, before.
     pub(super) fn append_to(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).open(path)?;
+        let file = OpenOptions::new().append(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
         let length = file.metadata()?.len();
         let sink = Sink { file: Some(file), length, spare: Vec::new(), since: None };
         Ok(Self {

@@ -10,7 +10,7 @@ use super::super::support::topology::BLACK_HOLE_V4;
 use super::super::support::tunproxy::{Place, Said, binary};
 use super::super::support::world::{own_etc, poll_until};
 use super::super::support::{Dump, Sites, Topology, run};
-use super::{TUN, assert_healthy, assert_one, desktop, examine, sh, told};
+use super::{TUN, assert_healthy, assert_one, desktop, examine, killed, sh, told};
 
 #[test]
 fn without_a_default_route_that_is_the_problem() {
@@ -42,7 +42,7 @@ fn leftovers_of_a_crash_are_to_be_cleaned_up_and_then_all_is_well() {
     run(&[TUN], || {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
-        let place = desktop().start(&lab.host).kill();
+        let place = killed(desktop().start(&lab.host), &lab.host);
         let words = ["ended without putting the host back", "sudo tunproxy cleanup"];
         assert_one("problem", &place, &lab.host, &words);
         // From another state directory they are seen as well.

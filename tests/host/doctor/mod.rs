@@ -10,9 +10,11 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::support::client::act_in;
+use super::support::program::PATIENCE;
 use super::support::sites::NAME;
 use super::support::topology::HOST_LAN_V4;
-use super::support::tunproxy::{Place, Said};
+use super::support::tunproxy::{Place, Said, Tunproxy};
+use super::support::world::poll_until;
 use super::support::{Dump, Netns, Sites, Topology, run};
 
 const TUN: &str = "/dev/net/tun";
@@ -67,6 +69,15 @@ fn assert_one(severity: &str, place: &Place, ns: &Netns, words: &[&str]) {
     let told = told(&found, severity);
     let [one] = told.as_slice() else { panic!("not one {severity}, but {told:#?} in {found:#}") };
     assert!(words.iter().all(|word| one.contains(word)), "{words:?} in {one}");
+}
+
+/// Kills a run, and waits until the kernel has taken down what goes with it: the child that owns the firewall table ends by
+/// itself, a little later.
+fn killed(tunproxy: Tunproxy, ns: &Netns) -> Place {
+    let place = tunproxy.kill();
+    let gone = || (!ns.run("nft", &["list", "tables"]).contains("tunproxy")).then_some(());
+    assert!(poll_until(PATIENCE, gone).is_some(), "the firewall table is still there");
+    place
 }
 
 fn sh(script: &str) {

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::super::support::tunproxy::{Place, Said, binary};
 use super::super::support::{Dump, Netns, Sites, Topology, run};
-use super::{TUN, assert_healthy, desktop, examine, sh, told};
+use super::{TUN, assert_healthy, desktop, examine, killed, sh, told};
 
 /// A desktop's profile with more under `tun` and `dns`.
 fn with(tun: &str, dns: &str) -> Place {
@@ -141,7 +141,7 @@ fn a_journal_that_is_a_link_or_everybodys_is_told_apart_and_the_rules_it_stood_f
     run(&[TUN], || {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
-        let place = desktop().start(&lab.host).kill();
+        let place = killed(desktop().start(&lab.host), &lab.host);
         let journal = place.state.join("journal");
         let kept = fs::read(&journal).unwrap();
         fs::set_permissions(&journal, fs::Permissions::from_mode(0o666)).unwrap();

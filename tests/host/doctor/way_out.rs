@@ -199,3 +199,30 @@ fn what_a_firewall_keeps_in_and_a_silent_nameserver_in_resolv_conf_are_told() {
         assert_one("problem", &place, &lab.host, &["do not leave this host", "sudo nft list ruleset"]);
     });
 }
+
+#[test]
+fn a_default_route_that_a_route_or_a_rule_refuses_before_is_named() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let place = desktop();
+        let look = || {
+            let words = |family: &str| format!("default route for {family}, and the kernel does not take it");
+            lab.host.ip("route replace default via 192.168.1.1 metric 100");
+            lab.host.ip("route del default via 192.168.1.1 metric 0");
+            lab.host.ip("route add unreachable default metric 5");
+            assert_one("problem", &place, &lab.host, &[&words("IPv4"), "`unreachable`"]);
+            lab.host.ip("route del unreachable default metric 5");
+            lab.host.ip("-6 rule add priority 70 to 2001:503::/32 prohibit");
+            assert_one("problem", &place, &lab.host, &[&words("IPv6"), "ip -6 rule"]);
+            lab.host.ip("-6 rule del priority 70");
+            lab.host.ip("route replace default via 192.168.1.1");
+            lab.host.ip("route del default via 192.168.1.1 metric 100");
+            assert_healthy(&place, &lab.host);
+        };
+        look();
+        let tunproxy = place.start(&lab.host);
+        look();
+        assert!(tunproxy.stop().success());
+    });
+}

@@ -7,7 +7,9 @@ use super::super::record::Record;
 const ORDINARY: u32 = 1500;
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
-    let Some(plan) = record.plan() else { return Vec::new() };
+    let Some(plan) = record.plan() else {
+        return record.plan_or_start().map_or_else(Vec::new, |plan| narrow(record, plan.mtu));
+    };
     let Some(tun) = record.links.iter().find(|link| link.name == plan.tun) else {
         return vec![Finding::problem(
             format!("the TUN {} is gone, though tunproxy runs", plan.tun),
@@ -32,24 +34,32 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
             ),
         ));
     }
-    for uplink in record.uplinks().into_iter().filter(|uplink| uplink.mtu < ORDINARY && uplink.mtu < tun.mtu) {
-        found.push(Finding::warning(
-            format!("the uplink {} carries packets of {} bytes and the TUN takes {}", uplink.name, uplink.mtu, tun.mtu),
-            format!(
-                "write `tun: {{ mtu: {} }}` into the profile: larger datagrams then need no second try",
-                uplink.mtu.max(1280)
-            ),
-        ));
-    }
+    found.extend(narrow(record, tun.mtu));
     if found.is_empty() {
         found.push(Finding::fine(format!("the TUN {} is up, with an MTU of {} bytes", tun.name, tun.mtu)));
     }
     found
 }
 
+/// Uplinks that carry less than a TUN of `mtu` bytes takes.
+fn narrow(record: &Record, mtu: u32) -> Vec<Finding> {
+    let narrow = record.uplinks().into_iter().filter(|uplink| uplink.mtu < ORDINARY && uplink.mtu < mtu);
+    narrow
+        .map(|uplink| {
+            Finding::warning(
+                format!("the uplink {} carries packets of {} bytes and the TUN takes {mtu}", uplink.name, uplink.mtu),
+                format!(
+                    "write `tun: {{ mtu: {} }}` into the profile: larger datagrams then need no second try",
+                    uplink.mtu.max(1280)
+                ),
+            )
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::super::fixture::{only_problem, running, warnings};
+    use super::super::super::fixture::{only_problem, quiet, running, warnings};
     use super::*;
 
     fn changed(name: &str, change: impl Fn(&mut crate::platform::SeenLink)) -> Vec<Finding> {
@@ -71,5 +81,13 @@ mod tests {
         assert!(warnings(&changed("tunproxy0", |tun| tun.mtu = 1300))[0].contains("MTU is 1300"));
         assert!(warnings(&changed("eth0", |eth0| eth0.mtu = 1400))[0].contains("carries packets of 1400 bytes"));
         assert!(warnings(&changed("eth0", |eth0| eth0.mtu = 9000)).is_empty());
+    }
+
+    #[test]
+    fn a_narrow_uplink_is_told_before_a_start_too() {
+        let mut record = quiet();
+        assert!(check(&record).is_empty());
+        record.links.iter_mut().for_each(|link| link.mtu = 1280);
+        assert!(warnings(&check(&record))[0].contains("eth0 carries packets of 1280 bytes and the TUN takes 1500"));
     }
 }

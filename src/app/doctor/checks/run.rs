@@ -5,6 +5,7 @@ use std::path::Path;
 use super::super::finding::Finding;
 use super::super::record::{Record, RunState};
 use crate::app::closed::{how_to_close, how_to_open, what_is_open};
+use crate::app::places::option;
 use crate::platform::{KillSwitch, Rule, RuleAction, rule_command};
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
@@ -51,7 +52,10 @@ fn absent(record: &Record) -> Vec<Finding> {
                 journal.commands.len(),
                 journal.commands[0].lines().next().unwrap_or_default(),
             ),
-            "run `sudo tunproxy cleanup`, with the --state-dir of that run if it had one; the next start does it, too",
+            format!(
+                "run `sudo tunproxy cleanup{}`; the next start does it, too",
+                option(Path::new(&record.system.state.path))
+            ),
         )],
     };
     found.extend(closed(record));

@@ -22,7 +22,8 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
     }
     found.extend(dead(record, &families));
     for family in families.iter().copied() {
-        found.extend(without_address(record, family));
+        let nowhere = without_address(record, family).or_else(|| refused(record, family));
+        found.extend(nowhere);
         found.extend(gateways(record, family));
     }
     found.extend(rivals(record));
@@ -91,6 +92,28 @@ fn without_address(record: &Record, family: Family) -> Option<Finding> {
     ))
 }
 
+/// A default route that is there and does not count: something before it refuses.
+fn refused(record: &Record, family: Family) -> Option<Finding> {
+    let journal = record.journal.as_ref().ok().and_then(Option::as_ref);
+    // A kill switch that stands refuses, and is told of as such.
+    let closed = journal.is_some_and(|journal| journal.kill_switch.is_some());
+    let live = record.ways(family).iter().any(|link| link.up && link.carrier);
+    if closed || !live || !record.probes.routed.contains(&(family, false)) {
+        return None;
+    }
+    let option = if family == Family::V4 { "-4" } else { "-6" };
+    Some(Finding::problem(
+        format!(
+            "there is a default route for {}, and the kernel does not take it: a rule, or a route that refuses, comes before it",
+            name(family)
+        ),
+        format!(
+            "look for `unreachable`, `blackhole` and `prohibit` in `ip {option} rule` and `ip {option} route show table all`, and \
+             whether the rule `from all lookup main` is still there"
+        ),
+    ))
+}
+
 /// A tunnel may go without an address of its own.
 fn is_point_to_point(record: &Record, family: Family) -> bool {
     record.ways(family).iter().all(|link| !link.kind.is_empty() && link.kind != "veth")
@@ -100,8 +123,11 @@ fn is_point_to_point(record: &Record, family: Family) -> bool {
 fn gateways(record: &Record, family: Family) -> Vec<Finding> {
     let of_family = || record.probes.gateways.iter().filter(|it| it.gateway.family == family);
     let Some(best) = of_family().map(|it| it.gateway.metric).min() else { return Vec::new() };
-    let is_taken = |it: &&Probed| it.gateway.metric == best;
-    let no_other = of_family().filter(is_taken).all(|it| it.answers == Some(false));
+    let taken: Vec<&Probed> = of_family().filter(|it| it.gateway.metric == best).collect();
+    // IPv6 makes one route of those with the same metric; IPv4 takes the first.
+    let shared = |it: &Probed| it.gateway.one_of_several || family == Family::V6;
+    let is_taken = |it: &Probed| it.gateway.metric == best && (shared(it) || taken.first() == Some(&it));
+    let all_dead = taken.iter().all(|it| it.answers == Some(false));
     let dead = of_family().filter(|it| it.answers == Some(false));
     let family = name(family);
     let tell = |it: &Probed| {
@@ -112,9 +138,15 @@ fn gateways(record: &Record, family: Family) -> Vec<Finding> {
             "look whether the router runs and whether {address} is its address (`ip neigh show dev {device}`); or renew the \
              lease of {device}, which brings the right one"
         );
-        match is_taken(&it) && no_other {
-            true => Finding::problem(format!("{what}, so that {family} gets no further than the own network"), advice),
-            false => Finding::warning(format!("{what}; {family} has another gateway besides"), advice),
+        match (is_taken(it), all_dead || !shared(it)) {
+            (true, true) => {
+                Finding::problem(format!("{what}, so that {family} gets no further than the own network"), advice)
+            }
+            (true, false) => Finding::problem(
+                format!("{what}, so that the part of {family} that the kernel sends there gets no further"),
+                advice,
+            ),
+            (false, _) => Finding::warning(format!("{what}; {family} has another gateway besides"), advice),
         }
     };
     dead.map(tell).collect()
@@ -126,7 +158,7 @@ fn rivals(record: &Record) -> Option<Finding> {
     let mut v4 = record.probes.gateways.iter().filter(alone);
     let first = v4.next()?;
     let rival = v4.find(|it| it.gateway.metric == first.gateway.metric && it.gateway.device != first.gateway.device)?;
-    let (one, other) = (device(record, first), device(record, rival));
+    let (one, other, via) = (device(record, first), device(record, rival), rival.gateway.address);
     Some(Finding::warning(
         format!(
             "there are two default routes for IPv4 with the same metric ({}), by {one} and {other}: the kernel takes that which was \
@@ -134,9 +166,9 @@ fn rivals(record: &Record) -> Option<Finding> {
             first.gateway.metric
         ),
         format!(
-            "give the one that is to be second a larger metric, as in `sudo ip route change default via {} dev {other} metric {}`",
-            rival.gateway.address,
-            first.gateway.metric + 100
+            "give the one that is to be second a larger metric, as in `sudo ip route del default via {via} dev {other}; sudo ip \
+             route add default via {via} dev {other} metric {}`",
+            first.gateway.metric.saturating_add(100)
         ),
     ))
 }
@@ -215,10 +247,30 @@ mod tests {
         assert!(what.contains("192.168.1.1 (eth0)") && what.contains("ARP") && what.contains("IPv4 gets"), "{what}");
         record.probes.gateways.push(probed("192.168.1.2", 2, 100, Some(true)));
         assert!(only_problem(&check(&record)).is_some(), "the other is not taken");
-        record.probes.gateways[2].gateway.metric = 0;
-        assert!(only_problem(&check(&record)).is_none() && warnings(&check(&record)).len() == 1);
+        record.probes.gateways[0].gateway.metric = 200;
+        assert!(only_problem(&check(&record)).is_none() && warnings(&check(&record)).len() == 1, "the dead one is not");
+        for probed in &mut record.probes.gateways {
+            (probed.gateway.metric, probed.gateway.one_of_several) = (0, true);
+        }
+        assert!(only_problem(&check(&record)).unwrap().what.contains("the part of IPv4"));
         record.probes.gateways = vec![probed("192.168.1.1", 2, 0, None)];
         assert!(only_problem(&check(&record)).is_none());
+    }
+
+    #[test]
+    fn a_default_route_that_something_refuses_before_is_named() {
+        let mut record = quiet();
+        record.probes.routed = vec![(Family::V4, true), (Family::V6, true)];
+        assert!(only_problem(&check(&record)).is_none());
+        record.probes.routed[0].1 = false;
+        let found = check(&record);
+        assert!(
+            only_problem(&found).unwrap().what.contains("default route for IPv4, and the kernel does not"),
+            "{found:?}"
+        );
+        let kill_switch = Some("tunproxy".to_owned());
+        record.journal = Ok(Some(super::super::super::record::Journal { kill_switch, ..Default::default() }));
+        assert!(only_problem(&check(&record)).is_none(), "that is told of elsewhere");
     }
 
     #[test]
