@@ -17,7 +17,7 @@ use super::build::{self, Addresses, Outside};
 use super::limits::raise_descriptor_limit;
 use super::worker::{self, Drain, Seed, Worker};
 use crate::platform::rootless::{self, Inside};
-use crate::platform::{Dialer, ignore_children, is_ignored, mind_children};
+use crate::platform::{Dialer, TunQueue, ignore_children, is_ignored, mind_children};
 use crate::profile::Profile;
 
 /// The hidden subcommand of the child half.
@@ -58,6 +58,7 @@ pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
         mtu: u32::from(profile.tun.mtu),
         nameserver: addresses.dns[0],
         queues: 1,
+        dies_with_command: false,
     };
     let (channel, mut child) = start_child(&inside, command, Stdio::inherit())?;
     // The command keeps the limit that it was given; the sockets behind it are ours.
@@ -69,6 +70,7 @@ pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
             return Err(error.into());
         }
     };
+    let stand_ins: Vec<OwnedFd> = queues.iter().filter_map(TunQueue::stand_in).collect();
     let signals = Signals::new()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -92,6 +94,10 @@ pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
         // The namespace lives as long as its device: what the command left in its sockets still arrives.
         worker::drain(&workers, DRAIN, impatience(&signals)).await;
         worker::end(&workers, false);
+        // Whoever is left in the background would wait for answers that nobody gives.
+        for failure in stand_ins.iter().filter_map(|far_end| rootless::take_down(far_end).err()) {
+            tracing::debug!("the device of the namespace stays up: {failure}");
+        }
         Ok(code(status))
     })
 }

@@ -139,9 +139,21 @@ impl Journal {
 
     /// Forgets what of a kill switch is not in place any more; returns how much.
     fn forget_gone(&mut self) -> Result<usize, HostError> {
-        let closing: Vec<&Undo> =
-            self.leftovers.undos.iter().map(|(_, undo)| undo).filter(|undo| undo.closes()).collect();
-        let still: Vec<Undo> = still_in_place(&mut Netlink::open()?, &closing)?.into_iter().cloned().collect();
+        let (tables, others): (Vec<&Undo>, Vec<&Undo>) = self
+            .leftovers
+            .undos
+            .iter()
+            .map(|(_, undo)| undo)
+            .filter(|undo| undo.closes())
+            .partition(|undo| matches!(undo, Undo::Table(_)));
+        let mut still: Vec<Undo> = still_in_place(&mut Netlink::open()?, &others)?.into_iter().cloned().collect();
+        // Of a name there are two tables, in two families: either takes the name.
+        let names: Vec<String> = match tables.is_empty() {
+            true => Vec::new(),
+            false => ruleset::table_names(&firewall()?).collect(),
+        };
+        let taken = |undo: &Undo| matches!(undo, Undo::Table(table) if names.contains(&table.name));
+        still.extend(tables.into_iter().filter(|undo| taken(undo)).cloned());
         let (gone, left): (Vec<_>, Vec<_>) = std::mem::take(&mut self.leftovers.undos)
             .into_iter()
             .partition(|(_, undo)| undo.closes() && !still.contains(undo));

@@ -252,36 +252,51 @@ fn an_mtu_that_ipv6_cannot_live_on_is_raised_with_a_warning() {
 /// What is left in the background has lost its way out: it hears of that at once, and nothing of it gets out.
 #[test]
 fn what_a_command_leaves_in_the_background_is_cut_off_and_hears_of_it() {
-    run(&["curl"], || {
-        let lab = Topology::desktop();
-        let _sites = Sites::open(&lab);
-        let mut capture = Capture::start(&lab.host, "eth0");
-        capture.prove(|mark| assert_eq!(act_in(&lab.host, &format!("datagram {V4}:7 {mark}")), Ok(mark.to_owned())));
-        let desk = world::fresh_dir("background");
-        let script = format!(
-            "cd {}; exec 9>&1 >/dev/null 2>&1; mkfifo said
-             (curl -sSv -m 60 telnet://{V4}:7 <said 2>log; echo open $? >>out) &
-             exec 8>said; until grep -q Connected log; do sleep 0.02; done
-             (until [ -e ended ]; do sleep 0.02; done
-              curl -sS -m 20 http://{V4}:80/; echo new $? >>out
-              curl -sS -m 20 http://{NAME}:80/; echo name $? >>out) 9>&- &
-             echo left >&9",
-            desk.display()
-        );
-        let said = Place::new(PROFILE).exec(&lab.host, "sh", &["-c", &script]);
-        assert!(said.succeeded() && said.stdout == "left\n", "{said:?}");
-        fs::write(desk.join("ended"), "").unwrap();
-        let told = || fs::read_to_string(desk.join("out")).unwrap_or_default();
-        let all = world::poll_until(PATIENCE, || (told().lines().count() == 3).then_some(()));
-        let told = told();
-        assert!(all.is_some(), "{told}");
-        // 56: reset. 7: no connection. 6: no such name. None of them is 28, the end of patience.
-        for words in ["open 56\n", "new 7\n", "name 6\n"] {
-            assert!(told.contains(words), "{told}");
-        }
-        capture
-            .assert_nothing("of what is left behind", |packet| packet.ip.is_some_and(|ip| ip.destination.port() == 80));
+    run(&["curl", "setsid", "/dev/net/tun"], || leave_in_the_background(&Topology::desktop()));
+}
+
+#[test]
+fn so_is_what_it_leaves_behind_a_stand_in_of_the_device() {
+    run(&["curl", "setsid"], || {
+        // Without its node no device can be opened.
+        assert!(Said::of(Command::new("mount").args(["-t", "tmpfs", "none", "/dev/net"])).succeeded());
+        leave_in_the_background(&Topology::desktop());
     });
+}
+
+fn leave_in_the_background(lab: &Topology) {
+    let _sites = Sites::open(lab);
+    let mut capture = Capture::start(&lab.host, "eth0");
+    capture.prove(|mark| assert_eq!(act_in(&lab.host, &format!("datagram {V4}:7 {mark}")), Ok(mark.to_owned())));
+    let desk = world::fresh_dir("background");
+    let open = format!("curl -sSv -m 60 telnet://{V4}:7 <said 2>log; echo open $? >>out\n");
+    let later = format!(
+        "until [ -e ended ]; do sleep 0.02; done
+         curl -sS -m 20 http://{V4}:80/; echo new $? >>out
+         curl -sS -m 20 http://{NAME}:80/; echo name $? >>out\n"
+    );
+    fs::write(desk.join("open"), open).expect("a file on the lab's desk");
+    fs::write(desk.join("later"), later).expect("a file on the lab's desk");
+    // In sessions of their own, as daemons are.
+    let script = format!(
+        "cd {}; exec 9>&1 >/dev/null 2>&1; mkfifo said
+         setsid sh open 9>&- & setsid sh later 9>&- &
+         exec 8>said; until grep -q Connected log; do sleep 0.02; done
+         echo left >&9",
+        desk.display()
+    );
+    let said = Place::new(PROFILE).exec(&lab.host, "sh", &["-c", &script]);
+    assert!(said.succeeded() && said.stdout == "left\n", "{said:?}");
+    fs::write(desk.join("ended"), "").expect("a file on the lab's desk");
+    let told = || fs::read_to_string(desk.join("out")).unwrap_or_default();
+    let all = world::poll_until(PATIENCE, || (told().lines().count() == 3).then_some(()));
+    let told = told();
+    assert!(all.is_some(), "{told}");
+    // 56: reset. 7: no connection. 6: no such name. None of them is 28, the end of patience.
+    for words in ["open 56\n", "new 7\n", "name 6\n"] {
+        assert!(told.contains(words), "{told}");
+    }
+    capture.assert_nothing("of what is left behind", |packet| packet.ip.is_some_and(|ip| ip.destination.port() == 80));
 }
 
 #[test]

@@ -52,6 +52,7 @@ pub fn demo() -> anyhow::Result<u8> {
         mtu: u32::from(profile.tun.mtu),
         nameserver: addresses.dns[0],
         queues: 1,
+        dies_with_command: true,
     };
     let command = ["/proc/self/exe", CLIENT].map(OsString::from);
     let (channel, mut child) = exec::start_child(&inside, &command, Stdio::piped())?;

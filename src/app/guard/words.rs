@@ -18,6 +18,7 @@ pub(super) fn summed<'a>(steps: impl Iterator<Item = &'a Step>) -> String {
     let priorities = || rules.iter().map(|rule| rule.priority);
     let counted_rules = match (&rules[..], priorities().min(), priorities().max()) {
         ([rule], ..) => Some(rule.to_string()),
+        (many, Some(first), Some(last)) if first == last => Some(format!("{} rules (priority {first})", many.len())),
         (many, Some(first), Some(last)) => Some(format!("{} rules (priorities {first} to {last})", many.len())),
         _ => None,
     };

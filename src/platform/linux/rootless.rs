@@ -7,7 +7,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use ipnet::IpNet;
@@ -43,6 +43,9 @@ pub struct Inside {
     pub nameserver: IpAddr,
     /// Queues to open.
     pub queues: usize,
+    /// Nobody is left in the namespace when the command has ended. Else the device goes when we close it, so that whoever
+    /// is left has no route and hears of that, and does not send to a device that nobody reads.
+    pub dies_with_command: bool,
 }
 
 /// A step of the way inside that the system refused.
@@ -89,6 +92,13 @@ fn step<E: Into<io::Error>>(act: &str) -> impl FnOnce(E) -> RootlessError + use<
     let act = act.to_owned();
     move |source| RootlessError::Step { act, source: source.into() }
 }
+
+nix::ioctl_write_ptr_bad!(
+    /// netdevice(7): the flags of an interface.
+    set_interface_flags,
+    libc::SIOCSIFFLAGS,
+    libc::ifreq
+);
 
 /// Makes the namespace, hands its device to whoever holds the other end of `channel`, waits for the word to go, and
 /// becomes `command`. Returns only if something went wrong: the exit code, once the other end was told what.
@@ -221,7 +231,7 @@ fn advice() -> String {
 fn open_device(inside: &Inside) -> Result<Vec<TunQueue>, RootlessError> {
     match open_tun(DEVICE, inside.queues) {
         Ok(queues) => {
-            queues.iter().take(1).for_each(TunQueue::leave_end_to_namespace);
+            queues.iter().take(usize::from(inside.dies_with_command)).for_each(TunQueue::leave_end_to_namespace);
             Ok(queues)
         }
         Err(_closed) => {
@@ -236,6 +246,24 @@ fn open_device(inside: &Inside) -> Result<Vec<TunQueue>, RootlessError> {
             Ok(vec![open_packet(FAR_END).map_err(step("open a packet socket"))?])
         }
     }
+}
+
+/// Takes the device down for which the packet socket `far_end` has stood in, so that whoever is left in the namespace has
+/// no route. Who made a user namespace may do that in it (user_namespaces(7)).
+///
+/// # Errors
+/// The kernel's word.
+pub fn take_down(far_end: &OwnedFd) -> io::Result<()> {
+    // SAFETY: all-zero bytes are a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(DEVICE.bytes()) {
+        *to = from.cast_signed();
+    }
+    // No other flag of it can be changed in this way.
+    request.ifr_ifru.ifru_flags = 0;
+    // SAFETY: `request` outlives the call, which reads one `ifreq`.
+    unsafe { set_interface_flags(far_end.as_raw_fd(), &raw const request) }?;
+    Ok(())
 }
 
 fn configure(inside: &Inside, queues: &[TunQueue]) -> Result<(), RootlessError> {

@@ -196,6 +196,13 @@ impl TunQueue {
         }
     }
 
+    /// Where it is a packet socket, another descriptor of that: the veth stays when all are closed, and can be taken
+    /// [down](super::rootless::take_down) by it.
+    #[must_use]
+    pub fn stand_in(&self) -> Option<OwnedFd> {
+        (self.framing == Framing::Packet).then(|| self.descriptor.try_clone().ok()).flatten()
+    }
+
     /// How its packets are framed.
     #[must_use]
     pub fn framing(&self) -> Framing {

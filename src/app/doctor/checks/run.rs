@@ -143,7 +143,8 @@ mod tests {
     #[test]
     fn a_kill_switch_that_nobody_stands_behind_is_named() {
         let mut record = quiet();
-        let table = "table inet tunproxy {\n\tcomment \"kill switch of tunproxy0\"\n\tchain entrance {\n\t}\n}\n";
+        let table =
+            "table inet tunproxy {\n\tcomment \"kill switch of tunproxy0\"\n\tchain entrance {\n\t\taccept\n\t}\n}\n";
         record.firewall.ruleset = Ok(table.to_owned());
         let found = check(&record);
         assert!(only_problem(&found).unwrap().advice.contains("sudo tunproxy cleanup"), "{found:?}");
