@@ -53,9 +53,14 @@ impl Flow {
     /// Whether `segment` says no more than that something is missing, which is not for smoltcp to know: to the third such
     /// word it would answer with a whole segment, of data that was never sent and for which a small window has no room.
     pub(super) fn is_echo(&mut self, segment: &Segment) -> bool {
-        let same = segment.is_bare() && segment.window > 0 && self.progress.window.1 == Some(segment.window);
-        let states = [State::Established, State::CloseWait, State::FinWait1, State::Closing];
-        same && states.contains(&self.socket().state())
+        let owes = match self.socket().state() {
+            State::Established | State::CloseWait => self.socket().send_queue() > 0,
+            State::FinWait1 | State::Closing => true,
+            _ => false,
+        };
+        owes && segment.is_bare()
+            && segment.window > 0
+            && self.progress.window.1 == Some(segment.window)
             && segment.acknowledgement == Some(self.unacknowledged())
             && segment.sequence == self.expects().0.wrapping_add(u32::from(self.progress.finished))
     }
