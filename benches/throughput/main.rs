@@ -122,7 +122,7 @@ fn main() {
 fn measure(options: &Options) {
     process::raise_descriptor_limit();
     if options.only.contains(&Workload::Weather) {
-        weather::measure();
+        weather::measure(options.rounds);
     }
     if options.only == [Workload::Weather] {
         return;

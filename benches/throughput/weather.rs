@@ -44,33 +44,41 @@ rules: ['MATCH,DIRECT']
     ))
 }
 
-/// Measures both places and prints a table for each.
-pub(crate) fn measure() {
+/// Measures both places and prints a table for each, of the medians of so many rounds.
+pub(crate) fn measure(rounds: u32) {
     compare(
         "between LAN client and host",
+        rounds,
         |weather| Topology::desktop().and_lan_in(weather),
         |lab| lab.client().clone(),
     );
-    compare("between host and internet", |weather| Topology::desktop_in(weather).and_lan(), |lab| lab.host.clone());
+    let lab_in = |weather| Topology::desktop_in(weather).and_lan();
+    compare("between host and internet", rounds, lab_in, |lab| lab.host.clone());
 }
 
-fn compare(place: &str, lab_in: impl Fn(Weather) -> Topology, client: impl Fn(&Topology) -> Netns) {
+fn compare(place: &str, rounds: u32, lab_in: impl Fn(Weather) -> Topology, client: impl Fn(&Topology) -> Netns) {
     let mut stdout = io::stdout().lock();
     let head = "loss | twice | late | delay each way | up, kernel alone | up, tunproxy | | down, kernel alone | down, tunproxy | |";
     let _ = writeln!(stdout, "\n| {place}: {head}\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     for (loss, twice, late, delay) in WEATHERS {
         let lab = lab_in(Weather::with(*loss, *twice, *late, Duration::from_millis(*delay)));
         let (_sites, ns) = (Sites::open(&lab), client(&lab));
-        let alone = ["up", "down"].map(|direction| goodput(&ns, direction));
+        let alone = ["up", "down"].map(|direction| median(rounds, || goodput(&ns, direction)));
         let tunproxy = profile().start(&lab.host);
         tunproxy.assert_carries(&ns);
-        let ours = ["up", "down"].map(|direction| goodput(&ns, direction));
+        let ours = ["up", "down"].map(|direction| median(rounds, || goodput(&ns, direction)));
         let percent = |of_ten_thousand: &u32| f64::from(*of_ten_thousand) / 100.0;
         let rates = [0, 1].map(|way| format!("{:.1} | {:.1} | {:.2}", alone[way], ours[way], ours[way] / alone[way]));
         let (loss, twice, late) = (percent(loss), percent(twice), percent(late));
         let _ = writeln!(stdout, "| {loss} % | {twice} % | {late} % | {delay} ms | {} |", rates.join(" | "));
         let _ = stdout.flush();
     }
+}
+
+fn median(rounds: u32, measure: impl Fn() -> f64) -> f64 {
+    let mut measured: Vec<f64> = (0..rounds).map(|_| measure()).collect();
+    measured.sort_by(f64::total_cmp);
+    measured[measured.len() / 2]
 }
 
 /// Megabits a second of a transfer, whose bytes must be right.

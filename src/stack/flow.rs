@@ -363,7 +363,7 @@ impl FlowStream {
         }
         let mut place = 0;
         let outcome = socket.send(|space| {
-            place = space.as_ptr().addr();
+            place = space.as_mut_ptr().expose_provenance();
             match write(cx, space) {
                 Poll::Ready(Ok(put)) => (put, Poll::Ready(Ok(put))),
                 other => (0, other),

@@ -140,7 +140,8 @@ impl Rings {
         self.share.as_ref().map_or(0, Share::bytes)
     }
 
-    /// Notes that `bytes` were written to the second ring from `space` on.
+    /// Notes that `bytes` were written to the second ring from `space` on, the exposed address of what the socket lent for
+    /// that: see [`Self::read_back`].
     pub(super) fn wrote(&mut self, space: usize, bytes: usize) {
         let size = SIZES[self.class];
         self.head = space.wrapping_sub(self.base.as_ptr().addr() + size).wrapping_add(bytes) % size;
@@ -155,12 +156,15 @@ impl Rings {
         }
         let start = (self.head + size - back) % size;
         let (first, second) = into.split_at_mut(into.len().min(size - start));
-        // SAFETY: both ranges lie inside the second ring, which lasts as long as `self`, and `into` is memory of somebody
-        // else's. The slice made of the ring is used by the socket's own methods alone, none of which runs meanwhile.
-        unsafe {
-            let ring = self.base.as_ptr().add(size);
-            std::ptr::copy_nonoverlapping(ring.add(start), first.as_mut_ptr(), first.len());
-            std::ptr::copy_nonoverlapping(ring, second.as_mut_ptr(), second.len());
+        let ring = self.base.addr().get() + size;
+        for (address, part) in [(ring + start, first), (ring, second)] {
+            for (address, byte) in (address..).zip(part) {
+                // SAFETY: the address lies inside the second ring, which lasts as long as `self`. A pointer from `base`
+                // would take the ring from the slice that the socket has of it. This one goes by way of the slice through
+                // which the socket's user wrote that very byte, and which was exposed then. The byte stays as it is until
+                // the client has acknowledged it.
+                *byte = unsafe { std::ptr::with_exposed_provenance::<u8>(address).read() };
+            }
         }
     }
 
@@ -276,7 +280,7 @@ mod tests {
         let size = rings.size();
         // SAFETY: used only here, before the drop of `rings`.
         let (_, down) = unsafe { rings.split() };
-        let start = down.as_ptr().addr();
+        let start = down.as_mut_ptr().expose_provenance();
         down[size - 2..].copy_from_slice(&[1, 2]);
         down[..2].copy_from_slice(&[3, 4]);
         rings.wrote(start + size - 2, 2);

@@ -143,6 +143,11 @@ impl Segment {
         self.flags & FIN != 0
     }
 
+    /// Whether it does nothing but acknowledge.
+    pub(super) fn is_bare(&self) -> bool {
+        self.payload == 0 && self.flags & (FIN | SYN | RST | ACK) == ACK
+    }
+
     /// The same with the last `excess` bytes of its payload left out.
     pub(super) fn shortened(&self, excess: usize) -> Self {
         Self { payload: self.payload - excess, ..*self }

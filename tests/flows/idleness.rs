@@ -1,6 +1,9 @@
 //! Flows that say nothing: they cost no wake-ups and no pages, and go on when they are spoken to.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use tunproxy::stack::Heartbeat;
 
 use crate::world::packet::ACK;
 use crate::world::{Net, Peer, on, on_every_net, pattern};
@@ -214,5 +217,27 @@ fn a_client_that_vanished_without_a_word_is_noticed_and_its_flow_ends() {
         assert!((5..12).contains(&questions), "{questions}");
         world.sleep(Duration::from_secs(130)).await;
         assert_eq!((world.flows(), world.deadline()), (0, None));
+    });
+}
+
+#[test]
+fn a_flow_moves_as_long_as_its_client_takes_what_was_written() {
+    on_every_net(|world| async move {
+        let mut peer = Peer::new(&world, 3000, 500);
+        let flow = peer.open().await;
+        let heartbeat = Arc::new(Heartbeat::new(world.now()));
+        flow.watch(&heartbeat);
+        flow.write(&[1; 100]).await.unwrap();
+        peer.replies().await;
+        world.sleep(Duration::from_millis(100)).await;
+        let before = heartbeat.last();
+        peer.send(ACK, &[]);
+        peer.replies().await;
+        assert_eq!(heartbeat.last(), before, "it says nothing new");
+        peer.expected = peer.expected.wrapping_add(50);
+        peer.send(ACK, &[]);
+        peer.replies().await;
+        assert_eq!(heartbeat.last().duration_since(before), world.now().duration_since(before), "half of it arrived");
+        assert!(heartbeat.last() > before);
     });
 }

@@ -13,6 +13,10 @@ mod windows;
 #[cfg(test)]
 mod weather;
 #[cfg(test)]
+mod rough;
+#[cfg(test)]
+mod gaps;
+#[cfg(test)]
 mod paths;
 #[cfg(test)]
 mod limits;

@@ -153,7 +153,7 @@ impl Recovery {
     pub(super) fn repeats(&self, now: Instant) -> Option<(u32, u32)> {
         let stalled = now.saturating_duration_since(self.moved) >= STALLED;
         // Its own fast retransmission may need one word less, since it counts ours as well.
-        let told = self.duplicates + 1 >= DUPLICATES;
+        let told = self.duplicates.saturating_add(1) >= DUPLICATES;
         (!self.flight.is_empty() && (stalled || told || self.back.is_some()))
             .then_some((self.flight.start, self.flight.end))
     }

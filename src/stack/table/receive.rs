@@ -284,8 +284,9 @@ impl Table {
         let arrival = flow.arrival(segment);
         let side = &mut self.sides[usize::from(flow.tuple.server.is_ipv6())];
         let measure = Measure { cut: flow.cut, end: flow.progress.end(), keep: arrival.is_some() };
-        let (sockets, time) = (&mut flow.sockets, since(self.epoch, now));
-        let Some(sent) = contained(|| side.ingest(bytes, measure, sockets, time, transmit)) else {
+        let (echo, sockets, time) = (flow.is_echo(segment), &mut flow.sockets, since(self.epoch, now));
+        let ingest = || if echo { None } else { side.ingest(bytes, measure, sockets, time, transmit) };
+        let Some(sent) = contained(ingest) else {
             return flow.give_up();
         };
         if let Some(sent) = sent {

@@ -50,6 +50,21 @@ impl Flow {
         }
     }
 
+    /// Whether `segment` says no more than that something is missing, which is not for smoltcp to know: to the third such
+    /// word it would answer with a whole segment, of data that was never sent and for which a small window has no room.
+    pub(super) fn is_echo(&mut self, segment: &Segment) -> bool {
+        let owes = match self.socket().state() {
+            State::Established | State::CloseWait => self.socket().send_queue() > 0,
+            State::FinWait1 | State::Closing => true,
+            _ => false,
+        };
+        owes && segment.is_bare()
+            && segment.window > 0
+            && self.progress.window.1 == Some(segment.window)
+            && segment.acknowledgement == Some(self.unacknowledged())
+            && segment.sequence == self.expects().0.wrapping_add(u32::from(self.progress.finished))
+    }
+
     /// Takes note of what `segment`, which smoltcp has just been given, says of our data.
     pub(super) fn hear(&mut self, segment: &Segment, welcome: Welcome, now: Instant) {
         if self.progress.end().is_none() || self.socket().state() == State::SynReceived || segment.is_reset() {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tunproxy::stack::VirtioHeader;
 
-use super::{Seen, World, link, packet};
+use super::{Rough, Seen, World, link, packet};
 
 /// A test that needs more virtual time than this waits for something that never comes.
 const LIMIT: Duration = Duration::from_secs(4 * 3600);
@@ -57,10 +57,16 @@ impl World {
             }
         }
         let sent = inner.client.borrow_mut().poll(now);
-        for (header, packet) in sent {
+        for (header, mut packet) in sent {
             moved = true;
-            self.note(&packet, false);
-            inner.link.borrow_mut().enter(link::Way::ToStack, packet, header, now);
+            let more = match inner.net.rough == Rough::default() || header != VirtioHeader::PLAIN {
+                true => None,
+                false => inner.net.rough.change(&mut packet, &mut inner.random.borrow_mut()),
+            };
+            for (header, packet) in [(header, packet)].into_iter().chain(more.map(|more| (VirtioHeader::PLAIN, more))) {
+                self.note(&packet, false);
+                inner.link.borrow_mut().enter(link::Way::ToStack, packet, header, now);
+            }
         }
         // As many as the worker reads before flows get their turn.
         for _ in 0..64 {

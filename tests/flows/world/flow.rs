@@ -4,9 +4,10 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 
-use tunproxy::stack::{FlowStream, Refusal, Tuple};
+use tunproxy::stack::{FlowStream, Heartbeat, Refusal, Tuple};
 
 use super::pattern;
 
@@ -53,6 +54,15 @@ impl Flow {
     /// Drops the stream, whoever else holds this.
     pub(crate) fn close(&self) {
         drop(self.stream.borrow_mut().take());
+    }
+
+    pub(crate) fn watch(&self, heartbeat: &Arc<Heartbeat>) {
+        self.with(|stream| stream.watch(Arc::clone(heartbeat)));
+    }
+
+    /// Whether nobody has dropped the stream.
+    pub(crate) fn is_open(&self) -> bool {
+        self.stream.borrow().is_some()
     }
 
     pub(crate) async fn gone(&self) {

@@ -120,7 +120,7 @@ impl Random {
         (self.next() % end as u64) as usize
     }
 
-    fn happens(&mut self, per_million: u32) -> bool {
+    pub(super) fn happens(&mut self, per_million: u32) -> bool {
         per_million > 0 && self.next() % 1_000_000 < u64::from(per_million)
     }
 }

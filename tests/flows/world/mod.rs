@@ -18,6 +18,7 @@ mod net;
 pub(crate) mod packet;
 mod pattern;
 mod peer;
+mod rough;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -38,6 +39,7 @@ pub(crate) use net::{MTU, Net};
 pub(crate) use packet::Seen;
 pub(crate) use pattern::pattern;
 pub(crate) use peer::Peer;
+pub(crate) use rough::Rough;
 
 /// Runs `test` on every network, and says on which one it failed.
 pub(crate) fn on_every_net<F: Future<Output = ()> + 'static>(test: impl Fn(World) -> F) {
@@ -72,6 +74,8 @@ struct Inner {
     stack: RefCell<Stack>,
     client: RefCell<client::Client>,
     link: RefCell<link::Link>,
+    /// For what the client lacks.
+    random: RefCell<Random>,
     device: RefCell<kernel::Device>,
     executor: executor::Executor,
     sleepers: RefCell<Vec<(Instant, Waker)>>,
@@ -134,6 +138,7 @@ impl World {
             stack: RefCell::new(Stack::new(net.config(), start)),
             client: RefCell::new(client::Client::new(&net)),
             link: RefCell::new(link::Link::new(net.weather, net.seed)),
+            random: RefCell::new(Random::new(net.seed ^ 0x0c11_e217)),
             device: RefCell::new(kernel::Device::new(net.offload)),
             executor: executor::Executor::default(),
             sleepers: RefCell::default(),

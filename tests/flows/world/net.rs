@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use tunproxy::stack::Config;
 
 use super::link::Weather;
+use super::rough::Rough;
 
 /// The device's MTU everywhere here.
 pub(crate) const MTU: usize = 1500;
@@ -19,6 +20,8 @@ pub(crate) struct Net {
     pub(crate) ipv6: bool,
     pub(crate) carry_echo: bool,
     pub(crate) weather: Weather,
+    /// What the client lacks.
+    pub(crate) rough: Rough,
     pub(crate) seed: u64,
     /// Receive and send buffer of each client socket.
     pub(crate) buffer: usize,
@@ -40,6 +43,7 @@ impl Net {
             ipv6: true,
             carry_echo: true,
             weather,
+            rough: Rough::default(),
             seed: 1,
             buffer: 256 << 10,
             room: usize::MAX,

@@ -38,6 +38,29 @@ pub(crate) fn destination(packet: &[u8]) -> IpAddr {
     if packet[0] >> 4 == 6 { address(&packet[24..40]) } else { address(&packet[16..20]) }
 }
 
+/// The window of a TCP segment as it stands there.
+pub(crate) fn window(packet: &[u8]) -> u16 {
+    let start = header_length(packet);
+    u16::from_be_bytes([packet[start + 14], packet[start + 15]])
+}
+
+/// The blocks of a TCP segment's SACK option.
+pub(crate) fn blocks(packet: &[u8]) -> Vec<(u32, u32)> {
+    let start = header_length(packet);
+    let options = &packet[start + 20..start + usize::from(packet[start + 12] >> 4) * 4];
+    let mut at = 0;
+    while at < options.len() && options[at] != 0 {
+        let length = if options[at] == 1 { 1 } else { usize::from(options[at + 1]) };
+        if options[at] == 5 {
+            let word = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+            let blocks = options[at + 2..at + length].chunks(8);
+            return blocks.map(|block| (word(&block[..4]), word(&block[4..]))).collect();
+        }
+        at += length;
+    }
+    Vec::new()
+}
+
 fn address(bytes: &[u8]) -> IpAddr {
     match <[u8; 4]>::try_from(bytes) {
         Ok(four) => four.into(),
