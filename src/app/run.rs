@@ -23,8 +23,8 @@ use crate::dispatch::Core;
 use crate::dns;
 use crate::inbound::{Access, Listener};
 use crate::platform::{
-    Applied, Dialer, Fwmark, HostError, HostOptions, HostPlan, Journal, NftState, Proof, Report, Survey, TunQueue,
-    Wishes, is_ignored, open_tun, unblock_signals,
+    Applied, Dialer, Fwmark, HostError, HostOptions, HostPlan, Journal, NftState, Proof, Report, Survey, TunQueue, Turn,
+    Wishes, ask_ahead, is_ignored, open_tun, unblock_signals,
 };
 use crate::profile::Profile;
 use crate::session::Inbound;
@@ -87,7 +87,12 @@ impl Run<'_> {
         let started = Instant::now();
         // From here on a signal finds the host either untouched or put back, never half changed.
         let mut signals = Signals::new()?;
+        if self.profile.tun.enable && self.profile.tun.auto_route {
+            ask_ahead();
+        }
         let mut journal = Journal::open(self.state)?;
+        // Until all is in force: what another run makes or undoes meanwhile would look like ours.
+        let turn = Turn::wait();
         if !journal.is_clean() {
             tell_replayed(&journal.replay_closed()?);
         }
@@ -124,6 +129,7 @@ impl Run<'_> {
                 (None, Some(journal))
             }
         };
+        drop(turn);
         let doors: Vec<_> =
             listeners.into_iter().map(|listener| spawn_local(hand_on(listener, Rc::clone(&workers)))).collect();
         let (stop, mut stopped) = mpsc::channel(1);
@@ -147,9 +153,11 @@ impl Run<'_> {
         );
         doors.iter().for_each(JoinHandle::abort);
         let mut applied = guard.map(Guard::dismiss).transpose()?;
+        let turn = applied.is_some().then(Turn::wait);
         if let Some(Err(error)) = applied.as_mut().map(Applied::release) {
             tracing::warn!("{error}; trying again when the flows have ended");
         }
+        drop(turn);
         // Whoever asks a second time does not want to wait.
         worker::drain(&workers, DRAIN, signals.end()).await;
         signs.abort();
@@ -157,6 +165,8 @@ impl Run<'_> {
         answers.abort();
         let _ = answers.await;
         drop(control);
+        // Until it is looked at.
+        let turn = applied.is_some().then(Turn::wait);
         // An end that nobody asked for opens no kill switch.
         let stays = result.is_err() && applied.as_mut().is_some_and(Applied::leave_closed);
         let reverted = applied.as_mut().filter(|_| !stays).map_or(Ok(()), Applied::revert);
@@ -165,6 +175,7 @@ impl Run<'_> {
             Some(applied) => tell_proof(&applied.prove()),
             None => Ok(()),
         });
+        drop(turn);
         // The state directory is free when the device is gone, and not before.
         drop((applied, held));
         back.and(result)
@@ -189,12 +200,13 @@ impl Run<'_> {
 
     /// Opens the TUN and works out what it needs of the host.
     fn device(&self, journal: &Journal) -> anyhow::Result<Device> {
-        let mut survey = Survey::take()?;
+        let mut survey = Survey::begin()?;
         survey.set_aside(&journal.rules());
         let name = self.device_name();
         HostPlan::check_name(name, &survey)?;
         let queues = open_tun(name, workers_wanted()).map_err(|error| explain_tun(name, &error))?;
         let options = self.options(name);
+        survey.ask_nft();
         let shut = (options.strict_route || options.kill_switch) && matches!(survey.nft, NftState::Present { .. });
         let without_ipv6 = survey.settle_ipv6(name, shut);
         let mut plan = HostPlan::new(&options, &survey)?;

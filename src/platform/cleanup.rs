@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use super::Netlink;
+use super::{Netlink, Turn};
 use super::applied::HostError;
 use super::journal::{Journal, Origin};
 use super::proof::still_in_place;
@@ -64,7 +64,9 @@ impl fmt::Display for Report {
 /// A run is going on there, the journal is a newer version's, something could not be undone (it stays journalled), or
 /// [`HostError::Elsewhere`].
 pub fn cleanup(state_dir: &Path, namespace_gone: bool) -> Result<Report, HostError> {
-    opened(state_dir, namespace_gone)?.replay()
+    let mut journal = opened(state_dir, namespace_gone)?;
+    let _turn = Turn::wait();
+    journal.replay()
 }
 
 /// The same, but a kill switch stays closed, because nobody asked for the end of the run.
@@ -72,7 +74,9 @@ pub fn cleanup(state_dir: &Path, namespace_gone: bool) -> Result<Report, HostErr
 /// # Errors
 /// As [`cleanup`].
 pub fn cleanup_closed(state_dir: &Path, namespace_gone: bool) -> Result<Report, HostError> {
-    opened(state_dir, namespace_gone)?.replay_closed()
+    let mut journal = opened(state_dir, namespace_gone)?;
+    let _turn = Turn::wait();
+    journal.replay_closed()
 }
 
 fn opened(state_dir: &Path, namespace_gone: bool) -> Result<Journal, HostError> {

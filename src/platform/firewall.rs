@@ -19,7 +19,7 @@ mod change;
 /// The name of our tables, or the beginning of it.
 const NAME: &str = "tunproxy";
 /// What a table without an owner says of itself, before the name of the TUN.
-const KILL_SWITCH_OF: &str = "kill switch of ";
+pub(super) const KILL_SWITCH_OF: &str = "kill switch of ";
 /// How long a peer's question is remembered so that the answer leaves by the address that was asked.
 const REMEMBERED: &str = "180s";
 /// At most so many questions per local address.

@@ -88,6 +88,9 @@ pub struct Survey {
     pub tables: BTreeSet<RouteTable>,
     /// nftables.
     pub nft: NftState,
+    /// Every bit of a mark that some rule reads or writes which nft does not show: one of iptables where it is not
+    /// nftables', or any where there is no nft.
+    pub other_marks: u32,
     /// Kernel parameters.
     pub parameters: Parameters,
     /// The kernel knows IPv6, and nothing keeps the TUN from having it ([`Survey::settle_ipv6`]).
@@ -156,7 +159,30 @@ impl Survey {
     /// # Errors
     /// The kernel does not answer.
     pub fn take() -> Result<Self, HostError> {
+        let mut survey = Self::begin()?;
+        survey.ask_nft();
+        Ok(survey)
+    }
+
+    /// The same, but for what only nft can tell ([`Survey::ask_nft`]).
+    ///
+    /// # Errors
+    /// As [`Survey::take`].
+    pub fn begin() -> Result<Self, HostError> {
         imp::survey::take(None, &[])
+    }
+
+    /// Has nft tell what it can do, for which it takes longest. One that does not end counts as missing.
+    pub fn ask_nft(&mut self) {
+        if let NftState::Present { .. } = self.nft {
+            match imp::nft::knows() {
+                Ok(knows) => {
+                    self.parameters.finds_sockets = knows.sockets;
+                    self.parameters.marks_connections = knows.connection_marks;
+                }
+                Err(why) => self.nft = NftState::Missing(why),
+            }
+        }
     }
 
     /// Looks at the host again, with all routes of `tables`; at the firewall only where `nft` does not say what is known.
@@ -250,7 +276,7 @@ impl Survey {
         let in_nft = match &self.nft {
             NftState::Present { mark_bits, .. } => *mark_bits,
             NftState::Missing(_) => 0,
-        };
+        } | self.other_marks;
         self.all_rules().filter_map(|rule| rule.mark).fold(in_nft, |used, MarkMatch { mark, mask }| {
             // A full mask says only that one exact value is meant.
             used | mark | if mask == u32::MAX { 0 } else { mask }
@@ -343,6 +369,7 @@ pub(super) mod tests {
                 dropping_forward: Vec::new(),
                 kill_switches: Vec::new(),
             },
+            other_marks: 0,
             parameters: Parameters { marks_connections: true, ..Parameters::default() },
             ipv6: true,
             kernel_ipv6: true,

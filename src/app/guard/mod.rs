@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow};
 use tokio::sync::mpsc;
 
-use crate::platform::{Applied, Fwmark, HostOptions, HostPlan, Seen, SettleError, Settled, Stranded, Watch, Woken};
+use crate::platform::{
+    Applied, Fwmark, HostOptions, HostPlan, Hurry, Seen, SettleError, Settled, Stranded, Watch, Woken,
+};
 use pace::{Pace, Tell};
 
 /// Looks may take a third of the time where changes never end, so that a busy host stays usable.
@@ -51,11 +53,13 @@ impl Guard {
         Ok(Self { thread, stop })
     }
 
-    /// Ends the guard; what it guarded is the caller's again.
+    /// Ends the guard; what it guarded is the caller's again. A program that it is waiting for is not waited for any longer:
+    /// what it was to put back is undone next.
     ///
     /// # Errors
     /// The thread panicked in spite of all.
     pub(super) fn dismiss(self) -> anyhow::Result<Applied> {
+        let _hurry = Hurry::begin();
         drop(self.stop);
         self.thread.join().map_err(|_| anyhow!("the guard of the host's settings panicked"))
     }
