@@ -23,8 +23,8 @@ use crate::dispatch::Core;
 use crate::dns;
 use crate::inbound::{Access, Listener};
 use crate::platform::{
-    Applied, Dialer, Fwmark, HostError, HostOptions, HostPlan, Journal, NftState, Proof, Report, Survey, TunQueue, Turn,
-    Wishes, ask_ahead, is_ignored, open_tun, unblock_signals,
+    Applied, Dialer, Fwmark, HostError, HostOptions, HostPlan, Journal, NftState, Proof, Report, Survey, TunQueue,
+    Turn, Wishes, ask_ahead, is_ignored, open_tun, unblock_signals,
 };
 use crate::profile::Profile;
 use crate::session::Inbound;

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::path::Path;
 
-use super::{Netlink, Turn};
 use super::applied::HostError;
 use super::journal::{Journal, Origin};
 use super::proof::still_in_place;
 use super::routing::Rule;
 use super::undo::{Undo, Undone};
+use super::{Netlink, Turn};
 
 /// What a clean-up did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

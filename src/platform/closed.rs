@@ -59,7 +59,8 @@ impl KillSwitch {
 /// be looked at.
 #[must_use]
 pub fn left_closed() -> Option<KillSwitch> {
-    let mut found = nft::kill_switches_in(&nft::tables().ok()?).into_iter().map(|(table, tun)| KillSwitch { table, tun });
+    let mut found =
+        nft::kill_switches_in(&nft::tables().ok()?).into_iter().map(|(table, tun)| KillSwitch { table, tun });
     let netlink = Netlink::open().ok()?;
     found.find(|found| netlink.index(&found.tun).is_err())
 }

@@ -150,11 +150,14 @@ impl Writer<'_> {
         chains
     }
 
-    /// Linux answers for any of its addresses on any interface; the TUN's own is nobody's business outside.
+    /// Linux answers for any of its addresses on any interface; the TUN's own is nobody's business outside. An interface
+    /// that has the same address is another run's.
     fn entrance(&self) -> String {
         let mut lines = vec![format!("{} return", self.iif_tun()), FROM_LOOPBACK.to_owned()];
         let addresses = self.options.addresses.iter().map(IpNet::addr);
-        lines.extend(addresses.map(|address| format!("{} daddr {address} drop", family(address))));
+        lines.extend(
+            addresses.map(|address| format!("{} daddr {address} fib daddr . iif type != local drop", family(address))),
+        );
         chain("entrance", "filter hook prerouting priority raw", &lines)
     }
 

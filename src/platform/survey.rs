@@ -172,7 +172,7 @@ impl Survey {
         imp::survey::take(None, &[])
     }
 
-    /// Has nft tell what it can do, for which it takes longest. One that does not end counts as missing.
+    /// Has nft tell what it can do, for which it takes longest. One that cannot tell counts as missing.
     pub fn ask_nft(&mut self) {
         if let NftState::Present { .. } = self.nft {
             match imp::nft::knows() {

@@ -56,7 +56,7 @@ fn a_voided_record_and_a_cleared_journal_leave_nothing() {
 
 /// Makes a journal of `many` records of which the last is in force, so that it is worth writing anew.
 fn overgrown(many: u32) -> (tempfile::TempDir, Journal) {
-    let (dir, _) = written(0);
+    let dir = tempfile::tempdir().unwrap();
     let mut journal = Journal::open(dir.path()).unwrap();
     let undos: Vec<Undo> = (0..many).map(undo).collect();
     let ids = journal.record(&undos).unwrap();

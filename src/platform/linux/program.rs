@@ -95,7 +95,11 @@ impl Program {
 
     /// When a call that begins now has taken too long.
     pub(super) fn deadline(&self) -> Deadline {
-        Deadline::after(if self.hung.load(Relaxed) { LITTLE_PATIENCE } else { PATIENCE })
+        Deadline::after(self.patience())
+    }
+
+    fn patience(&self) -> Duration {
+        if self.hung.load(Relaxed) { LITTLE_PATIENCE } else { PATIENCE }
     }
 
     /// Takes note whether a call that began at `begun` came to its end. One that was cut short tells nothing.
@@ -121,12 +125,13 @@ impl Call {
     /// # Errors
     /// It was killed because it did not end, or cannot be spoken to.
     pub(super) fn end(mut self, input: &str) -> io::Result<Output> {
-        let begun = Instant::now();
-        let outcome = bounded::output(&mut self.child, input.as_bytes(), self.program.deadline());
+        let (begun, patience) = (Instant::now(), self.program.patience());
+        let outcome = bounded::output(&mut self.child, input.as_bytes(), Deadline::after(patience));
         self.program.note(begun, &outcome);
         outcome.map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => {
-                let waited = begun.elapsed().as_secs();
+                // With less where there was a hurry.
+                let waited = begun.elapsed().min(patience).as_secs();
                 io::Error::new(error.kind(), format!("`{}` does not end: killed after {waited} s", self.words))
             }
             _ => error,

@@ -31,7 +31,9 @@ impl Turn {
                     std::thread::sleep(LOOK);
                 }
                 Err((_, error)) => {
-                    tracing::warn!("another run changes this host at the same time, and does not come to its end ({error})");
+                    tracing::warn!(
+                        "another run changes this host at the same time, and does not come to its end ({error})"
+                    );
                     return Self(None);
                 }
             }

@@ -85,14 +85,18 @@ impl Nftables {
     /// # Errors
     /// No CAP_NET_ADMIN, or a kernel without nftables.
     pub(in crate::platform) fn tables(&mut self) -> Result<Vec<SeenTable>, NetlinkError> {
-        self.list("list the firewall's tables", &Request::new(GET_TABLE, 0), |found: &mut Vec<SeenTable>, family, table| {
-            found.push(SeenTable {
-                family,
-                name: text(table, 1).unwrap_or_default(),
-                handle: long(table, 4).unwrap_or_default(),
-                comment: attribute(table, 6).and_then(comment),
-            });
-        })
+        self.list(
+            "list the firewall's tables",
+            &Request::new(GET_TABLE, 0),
+            |found: &mut Vec<SeenTable>, family, table| {
+                found.push(SeenTable {
+                    family,
+                    name: text(table, 1).unwrap_or_default(),
+                    handle: long(table, 4).unwrap_or_default(),
+                    comment: attribute(table, 6).and_then(comment),
+                });
+            },
+        )
     }
 
     /// Chains on the forward hook whose policy is drop, as `family table chain`.
@@ -114,7 +118,9 @@ impl Nftables {
         family: &str,
         table: &str,
     ) -> Result<BTreeMap<String, usize>, NetlinkError> {
-        let Some((family, _)) = FAMILIES.into_iter().find(|(_, name)| *name == family) else { return Ok(BTreeMap::new()) };
+        let Some((family, _)) = FAMILIES.into_iter().find(|(_, name)| *name == family) else {
+            return Ok(BTreeMap::new());
+        };
         let chains = self.chains(family)?.into_iter().filter(|chain| chain.table == table);
         let mut found: BTreeMap<String, usize> = chains.map(|chain| (chain.name, 0)).collect();
         let request = Request::new(GET_RULE, family).with(1, table);
@@ -176,7 +182,8 @@ impl Nftables {
                 let value = |at| attribute(element, at).and_then(marks::value);
                 let key = value(1).filter(|_| set.keys);
                 let key = key.map(|key| if set.interval { u32::from_be(key) } else { key });
-                *bits |= key.into_iter().chain(value(2).filter(|_| set.values)).fold(0, |bits, it| bits | marks::bits(it));
+                *bits |=
+                    key.into_iter().chain(value(2).filter(|_| set.values)).fold(0, |bits, it| bits | marks::bits(it));
             }
         });
         match listed {
