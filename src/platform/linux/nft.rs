@@ -98,8 +98,8 @@ pub(in crate::platform) struct Knows {
     pub(in crate::platform) connection_marks: bool,
 }
 
-/// Which of them nft and the kernel know. That does not change while we run.
-static KNOWN: Mutex<Option<Knows>> = Mutex::new(None);
+/// The last answer to which of them nft and the kernel know. That does not change while we run.
+static KNOWN: Mutex<Option<Result<Knows, String>>> = Mutex::new(None);
 
 /// Has it found out while the start does other things: it takes the kernel its time.
 pub fn ask_ahead() {
@@ -110,7 +110,7 @@ pub fn ask_ahead() {
 
 /// What is known of it already; what could not be asked counts as not there.
 pub(in crate::platform) fn known() -> Knows {
-    KNOWN.lock().unwrap_or_default()
+    KNOWN.lock().as_ref().and_then(|known| known.as_ref().ok().copied()).unwrap_or_default()
 }
 
 /// Which of them nft and the kernel know: asked once, and again where there was no answer.
@@ -118,13 +118,17 @@ pub(in crate::platform) fn known() -> Knows {
 /// # Errors
 /// nft cannot be run, does not end, or takes nothing.
 pub(in crate::platform) fn knows() -> Result<Knows, String> {
+    // Whoever comes second waits for the answer to the first, whatever it is.
+    let (mut known, waited) = KNOWN.try_lock().map_or_else(|| (KNOWN.lock(), true), |known| (known, false));
+    match &*known {
+        Some(answer) if waited || answer.is_ok() => answer.clone(),
+        _ => known.insert(ask()).clone(),
+    }
+}
+
+fn ask() -> Result<Knows, String> {
     const SOCKETS: &str = "socket wildcard 1;";
     const MARKS: &str = "ct mark set ct mark | 1;";
-    // Whoever comes second waits for the answer to the first.
-    let mut known = KNOWN.lock();
-    if let Some(known) = *known {
-        return Ok(known);
-    }
     let asked = |what: &str| {
         let table =
             format!("table inet tunproxy-asks {{ chain asks {{ type filter hook input priority 0; {what} }}; }};\n");
@@ -147,7 +151,6 @@ pub(in crate::platform) fn knows() -> Result<Knows, String> {
              may go on past the TUN when the other side speaks first"
         );
     }
-    *known = Some(found);
     Ok(found)
 }
 
