@@ -100,6 +100,8 @@ pub(in crate::platform) struct Knows {
 
 /// The last answer to which of them nft and the kernel know. That does not change while we run.
 static KNOWN: Mutex<Option<Result<Knows, String>>> = Mutex::new(None);
+/// Held by whoever asks.
+static ASKING: Mutex<()> = Mutex::new(());
 
 /// Has it found out while the start does other things: it takes the kernel its time.
 pub fn ask_ahead() {
@@ -119,10 +121,14 @@ pub(in crate::platform) fn known() -> Knows {
 /// nft cannot be run, does not end, or takes nothing.
 pub(in crate::platform) fn knows() -> Result<Knows, String> {
     // Whoever comes second waits for the answer to the first, whatever it is.
-    let (mut known, waited) = KNOWN.try_lock().map_or_else(|| (KNOWN.lock(), true), |known| (known, false));
-    match &*known {
-        Some(answer) if waited || answer.is_ok() => answer.clone(),
-        _ => known.insert(ask()).clone(),
+    let (_turn, waited) = ASKING.try_lock().map_or_else(|| (ASKING.lock(), true), |turn| (turn, false));
+    let last = KNOWN.lock().clone();
+    match last {
+        Some(answer) if waited || answer.is_ok() => answer,
+        _ => {
+            let answer = ask();
+            KNOWN.lock().insert(answer).clone()
+        }
     }
 }
 
