@@ -24,7 +24,7 @@ use crate::dns;
 use crate::inbound::{Access, Listener};
 use crate::platform::{
     Applied, Dialer, FOUND_OPEN, Fwmark, HostError, HostOptions, HostPlan, Journal, NftState, OwnSockets, Proof,
-    Report, Survey, TunQueue, Wishes, is_ignored, open_tun, unblock_signals,
+    Report, Survey, TunQueue, Turn, Wishes, ask_ahead, is_ignored, open_tun, unblock_signals,
 };
 use crate::profile::{DEVICE, Profile};
 use crate::session::Inbound;
@@ -85,17 +85,22 @@ impl Run<'_> {
         let started = Instant::now();
         // From here on a signal finds the host either untouched or put back, never half changed.
         let mut signals = Signals::new()?;
+        if self.profile.tun.enable && self.profile.tun.auto_route {
+            ask_ahead();
+        }
         let mut journal = Journal::open(self.state)?;
         if let Some((what, advice)) = Journal::open_to_all(self.state) {
             tracing::warn!("{what}. What to do: {advice}");
         }
+        // Until all is in force: what another run makes or undoes meanwhile would look like ours.
+        let turn = Turn::wait();
         if !journal.is_clean() {
             tell_replayed(&journal.replay_closed()?);
         }
         // What can fail without a trace on the host comes first.
         let control = Control::bind(self.state)?;
         // Our own ports are none of those that somebody served before us.
-        let survey = self.profile.tun.enable.then(Survey::take).transpose()?;
+        let survey = self.profile.tun.enable.then(Survey::begin).transpose()?;
         let listeners = self.listeners()?;
         let device = survey.map(|survey| self.device(survey, &journal)).transpose()?;
         if device.is_none() && listeners.is_empty() && self.profile.dns.listen.is_none() {
@@ -129,6 +134,7 @@ impl Run<'_> {
                 (None, Some(journal))
             }
         };
+        drop(turn);
         let doors: Vec<_> =
             listeners.into_iter().map(|listener| spawn_local(hand_on(listener, Rc::clone(&workers)))).collect();
         let (stop, mut stopped) = mpsc::channel(1);
@@ -154,9 +160,11 @@ impl Run<'_> {
         }
         doors.iter().for_each(JoinHandle::abort);
         let mut applied = guard.map(Guard::dismiss).transpose()?;
+        let turn = applied.is_some().then(Turn::wait);
         if let Some(Err(error)) = applied.as_mut().map(Applied::release) {
             tracing::warn!("{error}; trying again when the flows have ended");
         }
+        drop(turn);
         // Whoever asks a second time does not want to wait.
         worker::drain(&workers, DRAIN, signals.end()).await;
         signs.abort();
@@ -164,6 +172,8 @@ impl Run<'_> {
         answers.abort();
         let _ = answers.await;
         drop(control);
+        // Until it is looked at.
+        let turn = applied.is_some().then(Turn::wait);
         // An end that nobody asked for opens no kill switch.
         let stays = applied.as_mut().filter(|_| result.is_err()).and_then(Applied::leave_closed);
         let mut given_back = applied.as_mut().filter(|_| stays.is_none());
@@ -173,6 +183,7 @@ impl Run<'_> {
             Some(applied) => tell_proof(&applied.prove()),
             None => Ok(()),
         });
+        drop(turn);
         // The state directory is free when the device is gone, and not before.
         drop((applied, held));
         outcome(result, stays, back)
@@ -202,6 +213,7 @@ impl Run<'_> {
         let options = self.options(name);
         HostPlan::may_start(&options, &survey)?;
         let queues = open_tun(name, workers_wanted()).map_err(|error| explain_tun(name, &error))?;
+        survey.ask_nft();
         let shut = (options.strict_route || options.kill_switch) && matches!(survey.nft, NftState::Present { .. });
         let without_ipv6 = survey.settle_ipv6(name, shut);
         let mut plan = HostPlan::new(&options, &survey)?;

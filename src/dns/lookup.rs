@@ -82,6 +82,27 @@ impl Lookup for Dns {
             }
         })
     }
+
+    /// Within five seconds.
+    fn lookup_family<'a>(&'a self, name: &'a Name, ipv4: bool) -> BoxFuture<'a, Result<Arc<[IpAddr]>, LookupError>> {
+        Box::pin(async move {
+            if let Some(local) = self.without_asking(name) {
+                return of_family(&local?, ipv4);
+            }
+            if !ipv4 && !self.ipv6 {
+                return Err(LookupError::NoAddress);
+            }
+            let kind = if ipv4 { kind::A } else { kind::AAAA };
+            let key = Key::own(name, kind).ok_or(LookupError::NoSuchName)?;
+            let answer = tokio::time::timeout(TOTAL, self.resolver.resolve(key.as_bytes())).await;
+            join(&answer.map_err(|_| LookupError::TimedOut)?, None)
+        })
+    }
+}
+
+fn of_family(found: &[IpAddr], ipv4: bool) -> Result<Arc<[IpAddr]>, LookupError> {
+    let found: Arc<[IpAddr]> = found.iter().copied().filter(|ip| ip.is_ipv4() == ipv4).collect();
+    if found.is_empty() { Err(LookupError::NoAddress) } else { Ok(found) }
 }
 
 /// One list of both families' addresses, or the reason why there is none.

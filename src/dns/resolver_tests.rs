@@ -313,6 +313,21 @@ async fn a_lookup_without_ipv6_asks_for_none() {
     assert_eq!(server.udp_queries(), 1);
 }
 
+#[tokio::test]
+async fn a_lookup_of_one_family_asks_for_no_other() {
+    let server = Nameserver::answering(good).await;
+    let dns = open(&[&server]);
+    for (ipv4, address) in [(true, REAL), (false, "2001:db8::7")] {
+        let found = dns.lookup_family(&name("www.example"), ipv4).await.unwrap();
+        assert_eq!(*found, [address.parse::<IpAddr>().unwrap()]);
+    }
+    assert_eq!(server.udp_queries(), 2);
+    assert!(dns.lookup_family(&name("localhost"), true).await.unwrap().iter().all(IpAddr::is_ipv4));
+    let without = Dns::open(crate::dns::Config { ipv6: false, ..mapping(&[&server]) }).unwrap();
+    assert_eq!(without.lookup_family(&name("www.example"), false).await, Err(LookupError::NoAddress));
+    assert_eq!(server.udp_queries(), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_family_that_never_answers_does_not_hold_up_the_other() {
     for (dead, alive) in [(RecordType::AAAA, REAL), (RecordType::A, "2001:db8::7")] {

@@ -300,6 +300,16 @@ pub enum LookupError {
 
 /// Finds the real addresses of a name. A fake address never comes out of it.
 pub trait Lookup: Send + Sync {
-    /// The addresses of `name`, preferred first, never empty.
+    /// The addresses of `name`, preferred first, never empty. Those of a family that takes long are missing where the other
+    /// has some.
     fn lookup<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Arc<[IpAddr]>, LookupError>>;
+
+    /// Its addresses of one family, never empty, for whoever has no use for the other and therefore waits.
+    fn lookup_family<'a>(&'a self, name: &'a Name, ipv4: bool) -> BoxFuture<'a, Result<Arc<[IpAddr]>, LookupError>> {
+        Box::pin(async move {
+            let found: Arc<[IpAddr]> =
+                self.lookup(name).await?.iter().copied().filter(|ip| ip.is_ipv4() == ipv4).collect();
+            if found.is_empty() { Err(LookupError::NoAddress) } else { Ok(found) }
+        })
+    }
 }

@@ -9,11 +9,14 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::net::{Address, DialError, Host, Lookup, Name, Reach};
+use crate::net::{Address, DialError, Host, Lookup, LookupError, Name, Reach};
 use crate::platform::{DatagramSocket, Dialer, EchoSocket};
 
 /// RFC 8305 section 8: the recommended Connection Attempt Delay.
 const STAGGER: Duration = Duration::from_millis(250);
+
+/// How long addresses of the family that `ip-version` prefers are waited for where those of the other are there.
+const PREFERRED: Duration = Duration::from_secs(1);
 
 /// How many addresses of a name are tried.
 const ATTEMPTS: usize = 8;
@@ -110,12 +113,33 @@ impl Egress {
     /// waited for the look-up already, and silence would let it wait for a connection as well.
     pub async fn addresses(&self, name: &Name) -> Result<Vec<IpAddr>, DialError> {
         let nowhere = |words: String| DialError::Io(io::Error::new(io::ErrorKind::HostUnreachable, words));
-        let found = self.lookup.lookup(name).await.map_err(|error| nowhere(format!("{name}: {error}")))?;
-        let addresses = self.version.arrange(&found);
-        if addresses.is_empty() {
-            return Err(nowhere(format!("{name} has no address of the family that ip-version allows")));
+        match self.look_up(name).await {
+            Ok(found) => Ok(self.version.arrange(&found)),
+            Err(LookupError::NoAddress) if matches!(self.version, IpVersion::Ipv4 | IpVersion::Ipv6) => {
+                Err(nowhere(format!("{name} has no address of the family that ip-version allows")))
+            }
+            Err(error) => Err(nowhere(format!("{name}: {error}"))),
         }
-        Ok(addresses)
+    }
+
+    /// A look-up of both families does not wait for long for the second, which may be the one that is wanted.
+    async fn look_up(&self, name: &Name) -> Result<Arc<[IpAddr]>, LookupError> {
+        let ipv4 = match self.version {
+            IpVersion::Dual => return self.lookup.lookup(name).await,
+            IpVersion::Ipv4 => return self.lookup.lookup_family(name, true).await,
+            IpVersion::Ipv6 => return self.lookup.lookup_family(name, false).await,
+            IpVersion::Ipv4Prefer => true,
+            IpVersion::Ipv6Prefer => false,
+        };
+        let found = self.lookup.lookup(name).await?;
+        if found.iter().any(|ip| ip.is_ipv4() == ipv4) {
+            return Ok(found);
+        }
+        // Where it is known that there are none the answer is there.
+        match timeout(PREFERRED, self.lookup.lookup_family(name, ipv4)).await {
+            Ok(Ok(preferred)) => Ok(preferred.iter().chain(found.iter()).copied().collect()),
+            Ok(Err(_)) | Err(_) => Ok(found),
+        }
     }
 
     /// The address of `name` for datagrams, which cannot try one and see: the first to which there is a route. Where
@@ -218,7 +242,7 @@ fn more_telling(earlier: Option<DialError>, later: DialError) -> DialError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::{BoxFuture, LookupError};
+    use crate::net::BoxFuture;
     use crate::outbound::fixture::{Names, black_hole, closed_port};
 
     fn address(host: &str, port: u16) -> Address {
@@ -311,6 +335,37 @@ mod tests {
         }
         let egress = egress(names).with_version(IpVersion::Ipv6);
         assert!(egress.reachable(&name("v4.test"), true).await.is_err());
+    }
+
+    /// Whose IPv6 addresses come later than a look-up of both families waits.
+    struct Late(Duration);
+
+    impl Lookup for Late {
+        fn lookup<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Result<Arc<[IpAddr]>, LookupError>> {
+            Box::pin(async { Ok([IpAddr::from([127, 0, 0, 1])].into()) })
+        }
+
+        fn lookup_family<'a>(&'a self, _: &'a Name, ipv4: bool) -> BoxFuture<'a, Result<Arc<[IpAddr]>, LookupError>> {
+            Box::pin(async move {
+                let v6 = IpAddr::from(std::net::Ipv6Addr::LOCALHOST);
+                sleep(if ipv4 { Duration::ZERO } else { self.0 }).await;
+                Ok([if ipv4 { IpAddr::from([127, 0, 0, 1]) } else { v6 }].into())
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_family_that_is_wanted_is_waited_for_and_one_that_is_preferred_for_a_second() {
+        let found = async |version, late| {
+            let egress = Egress::new(Dialer::default(), Arc::new(Late(Duration::from_millis(late))));
+            let found = egress.with_version(version).addresses(&Name::new("late.test").unwrap()).await.unwrap();
+            found.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(found(IpVersion::Ipv6, 3000).await, ["::1"]);
+        assert_eq!(found(IpVersion::Ipv6Prefer, 800).await, ["::1", "127.0.0.1"]);
+        assert_eq!(found(IpVersion::Ipv6Prefer, 3000).await, ["127.0.0.1"]);
+        assert_eq!(found(IpVersion::Ipv4Prefer, 3000).await, ["127.0.0.1"]);
+        assert_eq!(found(IpVersion::Dual, 3000).await, ["127.0.0.1"]);
     }
 
     #[tokio::test]

@@ -4,13 +4,12 @@ use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
 
 use ipnet::IpNet;
 
 use super::cleanup::Report;
 use super::firewall::Nft;
-use super::imp::nft::{self, OwnedTable};
+use super::imp::nft::{OwnedTable, Ready};
 use super::imp::{resolv_conf, sysctl};
 use super::journal::{Journal, JournalError};
 use super::layout::{self, CAPTURE_STAGE};
@@ -175,7 +174,8 @@ pub struct Applied {
     journal: Journal,
     netlink: Netlink,
     done: Vec<Done>,
-    check: Option<JoinHandle<Result<(), String>>>,
+    /// What is to load the firewall table, from the start on.
+    ready: Option<io::Result<Ready>>,
     warnings: Vec<String>,
     taken_over: Option<Report>,
     /// What a kill switch's table was loaded as last.
@@ -209,7 +209,7 @@ impl HostPlan {
             journal,
             netlink,
             done: Vec::new(),
-            check: None,
+            ready: None,
             warnings: Vec::new(),
             taken_over: None,
             standing: None,
@@ -300,8 +300,8 @@ impl Applied {
     }
 
     fn run(&mut self) -> Result<(), HostError> {
-        // The longest single act; it runs while routes and rules are set.
-        self.check = self.plan.nft.clone().map(|nft| std::thread::spawn(move || nft::check(&nft)));
+        // It starts while routes and rules are set.
+        self.ready = self.plan.nft.as_ref().map(Ready::begin);
         let steps: Vec<(Step, Vec<Undo>)> =
             self.plan.steps().into_iter().map(|step| (step.clone(), self.undos(&step))).collect();
         let lasting = steps.iter().flat_map(|(_, undos)| undos).filter(|undo| undo.outlives_us());
@@ -378,19 +378,13 @@ impl Applied {
     }
 
     fn load_firewall(&mut self) -> io::Result<Option<Done>> {
-        let checked = self.check.take().map(JoinHandle::join);
-        match checked {
-            Some(Ok(Ok(()))) => match &self.plan.nft {
-                Some(nft) if self.plan.has_kill_switch() => {
-                    nft::load(nft)?;
-                    self.standing = Some(nft.clone());
-                    Ok(None)
-                }
-                nft => Ok(nft.as_ref().map(OwnedTable::load).transpose()?.map(Done::Firewall)),
-            },
-            Some(Ok(Err(why))) => Err(io::Error::other(format!("nft does not take it: {why}"))),
-            Some(Err(_)) | None => Err(io::Error::other("it could not be checked")),
+        let Some(nft) = self.plan.nft.clone() else { return Ok(None) };
+        let ready = self.ready.take().unwrap_or_else(|| Ready::begin(&nft))?;
+        let owned = ready.load(&nft)?;
+        if owned.is_none() {
+            self.standing = Some(nft);
         }
+        Ok(owned.map(Done::Firewall))
     }
 
     fn set_resolver(&self) -> Result<Option<Done>, HostError> {

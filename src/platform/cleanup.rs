@@ -3,13 +3,14 @@
 use std::fmt;
 use std::path::Path;
 
-use super::Netlink;
 use super::applied::HostError;
-use super::firewall::{TableId, ruleset};
+use super::firewall::TableId;
+use super::imp::nft;
 use super::journal::{Journal, Origin};
 use super::proof::{firewall, still_in_place};
 use super::routing::Rule;
 use super::undo::{Undo, Undone};
+use super::{Netlink, Turn};
 
 /// What to say of a kill switch that ought to be closed and is not.
 pub const FOUND_OPEN: &str = "the kill switch of the earlier run is not in force: its firewall table is gone or empty. \
@@ -75,7 +76,9 @@ impl fmt::Display for Report {
 /// A run is going on there, the journal is a newer version's, something could not be undone (it stays journalled), or
 /// [`HostError::Elsewhere`].
 pub fn cleanup(state_dir: &Path, namespace_gone: bool) -> Result<Report, HostError> {
-    opened(state_dir, namespace_gone)?.replay()
+    let mut journal = opened(state_dir, namespace_gone)?;
+    let _turn = Turn::wait();
+    journal.replay()
 }
 
 /// The same, but a kill switch stays closed, because nobody asked for the end of the run.
@@ -83,7 +86,9 @@ pub fn cleanup(state_dir: &Path, namespace_gone: bool) -> Result<Report, HostErr
 /// # Errors
 /// As [`cleanup`].
 pub fn cleanup_closed(state_dir: &Path, namespace_gone: bool) -> Result<Report, HostError> {
-    opened(state_dir, namespace_gone)?.replay_closed()
+    let mut journal = opened(state_dir, namespace_gone)?;
+    let _turn = Turn::wait();
+    journal.replay_closed()
 }
 
 fn opened(state_dir: &Path, namespace_gone: bool) -> Result<Journal, HostError> {
@@ -150,7 +155,7 @@ impl Journal {
         // Of a name there are two tables, in two families: either takes the name.
         let names: Vec<String> = match tables.is_empty() {
             true => Vec::new(),
-            false => ruleset::table_names(&firewall()?).collect(),
+            false => firewall()?.into_iter().map(|table| table.name).collect(),
         };
         let taken = |undo: &Undo| matches!(undo, Undo::Table(table) if names.contains(&table.name));
         still.extend(tables.into_iter().filter(|undo| taken(undo)).cloned());
@@ -218,8 +223,7 @@ impl Journal {
 
 /// Whether the kill switch among `undos` is in force. Where the firewall cannot be read, the journal's word stands.
 fn has_closed(undos: &[(u64, Undo)]) -> bool {
-    let Ok(ruleset) = firewall() else { return true };
-    let closed = ruleset::closed(&ruleset);
+    let Ok(closed) = nft::closed() else { return true };
     let stands = |table: &TableId| closed.iter().any(|(name, _)| *name == table.name);
     undos.iter().any(|(_, undo)| matches!(undo, Undo::Table(table) if stands(table)))
 }

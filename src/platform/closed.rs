@@ -59,9 +59,9 @@ impl KillSwitch {
 /// be looked at.
 #[must_use]
 pub fn left_closed() -> Option<KillSwitch> {
-    let found = KillSwitch::in_rules(&nft::ruleset().ok()?);
+    let mut found = nft::closed().ok()?.into_iter().map(|(table, tun)| KillSwitch { table, tun });
     let netlink = Netlink::open().ok()?;
-    found.into_iter().find(|found| netlink.index(&found.tun).is_err())
+    found.find(|found| netlink.index(&found.tun).is_err())
 }
 
 /// The refusing routes of a kill switch, behind each route into the TUN, so that what the rules take ends there when the

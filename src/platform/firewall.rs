@@ -1,5 +1,6 @@
 //! The text of our nftables table: what routing rules alone cannot say.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::IpAddr;
 
@@ -19,7 +20,7 @@ mod change;
 /// The name of our tables, or the beginning of it.
 const NAME: &str = "tunproxy";
 /// What a table without an owner says of itself, before the name of the TUN.
-const KILL_SWITCH_OF: &str = "kill switch of ";
+pub(super) const KILL_SWITCH_OF: &str = "kill switch of ";
 /// How long a peer's question is remembered so that the answer leaves by the address that was asked.
 const REMEMBERED: &str = "180s";
 /// At most so many questions per local address.
@@ -150,9 +151,12 @@ impl Writer<'_> {
         chains
     }
 
-    /// Linux answers for any of its addresses on any interface; the TUN's own is nobody's business outside.
+    /// Linux answers for any of its addresses on any interface; the TUN's own is nobody's business outside. An interface
+    /// that has one of the same addresses is another run's.
     fn entrance(&self) -> String {
         let mut lines = vec![format!("{} return", self.iif_tun()), FROM_LOOPBACK.to_owned()];
+        let runs = self.other_runs();
+        lines.extend((!runs.is_empty()).then(|| format!("iifname {{ {runs} }} return")));
         let addresses = self.options.addresses.iter().map(IpNet::addr);
         lines.extend(addresses.map(|address| format!("{} daddr {address} drop", family(address))));
         chain("entrance", "filter hook prerouting priority raw", &lines)
@@ -317,6 +321,15 @@ impl Writer<'_> {
     /// switch outlives it, and the number may become another interface's.
     fn by(&self) -> &'static str {
         if self.options.kill_switch { "name" } else { "" }
+    }
+
+    /// The names of interfaces that have an address of our TUN.
+    fn other_runs(&self) -> String {
+        let ours = |ip: IpAddr| self.options.addresses.iter().any(|net| net.addr() == ip);
+        let same = self.survey.addresses.iter().filter(|(_, net)| ours(net.addr())).map(|(index, _)| *index);
+        let names: BTreeSet<&str> = same.filter_map(|index| self.survey.link_name(index)).collect();
+        let plain = names.into_iter().filter(|name| !name.contains(['"', '*', '\\']) && *name != self.options.tun);
+        plain.map(quoted).collect::<Vec<_>>().join(", ")
     }
 
     /// The names of the uplinks, and those of all other links but loopback and the TUN.

@@ -68,6 +68,10 @@ pub struct Journal {
     recorded: bool,
     /// Lines in the file, as far as this run wrote them.
     lines: usize,
+    /// The file has its name, but the directory is not known to be on the disk with it.
+    renamed: bool,
+    /// How a directory gets to the disk.
+    sync: fn(&Path) -> io::Result<()>,
     pub(super) leftovers: Leftovers,
     _lock: Flock<File>,
 }
@@ -90,7 +94,9 @@ impl Journal {
         let next = leftovers.undos.iter().map(|(id, _)| id + 1).max().unwrap_or(0);
         // What names no change is not gone on with: it may be of another boot.
         let end = if leftovers.undos.is_empty() { End::default() } else { leftovers.end.clone() };
-        Ok(Self { path, file: None, end, next, recorded: false, lines: 0, leftovers, _lock: lock })
+        let sync = |directory: &Path| File::open(directory)?.sync_all();
+        let (file, recorded, lines, renamed) = (None, false, 0, false);
+        Ok(Self { path, file, end, next, recorded, lines, renamed, sync, leftovers, _lock: lock })
     }
 
     /// Why others can interfere with what is in `state_dir`, and what to do about it.
@@ -152,9 +158,11 @@ impl Journal {
         // In the order in which they were recorded, which is that of their numbers.
         let live: BTreeMap<u64, &Undo> = live.collect();
         let records: Vec<Record> = live.into_iter().map(|(id, undo)| Record::Undo { id, undo: undo.clone() }).collect();
-        self.file = Some(self.create(&records).map_err(|source| self.failed("write", source))?);
-        self.lines = records.len();
-        Ok(())
+        let created = self.create(&records);
+        if self.renamed || created.is_ok() {
+            self.lines = records.len();
+        }
+        created.map_err(|source| self.failed("write", source))
     }
 
     /// Forgets everything: all of it is undone.
@@ -162,7 +170,7 @@ impl Journal {
         self.file = None;
         self.lines = 0;
         self.leftovers = Leftovers::default();
-        (self.recorded, self.end) = (false, End::default());
+        (self.recorded, self.renamed, self.end) = (false, false, End::default());
         let removed = match fs::remove_file(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
@@ -181,9 +189,13 @@ impl Journal {
 
     /// Writes `records` behind the last whole line. What a failed write leaves there is cut off by the next.
     fn write(&mut self, records: &[Record]) -> io::Result<()> {
+        // After a power loss another file would have the name, without these records.
+        self.sync_name()?;
+        if self.file.is_none() && self.end.whole == 0 {
+            self.create(&[])?;
+        }
         let mut file = match self.file.take() {
             Some(file) => file,
-            None if self.end.whole == 0 => self.create(&[])?,
             None => {
                 let mut file = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(&self.path)?;
                 // A torn last line stands for nothing, and must not swallow what comes after it.
@@ -199,8 +211,9 @@ impl Journal {
         Ok(())
     }
 
-    /// Makes the file with its first line and `records`, whole or not at all.
-    fn create(&mut self, records: &[Record]) -> io::Result<File> {
+    /// Makes the file with its first line and `records`, whole or not at all, and goes on with it. Once it has its name there
+    /// is no other: where only the directory does not get to the disk, the next to write tries that again first.
+    fn create(&mut self, records: &[Record]) -> io::Result<()> {
         let new = self.path.with_extension("new");
         let mut options = OpenOptions::new();
         // Never one that somebody has put there, who could go on writing to it.
@@ -215,13 +228,21 @@ impl Journal {
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, &self.path)?;
-        self.sync_directory()?;
-        self.end = end;
-        Ok(file)
+        (self.file, self.end, self.renamed) = (Some(file), end, true);
+        self.sync_name()
+    }
+
+    /// Sees to it that the file has its name after a power loss, too.
+    fn sync_name(&mut self) -> io::Result<()> {
+        if self.renamed {
+            self.sync_directory()?;
+            self.renamed = false;
+        }
+        Ok(())
     }
 
     fn sync_directory(&self) -> io::Result<()> {
-        self.path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+        self.path.parent().map_or(Ok(()), self.sync)
     }
 
     fn failed(&self, act: &'static str, source: io::Error) -> JournalError {

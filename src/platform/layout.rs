@@ -13,6 +13,9 @@ use super::plan::HostOptions;
 use super::routing::{Family, Ports, Route, RouteKind, RouteTable, Rule, RuleAction};
 use super::survey::{Numbers, Survey};
 
+/// How far a rule of ours that lets a foreign mark pass leads.
+pub(super) const PAST_FOREIGN: u32 = offset::END - offset::FOREIGN;
+
 /// Offsets of the rules within our block of priorities. The gaps are room for more of a kind.
 mod offset {
     pub(super) const OWN: u32 = 0;

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::Netlink;
 use super::applied::HostError;
-use super::firewall::ruleset;
+use super::imp::netlink::nftables::SeenTable;
 use super::imp::{nft, resolv_conf, sysctl};
 use super::routing::{Family, Route, RouteKind, RouteTable, Rule, SeenRoute};
 use super::undo::Undo;
@@ -18,8 +18,8 @@ struct Found {
     /// In the tables of the routes that were undone.
     routes: Vec<SeenRoute>,
     addresses: Vec<(u32, IpNet)>,
-    /// Firewall tables that say that they are a kill switch of ours.
-    kill_switches: Vec<String>,
+    /// The firewall's tables.
+    tables: Vec<SeenTable>,
 }
 
 /// Those of `undos`, each of which was carried out, whose change is in place all the same. Changes nothing.
@@ -31,12 +31,12 @@ pub(super) fn still_in_place<'a>(netlink: &mut Netlink, undos: &[&'a Undo]) -> R
     Ok(undos.iter().copied().filter(|undo| found.has(undo, netlink)).collect())
 }
 
-/// The rules of nftables.
+/// The tables of nftables.
 ///
 /// # Errors
-/// nft's own words.
-pub(super) fn firewall() -> Result<String, HostError> {
-    nft::ruleset().map_err(|why| HostError::io("read the firewall again", std::io::Error::other(why)))
+/// The kernel does not tell.
+pub(super) fn firewall() -> Result<Vec<SeenTable>, HostError> {
+    nft::tables().map_err(|source| HostError::io("read the firewall again", source))
 }
 
 impl Found {
@@ -57,7 +57,7 @@ impl Found {
             found.addresses = netlink.addresses()?;
         }
         if undos.iter().any(|undo| matches!(undo, Undo::Table(_))) {
-            found.kill_switches = ruleset::kill_switches(&firewall()?).into_iter().map(|(table, _)| table).collect();
+            found.tables = firewall()?;
         }
         Ok(found)
     }
@@ -73,7 +73,10 @@ impl Found {
             Undo::Sysctl { path, ours, old } => {
                 sysctl::read(path).is_ok_and(|now| now != *old && ours.as_ref().is_none_or(|ours| now == *ours))
             }
-            Undo::Table(table) => self.kill_switches.contains(&table.name),
+            // Another run's may have come to have the name.
+            Undo::Table(table) => {
+                self.tables.iter().any(|it| it.name == table.name && it.comment.as_ref() == Some(&table.comment))
+            }
             Undo::ResolvConf { path, ours, old } => {
                 resolv_conf::read(path).is_some_and(|now| now == *ours) && !old.reads_as(ours)
             }
@@ -99,7 +102,7 @@ mod tests {
             rules: vec![rule(9000)],
             routes: vec![SeenRoute { table: RouteTable(2022), to, device: None, on_link: false }],
             addresses: Vec::new(),
-            kill_switches: vec!["tunproxy".to_owned()],
+            tables: Vec::new(),
         };
         let netlink = Netlink::open().unwrap();
         let has = |undo: Undo| found.has(&undo, &netlink);

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::plan::of_interface;
 use super::routing::{Link, MarkMatch, RouteTable, Rule, RuleAction, SeenRoute};
 use super::{Fwmark, HostError, imp};
+use marks::free_bit;
 
 mod before;
+mod marks;
 
 /// Priorities that one run takes: rules stand at the first of them plus an offset below this.
 pub(super) const BLOCK: u32 = 100;
@@ -19,11 +21,6 @@ const FIRST_PRIORITY: u32 = 9000;
 const MAIN_PRIORITY: u32 = 32766;
 /// Where the search for free tables begins: the number that Clash profiles usually wish for.
 const FIRST_TABLE: u32 = 2022;
-/// Bits in the order in which they are tried as marks: others crowd the low ones.
-const MARK_BITS: [u32; 32] = [
-    24, 25, 26, 27, 28, 29, 30, 31, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1,
-    0,
-];
 
 /// nftables as found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +85,9 @@ pub struct Survey {
     pub tables: BTreeSet<RouteTable>,
     /// nftables.
     pub nft: NftState,
+    /// Every bit of a mark that some rule reads or writes which nft does not show: one of iptables where it is not
+    /// nftables', or any where there is no nft.
+    pub other_marks: u32,
     /// Kernel parameters.
     pub parameters: Parameters,
     /// The kernel knows IPv6, and nothing keeps the TUN from having it ([`Survey::settle_ipv6`]).
@@ -156,7 +156,30 @@ impl Survey {
     /// # Errors
     /// The kernel does not answer.
     pub fn take() -> Result<Self, HostError> {
+        let mut survey = Self::begin()?;
+        survey.ask_nft();
+        Ok(survey)
+    }
+
+    /// The same, but for what only nft can tell ([`Survey::ask_nft`]).
+    ///
+    /// # Errors
+    /// As [`Survey::take`].
+    pub fn begin() -> Result<Self, HostError> {
         imp::survey::take(None, &[])
+    }
+
+    /// Has nft tell what it can do, for which it takes longest. One that cannot tell counts as missing.
+    pub fn ask_nft(&mut self) {
+        if let NftState::Present { .. } = self.nft {
+            match imp::nft::knows() {
+                Ok(knows) => {
+                    self.parameters.finds_sockets = knows.sockets;
+                    self.parameters.marks_connections = knows.connection_marks;
+                }
+                Err(why) => self.nft = NftState::Missing(why),
+            }
+        }
     }
 
     /// Looks at the host again, with all routes of `tables`; at the firewall only where `nft` does not say what is known.
@@ -246,24 +269,6 @@ impl Survey {
         Ok((RouteTable(captured), RouteTable(always)))
     }
 
-    fn mark_bits(&self) -> u32 {
-        let in_nft = match &self.nft {
-            NftState::Present { mark_bits, .. } => *mark_bits,
-            NftState::Missing(_) => 0,
-        };
-        self.all_rules().filter_map(|rule| rule.mark).fold(in_nft, |used, MarkMatch { mark, mask }| {
-            // A full mask says only that one exact value is meant.
-            used | mark | if mask == u32::MAX { 0 } else { mask }
-        })
-    }
-
-    /// The selectors by mark in the rules of others: whoever set such a mark has chosen a path, and we keep off it.
-    #[must_use]
-    pub fn foreign_marks(&self) -> BTreeSet<MarkMatch> {
-        // "fwmark 0/mask" selects what nobody marked, which is nearly everything: not a path that anybody chose.
-        self.rules.iter().filter_map(|rule| rule.mark).filter(|found| found.mark & found.mask != 0).collect()
-    }
-
     /// The name of an interface.
     #[must_use]
     pub fn link_name(&self, index: u32) -> Option<&str> {
@@ -296,10 +301,6 @@ pub(super) fn is_default_like(to: &IpNet) -> bool {
         // 2000::/3 is all of the global unicast space (RFC 4291 section 2.4).
         IpNet::V6(net) => net.prefix_len() <= 3,
     }
-}
-
-fn free_bit(used: u32) -> Option<Fwmark> {
-    MARK_BITS.iter().map(|bit| 1 << bit).find(|bit| used & bit == 0).map(Fwmark)
 }
 
 #[cfg(test)]
@@ -343,6 +344,7 @@ pub(super) mod tests {
                 dropping_forward: Vec::new(),
                 kill_switches: Vec::new(),
             },
+            other_marks: 0,
             parameters: Parameters { marks_connections: true, ..Parameters::default() },
             ipv6: true,
             kernel_ipv6: true,
@@ -354,7 +356,7 @@ pub(super) mod tests {
         }
     }
 
-    fn marked(priority: u32, mark: u32, mask: u32) -> Rule {
+    pub(super) fn marked(priority: u32, mark: u32, mask: u32) -> Rule {
         let rule = Rule::new(Family::V6, priority, RuleAction::Lookup(RouteTable(51820)));
         Rule { mark: Some(MarkMatch { mark, mask }), ..rule }
     }
@@ -406,22 +408,6 @@ pub(super) mod tests {
         survey.tables.insert(RouteTable(2024));
         let numbers = survey.numbers(&Wishes::default()).unwrap();
         assert_eq!((numbers.captured, numbers.always), (RouteTable(2023), RouteTable(2025)));
-    }
-
-    #[test]
-    fn marks_keep_clear_of_values_and_of_masks() {
-        let mut survey = plain();
-        survey.rules.push(marked(5210, 0x0100_0000, 0x0700_0000));
-        survey.rules.push(marked(5211, 0x0800_ca6c, u32::MAX));
-        let numbers = survey.numbers(&Wishes::default()).unwrap();
-        assert_eq!((numbers.own.mark, numbers.capture.mark), (0x1000_0000, 0x2000_0000));
-        survey.nft = NftState::Present {
-            tables: BTreeSet::new(),
-            mark_bits: 0xffff_ffff,
-            dropping_forward: Vec::new(),
-            kill_switches: Vec::new(),
-        };
-        assert_eq!(survey.numbers(&Wishes::default()), Err(NoRoom::Marks));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use super::support::program::PATIENCE;
 use super::support::tunproxy::Place;
 use super::support::{Dump, Topology, needs, run, world};
 
@@ -14,23 +15,40 @@ const TUN: &str = "/dev/net/tun";
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A stand-in for nft that never ends, as long as this lives.
-struct Hanging(PathBuf);
+struct Hanging {
+    nft: PathBuf,
+    dir: PathBuf,
+}
 
 impl Hanging {
     fn new() -> Self {
         let nft = needs::find("nft").and_then(|path| path.canonicalize().ok()).expect("nft");
-        let stand_in = world::fresh_dir("nft").join("stand-in");
-        std::fs::write(&stand_in, "#!/bin/sh\nsleep 1000\n").expect("a script");
+        let dir = world::fresh_dir("nft");
+        let stand_in = dir.join("stand-in");
+        std::fs::copy(&nft, dir.join("real")).expect("the real one elsewhere");
+        std::fs::write(&stand_in, format!("#!/bin/sh\n: > {}\nsleep 1000\n", dir.join("called").display()))
+            .expect("a script");
         std::fs::set_permissions(&stand_in, std::fs::Permissions::from_mode(0o755)).expect("its mode");
         mount(Some(&stand_in), &nft, None::<&Path>, MsFlags::MS_BIND, None::<&Path>).expect("a stand-in");
-        Self(nft)
+        Self { nft, dir }
+    }
+
+    /// The real nft, for others.
+    fn real(&self) -> PathBuf {
+        self.dir.join("real")
+    }
+
+    /// Waits until somebody has begun to wait for it.
+    fn until_called(&self) {
+        let called = || self.dir.join("called").exists().then_some(());
+        world::poll_until(PATIENCE, called).expect("somebody who calls nft");
     }
 }
 
 impl Drop for Hanging {
     fn drop(&mut self) {
         // One that is being waited for may still run.
-        umount2(&self.0, MntFlags::MNT_DETACH).expect("the real one");
+        umount2(&self.nft, MntFlags::MNT_DETACH).expect("the real one");
     }
 }
 
@@ -64,6 +82,54 @@ fn a_stop_with_an_nft_that_hangs_undoes_the_rest_and_keeps_the_table_in_the_jour
         }
         assert!(lab.host.nft("list tables").contains("inet tunproxy"), "the table is still there");
         place.clean_up(&lab.host);
+        before.assert_same(&Dump::take(&lab.host));
+    });
+}
+
+#[test]
+fn a_stop_does_not_wait_for_an_nft_that_hangs_while_something_is_put_back() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let before = Dump::take(&lab.host);
+        let place = place(true);
+        let tunproxy = place.start(&lab.host);
+        {
+            let hanging = Hanging::new();
+            let real = hanging.real();
+            lab.host.run(real.to_str().expect("a name"), &["delete", "table", "inet", "tunproxy"]);
+            hanging.until_called();
+            let start = Instant::now();
+            tunproxy.signal(nix::sys::signal::Signal::SIGTERM);
+            let status = tunproxy.wait();
+            assert!(!status.success(), "not all is undone");
+            // Two seconds for what is being put back, two for what is left of the table.
+            world::measured(&format!("the end after {} ms", start.elapsed().as_millis()));
+            assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+        }
+        place.clean_up(&lab.host);
+        before.assert_same(&Dump::take(&lab.host));
+    });
+}
+
+#[test]
+fn what_was_removed_while_nft_hung_is_back_as_soon_as_it_does_not() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let before = Dump::take(&lab.host);
+        let tunproxy = place(true).start(&lab.host);
+        {
+            let hanging = Hanging::new();
+            let real = hanging.real();
+            lab.host.run(real.to_str().expect("a name"), &["delete", "table", "inet", "tunproxy"]);
+            hanging.until_called();
+            // What needs no nft is put back meanwhile, and who asks is answered.
+            assert!(tunproxy.place().ask(&lab.host, "status").succeeded());
+            tunproxy.line("does not end: killed after");
+        }
+        lab.host.ip("rule del priority 9005 to 198.18.0.0/16");
+        let back = || lab.host.nft("list tables").contains("inet tunproxy").then_some(());
+        assert!(world::poll_until(LIMIT, back).is_some(), "{}", tunproxy.output());
+        assert!(tunproxy.stop().success());
         before.assert_same(&Dump::take(&lab.host));
     });
 }

@@ -8,6 +8,7 @@ mod support;
 mod closed;
 mod halves;
 mod host;
+mod marks;
 mod netlink;
 mod proof;
 mod sandbox;

@@ -2,7 +2,8 @@ use tunproxy::platform::{Family, MarkMatch, Netlink, Ports, Route, RouteKind, Ro
 
 use crate::host::build;
 use crate::sandbox::sh;
-use crate::support::run;
+use crate::support::program::PATIENCE;
+use crate::support::{run, world};
 
 #[test]
 fn links_and_addresses_are_made_as_asked() {
@@ -76,6 +77,10 @@ fn routes_come_and_go_in_a_table_of_their_own() {
             netlink.set_no_link_local(end).unwrap();
             netlink.link_up(end).unwrap();
         }
+        // By then the kernel has given both ends their multicast routes for the second time: it does that a while after each
+        // has a carrier, before it says so.
+        let up = || (sh("ip -o link show up").matches("state UP").count() == 2).then_some(());
+        world::poll_until(PATIENCE, up).expect("two ends with a carrier");
         let before = sh("ip route show table all; ip -6 route show table all");
         for prefix in ["0.0.0.0/0", "203.0.113.0/28", "::/0", "2001:db8:9::/64"] {
             let to: ipnet::IpNet = prefix.parse().unwrap();

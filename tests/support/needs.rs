@@ -10,6 +10,8 @@ use std::{env, io};
 const PACKAGES: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("nft", "nftables"),
+    ("iptables-legacy", "iptables"),
+    ("iptables-nft", "iptables"),
     ("curl", "curl"),
     ("dig", "dnsutils"),
     ("iperf3", "iperf3"),

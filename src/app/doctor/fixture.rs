@@ -136,6 +136,7 @@ fn survey() -> Survey {
         ],
         tables: BTreeSet::from([RouteTable(254), RouteTable(255)]),
         nft: NftState::empty(),
+        other_marks: 0,
         parameters: Parameters::default(),
         ipv6: true,
         kernel_ipv6: true,

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow};
 use tokio::sync::mpsc;
 
-use crate::platform::{Applied, Fwmark, HostOptions, HostPlan, Seen, SettleError, Settled, Stranded, Watch, Woken};
+use crate::platform::{
+    Applied, Fwmark, HostOptions, HostPlan, Hurry, Seen, SettleError, Settled, Stranded, Watch, Woken,
+};
 use pace::{Pace, Tell};
 use words::FEW;
 
@@ -53,11 +55,13 @@ impl Guard {
         Ok(Self { thread, stop })
     }
 
-    /// Ends the guard; what it guarded is the caller's again.
+    /// Ends the guard; what it guarded is the caller's again. A program that it is waiting for is not waited for any longer:
+    /// what it was to put back is undone next.
     ///
     /// # Errors
     /// The thread panicked in spite of all.
     pub(super) fn dismiss(self) -> anyhow::Result<Applied> {
+        let _hurry = Hurry::begin();
         drop(self.stop);
         self.thread.join().map_err(|_| anyhow!("the guard of the host's settings panicked"))
     }

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use super::{Applied, HostError};
-use crate::platform::firewall::ruleset;
 use crate::platform::proof;
 use crate::platform::undo::Undo;
 
@@ -17,6 +16,8 @@ pub(super) struct Back {
     pub(super) undone: Vec<Undo>,
     /// The same for what no [`Undo`] tells of: a table with an owner, what systemd-resolved was told.
     pub(super) others: usize,
+    /// The handles of tables that went with their owner.
+    pub(super) tables: Vec<u64>,
     /// Left, because somebody changed it since.
     pub(super) left: usize,
 }
@@ -42,11 +43,10 @@ impl Applied {
         let undos: Vec<&Undo> = back.undone.iter().collect();
         let mut still: Vec<String> =
             proof::still_in_place(&mut self.netlink, &undos)?.into_iter().map(|undo| format!("to {undo}")).collect();
-        if let Some(nft) = self.plan.nft.as_ref().filter(|nft| nft.comment.is_none())
-            && back.others > 0
-            && ruleset::table_names(&proof::firewall()?).any(|name| name == nft.table)
-        {
-            still.push(format!("to delete the firewall table {}", nft.table));
+        if !back.tables.is_empty() {
+            // By their handles: another run may have taken the name meanwhile.
+            let there = proof::firewall()?.into_iter().filter(|table| back.tables.contains(&table.handle));
+            still.extend(there.map(|table| format!("to delete the firewall table {} {}", table.family(), table.name)));
         }
         if !self.device_goes()? {
             still.push(format!("to delete the TUN {}", self.plan.tun));

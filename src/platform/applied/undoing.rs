@@ -41,8 +41,11 @@ impl Applied {
     pub(super) fn undo(&mut self, done: &Done) -> Result<Option<(u64, Undone)>, String> {
         match done {
             // It goes when it is dropped.
-            Done::Firewall(_) => {
-                self.back.iter_mut().for_each(|back| back.others += 1);
+            Done::Firewall(table) => {
+                self.back.iter_mut().for_each(|back| {
+                    back.others += 1;
+                    back.tables.extend(table.handles());
+                });
                 Ok(None)
             }
             Done::Resolved => {

@@ -71,14 +71,11 @@ impl Nft {
 }
 
 impl Nft {
-    /// The chains, each as family, name, and how many lines nft lists for it: its hook, if it has one, and its rules.
-    pub(in crate::platform) fn chain_lines(&self) -> Vec<(&str, &str, usize)> {
+    /// The chains, each as family, name, and how many rules it has.
+    pub(in crate::platform) fn chain_rules(&self) -> Vec<(&str, &str, usize)> {
         let chains = blocks(&self.text).into_iter().filter(|(_, block)| block.kind == "chain");
-        let lines = |text: &str| {
-            let rules = text.lines().filter(|line| line.starts_with("    ")).count();
-            rules + usize::from(text.lines().next().is_some_and(|head| head.contains(" hook ")))
-        };
-        chains.map(|((family, name), block)| (family, name, lines(block.text))).collect()
+        let rules = |text: &str| text.lines().filter(|line| line.starts_with("    ")).count();
+        chains.map(|((family, name), block)| (family, name, rules(block.text))).collect()
     }
 }
 

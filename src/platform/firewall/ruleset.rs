@@ -1,30 +1,6 @@
-//! What `nft list ruleset` prints of others: their tables, their marks, and chains that drop what is forwarded.
+//! What `nft list ruleset` prints of kill switches, for those who have it as text.
 
 use super::KILL_SWITCH_OF;
-
-/// Every bit of a mark that `ruleset`, as `nft list ruleset` prints it, reads or writes.
-pub(in crate::platform) fn mark_bits(ruleset: &str) -> u32 {
-    ruleset.lines().filter_map(|line| line.split_once("mark ")).fold(0, |bits, (_, rest)| {
-        let rest = rest.split(" counter").next().unwrap_or_default();
-        rest.split(|it: char| !it.is_ascii_alphanumeric()).filter_map(number).fold(bits, |bits, number| {
-            // "mark & 0xffffbfff | 0x4000" touches the bits that its first number leaves out.
-            bits | if number.count_ones() > 16 { !number } else { number }
-        })
-    })
-}
-
-fn number(word: &str) -> Option<u32> {
-    match word.strip_prefix("0x") {
-        Some(hex) => u32::from_str_radix(hex, 16).ok(),
-        None => word.parse().ok(),
-    }
-}
-
-/// The names of the tables in `ruleset`.
-pub(in crate::platform) fn table_names(ruleset: &str) -> impl Iterator<Item = String> {
-    // Tables stand at the left edge: "table inet filter {".
-    ruleset.lines().filter_map(|line| line.strip_prefix("table ")?.split(' ').nth(1).map(str::to_owned))
-}
 
 /// The inet tables that say of themselves that they are a kill switch of ours: their names, each with its TUN.
 pub(in crate::platform) fn kill_switches(ruleset: &str) -> Vec<(String, String)> {
@@ -64,39 +40,9 @@ fn is_emptied(ruleset: &str, table: &str) -> bool {
     rules_of_chains.is_empty() || rules_of_chains.contains(&0)
 }
 
-/// Chains on the forward hook that drop by policy, as `family table chain`.
-pub(in crate::platform) fn dropping_forward(ruleset: &str) -> Vec<String> {
-    let (mut table, mut chain, mut found) = ("", "", Vec::new());
-    for line in ruleset.lines() {
-        let words = line.trim();
-        if let Some(rest) = line.strip_prefix("table ") {
-            table = rest.split(" {").next().unwrap_or_default();
-        } else if let Some(rest) = words.strip_prefix("chain ") {
-            chain = rest.trim_end_matches(" {");
-        } else if words.starts_with("type ") && words.contains("hook forward ") && words.contains("policy drop") {
-            found.push(format!("{table} {chain}"));
-        }
-    }
-    found
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const RULESET: &str = "table ip filter {
-\tchain FORWARD {
-\t\ttype filter hook forward priority filter; policy drop;
-\t\tmeta mark & 0x00004000 == 0x00004000 counter packets 7 bytes 9 drop
-\t}
-\tchain MASQ {
-\t\tmeta mark set meta mark & 0xffffbfff | 0x00080000
-\t\tct mark 51820 accept
-\t}
-}
-table inet tunproxy {
-}
-";
 
     #[test]
     fn a_kill_switch_is_known_by_what_its_table_says() {
@@ -115,12 +61,5 @@ table inet tunproxy {
         assert_eq!(closed(&table("\t\tmeta mark set 2\n")).len(), 1);
         assert_eq!(closed(&table("")), []);
         assert_eq!(closed("table inet tunproxy {\n\tcomment \"kill switch of tun7\"\n}\n"), []);
-    }
-
-    #[test]
-    fn a_ruleset_gives_up_its_tables_marks_and_dropping_chains() {
-        assert_eq!(table_names(RULESET).collect::<Vec<_>>(), ["filter", "tunproxy"]);
-        assert_eq!(mark_bits(RULESET), 0x4000 | 0x80000 | 51820);
-        assert_eq!(dropping_forward(RULESET), ["ip filter FORWARD"]);
     }
 }

@@ -9,6 +9,21 @@ fn written(options: &HostOptions, survey: &Survey) -> Nft {
 }
 
 #[test]
+fn an_interface_that_has_our_address_too_is_another_runs_and_goes_on_being_answered() {
+    let entrance = |survey: &Survey| {
+        let text = written(&options(), survey).text;
+        text.split("chain entrance").nth(1).and_then(|rest| rest.split("\n  };").next()).unwrap().to_owned()
+    };
+    assert!(!entrance(&plain()).contains("iifname"));
+    let mut shared = plain();
+    let ours = options().addresses[0];
+    shared.addresses.push((3, ours));
+    let lines = entrance(&shared);
+    let drop = format!("daddr {} drop", ours.addr());
+    assert!(lines.find("iifname { \"lan0\" } return").unwrap() < lines.find(&drop).unwrap(), "{lines}");
+}
+
+#[test]
 fn a_table_of_our_name_that_is_not_ours_is_left_alone() {
     let mut survey = plain();
     let tables = ["tunproxy".to_owned(), "tunproxy1".to_owned()].into();

@@ -54,6 +54,47 @@ fn a_voided_record_and_a_cleared_journal_leave_nothing() {
     assert!(!dir.path().join("journal").exists());
 }
 
+/// Makes a journal of `many` records of which the last is in force, so that it is worth writing anew.
+fn overgrown(many: u32) -> (tempfile::TempDir, Journal) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(dir.path()).unwrap();
+    let undos: Vec<Undo> = (0..many).map(undo).collect();
+    let ids = journal.record(&undos).unwrap();
+    journal.void(&ids[..ids.len() - 1]).unwrap();
+    (dir, journal)
+}
+
+fn lost(_: &Path) -> io::Result<()> {
+    Err(io::Error::from_raw_os_error(libc::EIO))
+}
+
+#[test]
+fn a_journal_that_was_written_anew_is_gone_on_with_although_its_directory_cannot_be_synced() {
+    let (dir, mut journal) = overgrown(2000);
+    let (sync, last) = (journal.sync, undo(1999));
+    journal.sync = lost;
+    assert!(journal.compact([(1999, &last)].into_iter()).is_err());
+    // Until the disk has the new file under its name, a record in it would be none after a power loss.
+    assert!(journal.record(&[undo(7)]).is_err());
+    journal.sync = sync;
+    let ids = journal.record(&[undo(8)]).unwrap();
+    drop(journal);
+    let read = Journal::open(dir.path()).unwrap();
+    assert_eq!(read.leftovers.undos, [(1999, last), (ids[0], undo(8))]);
+}
+
+#[test]
+fn a_journal_that_cannot_get_its_name_for_good_records_nothing_until_it_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(dir.path()).unwrap();
+    let sync = std::mem::replace(&mut journal.sync, lost);
+    assert!(journal.record(&[undo(1)]).is_err());
+    journal.sync = sync;
+    let ids = journal.record(&[undo(2)]).unwrap();
+    drop(journal);
+    assert_eq!(Journal::open(dir.path()).unwrap().leftovers.undos, [(ids[0], undo(2))]);
+}
+
 #[test]
 fn a_state_directory_serves_one_run_at_a_time() {
     let (dir, _) = written(1);

@@ -1,4 +1,5 @@
 //! Programs that we run and wait for, but not for ever: a service manager that waits for us would end us in the middle.
+//! Where somebody wants to stop, what is waited for meanwhile gets little more time ([`Hurry`]).
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -8,25 +9,76 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use parking_lot::Mutex;
 
 /// Between two looks whether a program has ended that has closed its output.
 const LOOK: Duration = Duration::from_millis(2);
 /// What a program that was killed has to end.
 const LAST_BREATH: Duration = Duration::from_secs(1);
+/// How long what is waited for may still take once there is a hurry.
+const HURRIED: Duration = Duration::from_secs(2);
+/// So often whoever waits looks whether there is one.
+const NOTICE: Duration = Duration::from_millis(100);
 
-/// Gives `input` to a child with pipes and waits for its end. A child that has not ended after `patience` is killed and
+/// Since when there is a hurry.
+static SINCE: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// As long as this is there, nobody waits for a program for long, and what is waited for already has two seconds left: the
+/// run is to end, and what it still does is in vain. A call that ends early has done all of its work or nothing.
+#[derive(Debug)]
+pub struct Hurry(());
+
+impl Hurry {
+    /// There is a hurry from now on.
+    #[must_use]
+    pub fn begin() -> Self {
+        *SINCE.lock() = Some(Instant::now());
+        Self(())
+    }
+}
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        *SINCE.lock() = None;
+    }
+}
+
+/// Until when something may take, which a [`Hurry`] brings nearer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline(Instant);
+
+impl Deadline {
+    /// So long from now on.
+    pub(super) fn after(patience: Duration) -> Self {
+        Self(Instant::now() + patience)
+    }
+
+    /// What is left.
+    pub(super) fn left(self) -> Duration {
+        let hurried = SINCE.lock().map(|since| since + HURRIED);
+        let end = hurried.map_or(self.0, |end| end.min(self.0));
+        end.saturating_duration_since(Instant::now())
+    }
+}
+
+/// Gives `input` to a child with pipes and waits for its end. A child that has not ended at `deadline` is killed and
 /// reaped; what it has started itself is not waited for.
 ///
 /// # Errors
 /// `TimedOut`: it was killed. Else what reading and waiting report; it is killed then as well.
-pub(super) fn output(child: &mut Child, input: &[u8], patience: Duration) -> io::Result<Output> {
-    let outcome = talk(child, input, Instant::now() + patience);
+pub(super) fn output(child: &mut Child, input: &[u8], deadline: Deadline) -> io::Result<Output> {
+    let outcome = talk(child, input, deadline);
     if outcome.is_err() {
-        // It may have ended by itself meanwhile.
-        let _ = child.kill();
-        reap(child, Instant::now() + LAST_BREATH);
+        give_up(child);
     }
     outcome
+}
+
+/// Kills and reaps a child.
+pub(super) fn give_up(child: &mut Child) {
+    // It may have ended by itself meanwhile.
+    let _ = child.kill();
+    reap(child, Instant::now() + LAST_BREATH);
 }
 
 /// Waits for the end of a child that was killed. One that is held up within the kernel stays until we end.
@@ -36,7 +88,7 @@ fn reap(child: &mut Child, deadline: Instant) {
     }
 }
 
-fn talk(child: &mut Child, input: &[u8], deadline: Instant) -> io::Result<Output> {
+fn talk(child: &mut Child, input: &[u8], deadline: Deadline) -> io::Result<Output> {
     let (mut stdin, mut stdout, mut stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (mut left, mut heard, mut complaints) = (input, Vec::new(), Vec::new());
     unblock(stdin.as_ref())?;
@@ -67,7 +119,7 @@ fn talk(child: &mut Child, input: &[u8], deadline: Instant) -> io::Result<Output
         if let Some(status) = child.try_wait()? {
             return Ok(Output { status, stdout: heard, stderr: complaints });
         }
-        if Instant::now() >= deadline {
+        if deadline.left().is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
         std::thread::sleep(LOOK);
@@ -78,7 +130,7 @@ fn talk(child: &mut Child, input: &[u8], deadline: Instant) -> io::Result<Output
 ///
 /// # Errors
 /// `TimedOut`, or what writing reports.
-pub(super) fn write_all(mut pipe: impl Write + AsFd, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
+pub(super) fn write_all(mut pipe: impl Write + AsFd, mut bytes: &[u8], deadline: Deadline) -> io::Result<()> {
     unblock(Some(&pipe))?;
     while !bytes.is_empty() {
         match pipe.write(bytes) {
@@ -96,13 +148,13 @@ pub(super) fn write_all(mut pipe: impl Write + AsFd, mut bytes: &[u8], deadline:
 ///
 /// # Errors
 /// `TimedOut` at `deadline`, or what poll(2) reports.
-pub(super) fn wait_for(descriptors: &mut [PollFd<'_>], deadline: Instant) -> io::Result<()> {
+pub(super) fn wait_for(descriptors: &mut [PollFd<'_>], deadline: Deadline) -> io::Result<()> {
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
         // A millisecond more, lest the last one be spent in turns of none.
-        let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let most = deadline.left().min(NOTICE) + Duration::from_millis(1);
+        let timeout = PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX);
         match poll(descriptors, timeout) {
-            Ok(0) if Instant::now() >= deadline => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(0) if deadline.left().is_zero() => return Err(io::ErrorKind::TimedOut.into()),
             Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) => return Ok(()),
             Err(error) => return Err(error.into()),
@@ -158,10 +210,10 @@ mod tests {
     #[test]
     fn a_program_that_ends_has_said_all_and_how_it_ended() {
         let input = vec![b'x'; 1 << 20];
-        let said = output(&mut shell("cat; echo done >&2; exit 3"), &input, LONG).unwrap();
+        let said = output(&mut shell("cat; echo done >&2; exit 3"), &input, Deadline::after(LONG)).unwrap();
         assert_eq!((said.stdout.len(), said.stderr.as_slice(), said.status.code()), (1 << 20, &b"done\n"[..], Some(3)));
         // It need not read what it is told.
-        let said = output(&mut shell("exec <&-; echo no"), &input, LONG).unwrap();
+        let said = output(&mut shell("exec <&-; echo no"), &input, Deadline::after(LONG)).unwrap();
         assert_eq!(said.stdout, b"no\n");
     }
 
@@ -170,7 +222,7 @@ mod tests {
         for script in ["sleep 1000", "exec sleep 1000", "exec >&- 2>&- <&-; exec sleep 1000", "sleep 1000 & wait"] {
             let mut child = shell(script);
             let (start, input) = (Instant::now(), vec![b'x'; 1 << 20]);
-            let error = output(&mut child, &input, Duration::from_millis(200)).unwrap_err();
+            let error = output(&mut child, &input, Deadline::after(Duration::from_millis(200))).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{script}");
             assert!(start.elapsed() < LONG / 2, "{script}");
             assert!(child.try_wait().unwrap().is_some(), "{script}: it is reaped");
@@ -180,7 +232,7 @@ mod tests {
     #[test]
     fn nobody_waits_for_a_reader_that_does_not_read() {
         let mut child = shell("sleep 1000");
-        let (mut stdin, deadline) = (child.stdin.take().unwrap(), Instant::now() + Duration::from_millis(200));
+        let (mut stdin, deadline) = (child.stdin.take().unwrap(), Deadline::after(Duration::from_millis(200)));
         let error = write_all(&mut stdin, &vec![b'x'; 1 << 20], deadline).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         child.kill().unwrap();

@@ -1,14 +1,16 @@
 //! Linux.
 
-mod bounded;
+pub(super) mod bounded;
 pub(super) mod capability;
 pub(super) mod echo;
 pub(super) mod holder;
 pub(super) mod inherited;
+mod legacy;
 mod listeners;
 pub(super) mod memory;
 pub(super) mod netlink;
 pub(super) mod nft;
+mod program;
 pub(super) mod resolv_conf;
 pub mod rootless;
 pub(super) mod socket;
@@ -16,5 +18,6 @@ pub(super) mod stranded;
 pub(super) mod survey;
 pub(super) mod sysctl;
 pub(super) mod tun;
+pub(super) mod turn;
 pub(super) mod udp;
 pub(super) mod watch;

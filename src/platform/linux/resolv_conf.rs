@@ -5,10 +5,8 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
-use super::bounded;
+use super::program::RESOLVECTL;
 use crate::platform::undo::{OldFile, Undo, Undone};
 
 /// The file that the C library reads.
@@ -17,8 +15,6 @@ pub(in crate::platform) const PATH: &str = "/etc/resolv.conf";
 const LARGEST: u64 = 64 * 1024;
 /// systemd-resolved keeps its files here while it runs.
 const RESOLVED: &str = "/run/systemd/resolve";
-/// How long resolvectl may take.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The text, following links; `None` when there is nothing to read.
 pub(in crate::platform) fn read(path: &Path) -> Option<String> {
@@ -192,7 +188,7 @@ pub(in crate::platform) fn tell_resolved(tun: &str, servers: &[IpAddr]) -> io::R
 
 /// Whether systemd-resolved says that the link `tun` answers with `servers`.
 pub(in crate::platform) fn resolved_knows(tun: &str, servers: &[IpAddr]) -> bool {
-    ask_resolved(&["dns", tun]).is_ok_and(|output| {
+    RESOLVECTL.run(&["dns", tun], "").is_ok_and(|output| {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         servers.iter().all(|server| said.split_whitespace().any(|word| word.parse() == Ok(*server)))
     })
@@ -205,22 +201,8 @@ pub(in crate::platform) fn forget_resolved(tun: &str) {
     }
 }
 
-/// Runs resolvectl, which waits for a bus that may never answer.
-fn ask_resolved(arguments: &[&str]) -> io::Result<Output> {
-    let mut command = Command::new("resolvectl");
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    bounded::output(&mut command.spawn()?, &[], PATIENCE).map_err(|error| match error.kind() {
-        io::ErrorKind::TimedOut => {
-            let words =
-                format!("resolvectl {} does not end: killed after {} s", arguments.join(" "), PATIENCE.as_secs());
-            io::Error::new(error.kind(), words)
-        }
-        _ => error,
-    })
-}
-
 fn resolvectl(arguments: &[&str]) -> io::Result<()> {
-    let output = ask_resolved(arguments)?;
+    let output = RESOLVECTL.run(arguments, "")?;
     match output.status.success() {
         true => Ok(()),
         false => {

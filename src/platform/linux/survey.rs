@@ -3,21 +3,26 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::{listeners, nft, resolv_conf, sysctl};
+use super::{legacy, listeners, nft, resolv_conf, sysctl};
 use crate::platform::routing::{Family, RouteTable, SeenRoute};
 use crate::platform::selection::EVERYBODY;
 use crate::platform::survey::{NftState, Parameters, Survey, is_default_like};
 use crate::platform::{HostError, Netlink};
 
-/// Takes stock. Reads only. `nft`: what is known of the firewall already; asking it takes longest. Of `tables`, all routes
-/// that lead anywhere are kept.
-pub(in crate::platform) fn take(nft: Option<NftState>, tables: &[RouteTable]) -> Result<Survey, HostError> {
+/// Takes stock. Reads only. `known`: the firewall as it was seen before, where nobody has changed it. Of `tables`, all
+/// routes that lead anywhere are kept.
+pub(in crate::platform) fn take(known: Option<NftState>, tables: &[RouteTable]) -> Result<Survey, HostError> {
     let whole = tables;
     let mut netlink = Netlink::open()?;
     let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
     let families = || Family::BOTH.into_iter().filter(|family| ipv6 || *family == Family::V4);
-    let nft = nft.unwrap_or_else(nft::survey);
-    let knows = if matches!(nft, NftState::Present { .. }) { nft::knows() } else { nft::Knows::default() };
+    let (nft, other_marks) = match known {
+        Some(nft) => (nft, 0),
+        None => {
+            let (nft, marks) = nft::survey();
+            (nft, marks | legacy::mark_bits())
+        }
+    };
     let mut survey = Survey {
         links: netlink.links()?,
         addresses: netlink.addresses()?,
@@ -26,7 +31,8 @@ pub(in crate::platform) fn take(nft: Option<NftState>, tables: &[RouteTable]) ->
         routes: Vec::new(),
         tables: BTreeSet::new(),
         nft,
-        parameters: parameters(knows),
+        other_marks,
+        parameters: parameters(nft::known()),
         ipv6,
         kernel_ipv6: ipv6,
         listening: listeners::listening_ports(),

@@ -1,10 +1,13 @@
-//! Routes, rules, addresses and links by rtnetlink: one blocking socket, every act acknowledged before the next.
+//! Routes, rules, addresses and links by rtnetlink, and what nftables holds: one blocking socket, every act acknowledged
+//! before the next.
 //!
 //! Blocking on purpose (docs/decisions/0003-sync-netlink.md): it serves the single-threaded child of `exec`, the
 //! crash clean-up and the start, none of which has anything else to do meanwhile.
 
 mod gateway;
 mod link;
+pub(super) mod marks;
+pub(in crate::platform) mod nftables;
 pub(super) mod route;
 mod rule;
 mod seen_link;
@@ -13,7 +16,8 @@ use std::io;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST,
-    NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator, parse_string,
+    NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NlasIterator, parse_string,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -82,9 +86,13 @@ impl Netlink {
     /// # Errors
     /// The kernel has no netlink for us (a sandbox forbids the family, or no file descriptor is left).
     pub fn open() -> Result<Self, NetlinkError> {
+        Self::with(NETLINK_ROUTE)
+    }
+
+    fn with(protocol: isize) -> Result<Self, NetlinkError> {
         let act = "open a netlink socket";
         let open = || {
-            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            let mut socket = Socket::new(protocol)?;
             socket.bind_auto()?;
             socket.connect(&SocketAddr::new(0, 0))?;
             Ok(socket)
@@ -112,40 +120,50 @@ impl Netlink {
     }
 
     /// Sends the dump request `message` and has `each` collect the answers; begins anew when the list changed meanwhile.
-    fn dump<T: Default>(
+    fn dump<T: Default, M: NetlinkSerializable + Clone>(
         &mut self,
         act: &str,
-        message: &RouteNetlinkMessage,
+        message: &M,
         each: impl Fn(&mut T, u16, &[u8]) -> Result<(), NetlinkError>,
     ) -> Result<T, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
-            let sequence = self.send(act, message.clone(), NLM_F_DUMP)?;
-            let (mut found, mut end, mut torn) = (T::default(), None, false);
-            while end.is_none() {
-                self.receive(act, sequence, &mut |kind, flags, payload| {
-                    torn |= flags & NLM_F_DUMP_INTR != 0;
-                    match kind {
-                        // A dump ends with a code as an acknowledgement does; most kernels send 0.
-                        NLMSG_DONE | NLMSG_ERROR => end = Some(acknowledgement(act, flags, payload)),
-                        kind => each(&mut found, kind, payload)?,
-                    }
-                    Ok(())
-                })?;
-            }
-            end.unwrap_or(Ok(()))?;
-            if !torn {
+            if let (found, false) = self.dump_once(act, message, &each)? {
                 return Ok(found);
             }
         }
         Err(NetlinkError::new(act, io::Error::from_raw_os_error(libc::EAGAIN)))
     }
 
-    fn send(&mut self, act: &str, message: RouteNetlinkMessage, flags: u16) -> Result<u32, NetlinkError> {
+    /// The answers to one dump request, and whether the list changed meanwhile.
+    fn dump_once<T: Default, M: NetlinkSerializable + Clone>(
+        &mut self,
+        act: &str,
+        message: &M,
+        each: &impl Fn(&mut T, u16, &[u8]) -> Result<(), NetlinkError>,
+    ) -> Result<(T, bool), NetlinkError> {
+        let sequence = self.send(act, message.clone(), NLM_F_DUMP)?;
+        let (mut found, mut end, mut torn) = (T::default(), None, false);
+        while end.is_none() {
+            self.receive(act, sequence, &mut |kind, flags, payload| {
+                torn |= flags & NLM_F_DUMP_INTR != 0;
+                match kind {
+                    // A dump ends with a code as an acknowledgement does; most kernels send 0.
+                    NLMSG_DONE | NLMSG_ERROR => end = Some(acknowledgement(act, flags, payload)),
+                    kind => each(&mut found, kind, payload)?,
+                }
+                Ok(())
+            })?;
+        }
+        end.unwrap_or(Ok(()))?;
+        Ok((found, torn))
+    }
+
+    fn send<M: NetlinkSerializable>(&mut self, act: &str, message: M, flags: u16) -> Result<u32, NetlinkError> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         header.sequence_number = self.sequence;
-        let mut request = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        let mut request = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
         request.finalize();
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);

@@ -1,0 +1,192 @@
+//! Which bits of marks the rules of others read and write, by what the kernel shows of their rules.
+
+use std::collections::BTreeMap;
+
+use super::nftables::{attribute, attributes, number, text};
+
+/// `NFT_META_MARK` and `NFT_CT_MARK`.
+const MARK: u32 = 3;
+
+/// What is known of a register of the kernel's small machine.
+#[derive(Debug, Clone, Copy, Default)]
+struct Register {
+    /// It holds a mark.
+    mark: bool,
+    /// In network order.
+    swapped: bool,
+    /// Of something else: the bits that it may have.
+    bits: u32,
+}
+
+/// The bits that a value means, or that a mask leaves: "mark & 0xffffbfff | 0x4000" touches those that its first number
+/// leaves out.
+pub(super) fn bits(value: u32) -> u32 {
+    if value.count_ones() > 16 { !value } else { value }
+}
+
+/// A value of four bytes, in this machine's order as marks are. Others, addresses of IPv6 for instance, are none.
+pub(super) fn value(data: &[u8]) -> Option<u32> {
+    let bytes = attribute(data, 1)?;
+    bytes.try_into().ok().map(u32::from_ne_bytes)
+}
+
+/// The bits that one rule reads or writes, by the list of its expressions. The elements of sets are not among them.
+pub(super) fn of_rule(expressions: &[u8]) -> u32 {
+    let mut registers = BTreeMap::new();
+    attributes(expressions).fold(0, |found, (_, expression)| {
+        let name = text(expression, 1).unwrap_or_default();
+        found | attribute(expression, 2).map_or(0, |data| step(&mut registers, &name, data))
+    })
+}
+
+/// What one expression adds, and what it leaves in the registers.
+fn step(registers: &mut BTreeMap<u32, Register>, name: &str, data: &[u8]) -> u32 {
+    let held = |at: u16| number(data, at).and_then(|at| registers.get(&at).copied()).unwrap_or_default();
+    let at = |at: u16, held: Register| {
+        let value = attribute(data, at).and_then(value).unwrap_or_default();
+        bits(if held.swapped { u32::from_be(value) } else { value })
+    };
+    match name {
+        "meta" | "ct" => {
+            let mark = number(data, 2) == Some(MARK);
+            let source = held(if name == "meta" { 3 } else { 4 });
+            match number(data, 1) {
+                Some(to) => _ = registers.insert(to, Register { mark, ..Register::default() }),
+                None if mark && !source.mark => return source.bits,
+                None => {}
+            }
+            0
+        }
+        "bitwise" => {
+            let source = held(1);
+            let touched = at(4, source) | at(5, source);
+            let left = Register { bits: source.bits | touched, ..source };
+            registers.extend(number(data, 2).map(|to| (to, left)));
+            if source.mark { touched } else { 0 }
+        }
+        "byteorder" => {
+            let source = held(1);
+            registers.extend(number(data, 2).map(|to| (to, Register { swapped: !source.swapped, ..source })));
+            0
+        }
+        "immediate" => {
+            let constant = Register { bits: at(2, Register::default()), ..Register::default() };
+            registers.extend(number(data, 1).map(|to| (to, constant)));
+            0
+        }
+        "cmp" if held(1).mark => at(3, held(1)),
+        "range" if held(1).mark => at(3, held(1)) | at(4, held(1)),
+        "cmp" | "range" | "counter" | "limit" | "log" | "quota" => 0,
+        "match" | "target" => of_extension(&text(data, 1).unwrap_or_default(), attribute(data, 3).unwrap_or_default()),
+        // Whatever it puts where is no mark.
+        _ => {
+            registers.clear();
+            0
+        }
+    }
+}
+
+/// The bits that a match or target of iptables reads or writes (linux/netfilter/xt_mark.h, xt_connmark.h, xt_TPROXY.h).
+pub(in crate::platform::linux) fn of_extension(name: &str, data: &[u8]) -> u32 {
+    let word = |at: usize| {
+        let bytes = data.get(at * 4..).and_then(|rest| rest.first_chunk());
+        bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+    };
+    // A full mask says only that one exact value is meant, or that all of a mark is copied.
+    let mask = |at| if word(at) == u32::MAX { 0 } else { word(at) };
+    match name {
+        "mark" | "connmark" | "MARK" => word(0) | mask(1),
+        "CONNMARK" => word(0) | mask(1) | mask(2),
+        "TPROXY" => mask(0) | word(1),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nested(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(4 + value.len()).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn numbers(list: &[(u16, u32)]) -> Vec<u8> {
+        list.iter().flat_map(|(kind, value)| nested(*kind, &value.to_be_bytes())).collect()
+    }
+
+    fn data(kind: u16, value: u32) -> Vec<u8> {
+        nested(kind, &nested(1, &value.to_ne_bytes()))
+    }
+
+    fn rule(expressions: &[(&str, Vec<u8>)]) -> u32 {
+        let one = |(name, data): &(&str, Vec<u8>)| {
+            let inner = [nested(1, format!("{name}\0").as_bytes()), nested(2, data)].concat();
+            nested(1, &inner)
+        };
+        of_rule(&expressions.iter().flat_map(one).collect::<Vec<u8>>())
+    }
+
+    fn load() -> (&'static str, Vec<u8>) {
+        ("meta", numbers(&[(1, 1), (2, MARK)]))
+    }
+
+    fn and_xor(mask: u32, xor: u32) -> (&'static str, Vec<u8>) {
+        ("bitwise", [numbers(&[(1, 1), (2, 1)]), data(4, mask), data(5, xor)].concat())
+    }
+
+    fn compared(with: u32) -> (&'static str, Vec<u8>) {
+        ("cmp", [numbers(&[(1, 1), (2, 0)]), data(3, with)].concat())
+    }
+
+    #[test]
+    fn what_a_rule_compares_a_mark_with_and_sets_it_to_is_in_use() {
+        assert_eq!(rule(&[load(), and_xor(0x4000, 0), compared(0x4000)]), 0x4000);
+        assert_eq!(rule(&[load(), and_xor(0xfff7_bfff, 0x80000)]), 0x84000);
+        assert_eq!(rule(&[load(), compared(51820)]), 51820);
+        let set = ("meta", numbers(&[(2, MARK), (3, 1)]));
+        let constant = |value| ("immediate", [numbers(&[(1, 1)]), data(2, value)].concat());
+        assert_eq!(rule(&[constant(0x10), set.clone()]), 0x10);
+        assert_eq!(rule(&[load(), set]), 0, "a copy");
+        let connection = ("ct", numbers(&[(2, MARK), (4, 1)]));
+        assert_eq!(rule(&[constant(0x20), connection]), 0x20);
+    }
+
+    #[test]
+    fn what_is_compared_with_an_address_is_no_mark() {
+        let address = ("payload", numbers(&[(1, 1), (2, 1), (3, 12), (4, 4)]));
+        assert_eq!(rule(&[load(), compared(1), address.clone(), compared(0x0a00_0001)]), 1);
+        assert_eq!(rule(&[("meta", numbers(&[(1, 1), (2, 4)])), compared(7)]), 0, "an interface");
+        assert_eq!(rule(&[address, compared(7), load(), compared(8)]), 8);
+    }
+
+    #[test]
+    fn a_range_of_marks_is_compared_in_network_order() {
+        let turned = ("byteorder", numbers(&[(1, 1), (2, 1)]));
+        assert_eq!(rule(&[load(), turned, compared(0x10_u32.to_be())]), 0x10);
+    }
+
+    #[test]
+    fn marks_of_iptables_are_read_from_its_matches_and_targets() {
+        let words = |list: &[u32]| list.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+        assert_eq!(of_extension("mark", &words(&[0x40000, 0xff0000, 0])), 0xff0000);
+        assert_eq!(of_extension("MARK", &words(&[0x1, u32::MAX])), 1);
+        assert_eq!(of_extension("CONNMARK", &words(&[0, u32::MAX, u32::MAX, 2])), 0, "all is copied");
+        assert_eq!(of_extension("CONNMARK", &words(&[0x200, 0x200, 0, 0])), 0x200);
+        assert_eq!(of_extension("TPROXY", &words(&[u32::MAX, 0x8])), 8);
+        assert_eq!(of_extension("mark", &[1]), 0, "torn");
+        let xt = [nested(1, b"mark\0"), numbers(&[(2, 1)]), nested(3, &words(&[4, 4, 0]))].concat();
+        assert_eq!(rule(&[("match", xt)]), 4);
+    }
+
+    #[test]
+    fn torn_expressions_do_not_panic() {
+        let whole = nested(1, &[nested(1, b"bitwise\0"), nested(2, &and_xor(1, 2).1)].concat());
+        for length in 0..whole.len() {
+            let _ = of_rule(&whole[..length]);
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! What nftables holds, asked of the kernel itself: reading needs no program that would have to be waited for, and leaves
+//! out what a host may have millions of, the elements of others' sets.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use netlink_packet_core::{NetlinkSerializable, NlasIterator, parse_string};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use super::{DUMP_ATTEMPTS, Netlink, NetlinkError, marks};
+
+/// `NFNL_SUBSYS_NFTABLES`: the upper byte of the type of each message.
+const SUBSYSTEM: u16 = 10 << 8;
+/// Requests (linux/netfilter/nf_tables.h).
+const GET_TABLE: u16 = 1;
+const GET_CHAIN: u16 = 4;
+const GET_RULE: u16 = 7;
+const GET_SET: u16 = 10;
+const GET_ELEMENTS: u16 = 13;
+/// The families by the names that nft has for them (`NFPROTO_*`).
+const FAMILIES: [(u8, &str); 6] = [(1, "inet"), (2, "ip"), (3, "arp"), (5, "netdev"), (7, "bridge"), (10, "ip6")];
+/// `NF_INET_FORWARD`, the same in all families that forward (`NF_BR_FORWARD` too).
+const FORWARD: u32 = 2;
+const DROP: u32 = 0;
+/// `NFNL_UDATA_TABLE_COMMENT` of libnftnl.
+const COMMENT: u8 = 0;
+/// What nft calls the type of marks (`TYPE_MARK`); the kernel only keeps the number.
+const TYPE_MARK: u32 = 19;
+/// `NFT_SET_INTERVAL`: keys are in network order, so that they can be compared.
+const INTERVAL: u32 = 4;
+
+/// A table that somebody has made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::platform) struct SeenTable {
+    family: u8,
+    /// Its name.
+    pub(in crate::platform) name: String,
+    /// No other table of this network namespace ever has the same.
+    pub(in crate::platform) handle: u64,
+    /// What it says of itself.
+    pub(in crate::platform) comment: Option<String>,
+}
+
+impl SeenTable {
+    /// The name of its family.
+    pub(in crate::platform) fn family(&self) -> &'static str {
+        family_name(self.family)
+    }
+}
+
+/// A chain on the forward hook that drops by policy, or any other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct SeenChain {
+    family: u8,
+    table: String,
+    name: String,
+    drops_forwarded: bool,
+}
+
+/// A set or map of marks.
+#[derive(Debug)]
+struct MarkSet {
+    family: u8,
+    table: String,
+    name: String,
+    keys: bool,
+    values: bool,
+    interval: bool,
+}
+
+/// A conversation with nftables of this network namespace. Reads only.
+#[derive(Debug)]
+pub(in crate::platform) struct Nftables(Netlink);
+
+impl Nftables {
+    /// Opens the socket, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The kernel has no nftables, or none for us.
+    pub(in crate::platform) fn open() -> Result<Self, NetlinkError> {
+        Netlink::with(NETLINK_NETFILTER).map(Self)
+    }
+
+    /// All tables.
+    ///
+    /// # Errors
+    /// No CAP_NET_ADMIN, or a kernel without nftables.
+    pub(in crate::platform) fn tables(&mut self) -> Result<Vec<SeenTable>, NetlinkError> {
+        self.list(
+            "list the firewall's tables",
+            &Request::new(GET_TABLE, 0),
+            |found: &mut Vec<SeenTable>, family, table| {
+                found.push(SeenTable {
+                    family,
+                    name: text(table, 1).unwrap_or_default(),
+                    handle: long(table, 4).unwrap_or_default(),
+                    comment: attribute(table, 6).and_then(comment),
+                });
+            },
+        )
+    }
+
+    /// Chains on the forward hook whose policy is drop, as `family table chain`.
+    ///
+    /// # Errors
+    /// As [`Nftables::tables`].
+    pub(in crate::platform) fn dropping_forward(&mut self) -> Result<Vec<String>, NetlinkError> {
+        let chains = self.chains(0)?;
+        let dropping = chains.into_iter().filter(|chain| chain.drops_forwarded);
+        Ok(dropping.map(|chain| format!("{} {} {}", family_name(chain.family), chain.table, chain.name)).collect())
+    }
+
+    /// The chains of a table, each with the number of its rules; none where there is no such table.
+    ///
+    /// # Errors
+    /// As [`Nftables::tables`].
+    pub(in crate::platform) fn rules_of(
+        &mut self,
+        family: &str,
+        table: &str,
+    ) -> Result<BTreeMap<String, usize>, NetlinkError> {
+        let Some((family, _)) = FAMILIES.into_iter().find(|(_, name)| *name == family) else {
+            return Ok(BTreeMap::new());
+        };
+        let chains = self.chains(family)?.into_iter().filter(|chain| chain.table == table);
+        let mut found: BTreeMap<String, usize> = chains.map(|chain| (chain.name, 0)).collect();
+        let request = Request::new(GET_RULE, family).with(1, table);
+        let act = "list the firewall's rules";
+        let rules = self.list(act, &request, |rules: &mut Vec<String>, _, rule| {
+            // Kernels before 4.9 do not select.
+            rules.extend(text(rule, 2).filter(|_| text(rule, 1).as_deref() == Some(table)));
+        })?;
+        for chain in rules {
+            *found.entry(chain).or_default() += 1;
+        }
+        Ok(found)
+    }
+
+    /// Every bit of a mark of a packet or a connection that some rule reads or writes.
+    ///
+    /// # Errors
+    /// As [`Nftables::tables`].
+    pub(in crate::platform) fn mark_bits(&mut self) -> Result<u32, NetlinkError> {
+        let act = "list the firewall's rules";
+        let mut bits = self.list(act, &Request::new(GET_RULE, 0), |bits: &mut u32, _, rule| {
+            *bits |= attribute(rule, 4).map_or(0, marks::of_rule);
+        })?;
+        for set in self.sets_of_marks()? {
+            bits |= self.marks_in(&set)?;
+        }
+        Ok(bits)
+    }
+
+    fn chains(&mut self, family: u8) -> Result<Vec<SeenChain>, NetlinkError> {
+        let act = "list the firewall's chains";
+        self.list(act, &Request::new(GET_CHAIN, family), |found: &mut Vec<SeenChain>, family, chain| {
+            let forward = attribute(chain, 4).and_then(|hook| number(hook, 1)) == Some(FORWARD);
+            found.push(SeenChain {
+                family,
+                table: text(chain, 1).unwrap_or_default(),
+                name: text(chain, 3).unwrap_or_default(),
+                drops_forwarded: forward && number(chain, 5) == Some(DROP),
+            });
+        })
+    }
+
+    fn sets_of_marks(&mut self) -> Result<Vec<MarkSet>, NetlinkError> {
+        let act = "list the firewall's sets";
+        self.list(act, &Request::new(GET_SET, 0), |found: &mut Vec<MarkSet>, family, set| {
+            let (keys, values) = (number(set, 4) == Some(TYPE_MARK), number(set, 6) == Some(TYPE_MARK));
+            if let (Some(table), Some(name), true) = (text(set, 1), text(set, 2), keys || values) {
+                let interval = number(set, 3).is_some_and(|flags| flags & INTERVAL != 0);
+                found.push(MarkSet { family, table, name, keys, values, interval });
+            }
+        })
+    }
+
+    fn marks_in(&mut self, set: &MarkSet) -> Result<u32, NetlinkError> {
+        let act = "list marks that the firewall knows";
+        let request = Request::new(GET_ELEMENTS, set.family).with(1, &set.table).with(2, &set.name);
+        let listed = self.list(act, &request, |bits: &mut u32, _, list| {
+            for element in attribute(list, 3).into_iter().flat_map(attributes).map(|(_, element)| element) {
+                let value = |at| attribute(element, at).and_then(marks::value);
+                let key = value(1).filter(|_| set.keys);
+                let key = key.map(|key| if set.interval { u32::from_be(key) } else { key });
+                *bits |=
+                    key.into_iter().chain(value(2).filter(|_| set.values)).fold(0, |bits, it| bits | marks::bits(it));
+            }
+        });
+        match listed {
+            // Somebody has just deleted it.
+            Err(error) if error.is_gone() => Ok(0),
+            other => other,
+        }
+    }
+
+    /// Has `each` take what is listed: its family and its attributes. Where others never stop changing their tables, what
+    /// was found in the last of several attempts counts.
+    fn list<T: Default>(
+        &mut self,
+        act: &str,
+        request: &Request,
+        each: impl Fn(&mut T, u8, &[u8]),
+    ) -> Result<T, NetlinkError> {
+        let each = |found: &mut T, _: u16, payload: &[u8]| {
+            if let Some((head, attributes)) = payload.split_at_checked(4) {
+                each(found, head[0], attributes);
+            }
+            Ok(())
+        };
+        let mut last = T::default();
+        for _ in 0..DUMP_ATTEMPTS {
+            let (found, torn) = self.0.dump_once(act, request, &each)?;
+            last = found;
+            if !torn {
+                break;
+            }
+        }
+        Ok(last)
+    }
+}
+
+fn family_name(family: u8) -> &'static str {
+    FAMILIES.into_iter().find(|(number, _)| *number == family).map_or("unknown", |(_, name)| name)
+}
+
+/// The names of `tables`, of any family.
+pub(in crate::platform) fn names(tables: &[SeenTable]) -> BTreeSet<String> {
+    tables.iter().map(|table| table.name.clone()).collect()
+}
+
+/// A request for a list: `struct nfgenmsg`, then attributes.
+#[derive(Debug, Clone)]
+struct Request {
+    kind: u16,
+    family: u8,
+    attributes: Vec<u8>,
+}
+
+impl Request {
+    fn new(kind: u16, family: u8) -> Self {
+        Self { kind, family, attributes: Vec::new() }
+    }
+
+    /// The same, of what bears this name.
+    fn with(mut self, kind: u16, name: &str) -> Self {
+        // Header, text, a zero at the end; padded to four bytes (NLA_ALIGN, netlink(7)). Names have at most 255 bytes.
+        let length = u16::try_from(4 + name.len() + 1).unwrap_or(u16::MAX);
+        self.attributes.extend(length.to_ne_bytes());
+        self.attributes.extend(kind.to_ne_bytes());
+        self.attributes.extend(name.as_bytes());
+        self.attributes.push(0);
+        self.attributes.resize(self.attributes.len().next_multiple_of(4), 0);
+        self
+    }
+}
+
+impl NetlinkSerializable for Request {
+    fn message_type(&self) -> u16 {
+        SUBSYSTEM | self.kind
+    }
+
+    fn buffer_len(&self) -> usize {
+        4 + self.attributes.len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        // The family, version 0, no resource.
+        let all = [self.family, 0, 0, 0].into_iter().chain(self.attributes.iter().copied());
+        buffer.iter_mut().zip(all).for_each(|(to, from)| *to = from);
+    }
+}
+
+/// The attributes in `bytes`, each with its type.
+pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    NlasIterator::new(bytes).map_while(Result::ok).map(|it| (it.kind(), it.into_inner())).filter_map(|(kind, whole)| {
+        let length = usize::from(u16::from_ne_bytes(*whole.first_chunk()?));
+        Some((kind, whole.get(4..length)?))
+    })
+}
+
+pub(super) fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+}
+
+/// Numbers in attributes are in network order.
+pub(super) fn number(bytes: &[u8], wanted: u16) -> Option<u32> {
+    Some(u32::from_be_bytes(*attribute(bytes, wanted)?.first_chunk()?))
+}
+
+fn long(bytes: &[u8], wanted: u16) -> Option<u64> {
+    Some(u64::from_be_bytes(*attribute(bytes, wanted)?.first_chunk()?))
+}
+
+pub(super) fn text(bytes: &[u8], wanted: u16) -> Option<String> {
+    parse_string(attribute(bytes, wanted)?).ok()
+}
+
+/// What libnftnl keeps of a table for nft: entries of a type, a length, and that many bytes.
+fn comment(mut data: &[u8]) -> Option<String> {
+    while let [kind, length, rest @ ..] = data {
+        let (value, rest) = rest.split_at_checked(usize::from(*length))?;
+        if *kind == COMMENT {
+            return parse_string(value).ok();
+        }
+        data = rest;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_bears_names_padded_to_four_bytes() {
+        let request = Request::new(GET_RULE, 1).with(1, "abc").with(2, "abcd");
+        let mut bytes = vec![0xff; request.buffer_len()];
+        request.serialize(&mut bytes);
+        let attributes: Vec<_> = attributes(&bytes[4..]).collect();
+        assert_eq!(attributes, [(1, &b"abc\0"[..]), (2, &b"abcd\0"[..])]);
+        assert_eq!((bytes[0], bytes.len() % 4, request.message_type()), (1, 0, 0xa07));
+        assert_eq!(text(&bytes[4..], 2).as_deref(), Some("abcd"));
+    }
+
+    #[test]
+    fn a_comment_is_found_among_what_else_a_table_bears_and_torn_data_is_none() {
+        let data = [7, 2, 1, 1, COMMENT, 5, b'm', b'i', b'n', b'e', 0];
+        assert_eq!(comment(&data).as_deref(), Some("mine"));
+        for length in 0..data.len() {
+            assert_eq!(comment(&data[..length]), None);
+        }
+        for torn in [&[][..], &[9], &[9, 0, 1, 0], &[0xff; 7]] {
+            assert_eq!(attribute(torn, 1), None);
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! One run at a time changes a network namespace: two that do so at the same moment would pick the same numbers, and take
+//! each other's rules for their own.
+
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+
+/// Somebody else may hold up whoever waits; not for long.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two attempts.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// The turn of this process to change the network namespace. It ends with this value, and with the process.
+#[derive(Debug)]
+pub struct Turn(Option<Flock<File>>);
+
+impl Turn {
+    /// Waits for other runs that make changes in the network namespace of the calling thread just now. Where one takes very
+    /// long, or nobody can tell, it goes on without.
+    #[must_use]
+    pub fn wait() -> Self {
+        // The lock is on the namespace itself: it needs no place in the file system, and whoever is not in it cannot have it.
+        let Ok(mut file) = File::open("/proc/thread-self/ns/net") else { return Self(None) };
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Self(Some(lock)),
+                Err((again, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < end => {
+                    file = again;
+                    std::thread::sleep(LOOK);
+                }
+                Err((_, error)) => {
+                    tracing::warn!(
+                        "another run changes this host at the same time, and does not come to its end ({error})"
+                    );
+                    return Self(None);
+                }
+            }
+        }
+    }
+
+    /// Whether nobody else has it.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_comes_second_waits_for_the_end_of_the_first() {
+        let (told, heard) = std::sync::mpsc::channel();
+        let first = Turn::wait();
+        assert!(first.is_ours());
+        let second = std::thread::spawn(move || {
+            let turn = Turn::wait();
+            told.send(turn.is_ours()).unwrap();
+        });
+        assert!(heard.recv_timeout(Duration::from_millis(50)).is_err(), "it waits");
+        drop(first);
+        assert!(heard.recv().unwrap());
+        second.join().unwrap();
+    }
+}
