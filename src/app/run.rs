@@ -437,6 +437,7 @@ async fn hand_on(listener: Listener, workers: Rc<Vec<Worker>>) {
 /// we began stays so (`nohup`, a shell's job in the background), except SIGTERM: somebody must be able to end us.
 struct Signals {
     interrupt: Option<Signal>,
+    quit: Option<Signal>,
     terminate: Signal,
     hangup: Option<Signal>,
 }
@@ -452,6 +453,7 @@ impl Signals {
         };
         Ok(Self {
             interrupt: unless_ignored(SignalKind::interrupt())?,
+            quit: unless_ignored(SignalKind::quit())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: unless_ignored(SignalKind::hangup())?,
         })
@@ -462,6 +464,7 @@ impl Signals {
         loop {
             tokio::select! {
                 () = heard(&mut self.interrupt) => return,
+                () = heard(&mut self.quit) => return,
                 _ = self.terminate.recv() => return,
                 () = heard(&mut self.hangup) => {
                     tracing::warn!("reload is not there yet: SIGHUP changes nothing, restart to read the profile again");

@@ -354,10 +354,12 @@ impl Applied {
         let tun = self.plan.tun.as_str();
         match step {
             Step::Link => {
+                // First: a link of less than 1280 bytes has no IPv6, nor settings of it.
+                self.netlink.set_mtu(tun, self.plan.mtu)?;
                 if self.plan.addresses.iter().any(|net| net.addr().is_ipv6()) {
                     self.netlink.set_no_link_local(tun)?;
+                    self.netlink.delete_link_local(tun)?;
                 }
-                self.netlink.set_mtu(tun, self.plan.mtu)?;
                 self.netlink.set_queue_length(tun, QUEUE_LENGTH)?;
                 self.netlink.link_up(tun)?;
             }

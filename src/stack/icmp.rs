@@ -19,6 +19,9 @@ pub enum Unreachable {
     Host,
     /// Nobody listens on the port: 3/3, 1/4.
     Port,
+    /// Nobody speaks the protocol: 3/2, and in IPv6 a parameter problem (4/1, RFC 4443 section 3.4) that points to the byte
+    /// which names it.
+    Protocol(u32),
     /// A policy forbids it: 3/13 (RFC 1812), 1/1.
     Prohibited,
     /// Too large for a link with this MTU in bytes: 3/4 (RFC 1191), 2/0.
@@ -31,11 +34,13 @@ impl Unreachable {
         match (self, v6) {
             (Self::Network, false) => (3, 0, 0),
             (Self::Host, false) => (3, 1, 0),
+            (Self::Protocol(_), false) => (3, 2, 0),
             (Self::Port, false) => (3, 3, 0),
             (Self::Prohibited, false) => (3, 13, 0),
             (Self::TooBig(mtu), false) => (3, 4, mtu.min(0xffff)),
             (Self::Network, true) => (1, 0, 0),
             (Self::Host, true) => (1, 3, 0),
+            (Self::Protocol(at), true) => (4, 1, at),
             (Self::Port, true) => (1, 4, 0),
             (Self::Prohibited, true) => (1, 1, 0),
             (Self::TooBig(mtu), true) => (2, 0, mtu),
@@ -54,6 +59,18 @@ pub(super) fn unreachable(quoted: &[u8], why: Unreachable, transmit: &mut dyn Tr
     let (kind, code, word) = why.fields(source.is_ipv6());
     say((destination, source), (kind, code, word), &[quoted], transmit);
     true
+}
+
+/// Tells the sender of a packet whose protocol nobody here speaks that it went nowhere: a tunnel's or SCTP's then fails at
+/// once and not after minutes. False: it carries a message of ICMP, or nothing, and must not be answered.
+pub(super) fn unknown_protocol(packet: &Packet<'_>, transmit: &mut dyn Transmit) -> bool {
+    let named_at = match packet.source {
+        IpAddr::V4(_) => Ok(9),
+        IpAddr::V6(_) => ip::walk_extensions(packet.bytes).map(|walk| walk.named_at),
+    };
+    let at = named_at.ok().and_then(|at| u32::try_from(at).ok());
+    let known = [ip::ICMP, ip::ICMPV6, ip::NOTHING].contains(&packet.protocol);
+    at.filter(|_| !known).is_some_and(|at| unreachable(packet.bytes, Unreachable::Protocol(at), transmit))
 }
 
 /// Tells the sender of `quoted` that the packet's time was over at `hop`. False: the packet must not be answered.

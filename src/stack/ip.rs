@@ -8,6 +8,8 @@ pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
+/// Number of the end of an IPv6 packet that carries nothing (RFC 8200 section 4.7).
+pub const NOTHING: u8 = 59;
 /// Number of the fragment header of IPv6.
 pub const FRAGMENT: u8 = 44;
 /// Protocol number of ICMPv6.
@@ -114,7 +116,7 @@ impl<'a> Packet<'a> {
             return Err(Malformed::Length);
         }
         let bytes = &bytes[..total];
-        let Walk { protocol, start, fragment, atomic } = walk_extensions(bytes)?;
+        let Walk { protocol, start, fragment, atomic, .. } = walk_extensions(bytes)?;
         Ok(Self {
             bytes,
             source: IpAddr::V6(address_v6(&bytes[8..24])),
@@ -143,6 +145,8 @@ fn address_v6(bytes: &[u8]) -> Ipv6Addr {
 /// What the extension headers led to.
 pub(super) struct Walk {
     pub(super) protocol: u8,
+    /// Which byte of the packet says so.
+    pub(super) named_at: usize,
     pub(super) start: usize,
     pub(super) fragment: Option<Fragment>,
     /// A fragment header said that nothing is missing.
@@ -151,7 +155,7 @@ pub(super) struct Walk {
 
 /// Follows the chain of extension headers (RFC 8200 section 4) to the transport or to a fragment header.
 pub(super) fn walk_extensions(bytes: &[u8]) -> Result<Walk, Malformed> {
-    let (mut next, mut at, mut atomic) = (bytes[6], 40, false);
+    let (mut next, mut named_at, mut at, mut atomic) = (bytes[6], 6, 40, false);
     for _ in 0..MAX_EXTENSIONS {
         match next {
             // Hop-by-hop, routing and destination options share one shape.
@@ -161,7 +165,7 @@ pub(super) fn walk_extensions(bytes: &[u8]) -> Result<Walk, Malformed> {
                 if (next == 0 && at != 40) || (next == 43 && header[3] != 0) {
                     return Err(Malformed::Options);
                 }
-                (next, at) = (header[0], at + 8 + usize::from(header[1]) * 8);
+                (next, named_at, at) = (header[0], at, at + 8 + usize::from(header[1]) * 8);
                 if at > bytes.len() {
                     return Err(Malformed::Length);
                 }
@@ -173,13 +177,13 @@ pub(super) fn walk_extensions(bytes: &[u8]) -> Result<Walk, Malformed> {
                 let (offset, more) = (usize::from(word & 0xfff8), word & 1 != 0);
                 // An atomic fragment (RFC 6946) is a whole packet.
                 if offset == 0 && !more {
-                    (next, at, atomic) = (header[0], at + 8, true);
+                    (next, named_at, at, atomic) = (header[0], at, at + 8, true);
                     continue;
                 }
                 let fragment = Some(Fragment { id, offset, more, unfragmentable: at });
-                return Ok(Walk { protocol: header[0], start: at + 8, fragment, atomic });
+                return Ok(Walk { protocol: header[0], named_at: at, start: at + 8, fragment, atomic });
             }
-            _ => return Ok(Walk { protocol: next, start: at, fragment: None, atomic }),
+            _ => return Ok(Walk { protocol: next, named_at, start: at, fragment: None, atomic }),
         }
     }
     Err(Malformed::Options)

@@ -127,7 +127,7 @@ pub struct Counters {
     pub spoofed: u64,
     /// Pieces of packets.
     pub fragments: u64,
-    /// Ignored: multicast, broadcast and protocols that nobody here speaks.
+    /// Ignored: multicast, broadcast, and messages of ICMP that are for nobody here.
     pub ignored: u64,
     /// SYNs dropped because too many flows are being opened.
     pub flooded: u64,
@@ -381,7 +381,7 @@ fn deliver<'a>(
                 Some(message) if !table.too_big(&message, now) => Some(Event::Stray(message.tuple)),
                 Some(_) => None,
                 None => {
-                    counters.ignored += 1;
+                    counters.ignored += u64::from(!icmp::unknown_protocol(&packet, transmit));
                     None
                 }
             }

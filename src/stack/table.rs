@@ -239,9 +239,12 @@ impl Table {
                 return;
             }
         } else if flow.socket().state() != State::SynReceived {
-            self.uncount(flow);
+            let first = self.uncount(flow);
             if flow.socket().is_active() {
                 flow.place.complete();
+                if first {
+                    self.held.complete(flow.tuple.client.ip());
+                }
             }
         }
         let done = self.emit(flow, now, transmit);
@@ -380,11 +383,13 @@ impl Table {
         self.ended.as_mut().into_iter().flat_map(|ended| ended.drain(..))
     }
 
-    fn uncount(&mut self, flow: &mut Flow) {
-        if !std::mem::take(&mut flow.counted) {
-            return;
+    /// Counts a flow no longer among those that are being opened. False: it was not.
+    fn uncount(&mut self, flow: &mut Flow) -> bool {
+        let counted = std::mem::take(&mut flow.counted);
+        if counted {
+            self.held.leave(flow.tuple.client.ip());
         }
-        self.held.leave(flow.tuple.client.ip());
+        counted
     }
 }
 

@@ -108,6 +108,29 @@ fn the_clients_reset_in_mid_stream_reaches_the_task() {
 }
 
 #[test]
+fn a_reset_that_merely_lies_in_the_window_is_asked_about_and_the_right_one_ends_the_flow() {
+    on_every_net(|world| async move {
+        let mut peer = Peer::new(&world, 3000, 500);
+        let flow = peer.open().await;
+        let _ = peer.replies().await;
+        for guess in [1, 100, 5000] {
+            let next = peer.next;
+            peer.next = next.wrapping_add(guess);
+            peer.send(RST, &[]);
+            peer.next = next;
+            let replies = peer.replies().await;
+            assert_eq!(replies.len(), 1, "{replies:?}");
+            assert!(replies[0].is(ACK) && replies[0].acknowledgement == next, "{replies:?}");
+            world.sleep(Duration::from_secs(2)).await;
+        }
+        peer.data(b"still here");
+        assert_eq!(flow.read(100).await.unwrap(), b"still here");
+        peer.send(RST, &[]);
+        assert_eq!(flow.read(100).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    });
+}
+
+#[test]
 fn a_reset_after_the_clients_fin_reaches_a_task_that_only_waits_to_write() {
     on_every_net(|world| async move {
         let mut peer = Peer::new(&world, 3000, 500);

@@ -60,6 +60,35 @@ fn one_source_may_have_256_flows_waiting_and_others_are_not_touched_by_it() {
 }
 
 #[test]
+fn a_flood_of_forged_sources_does_not_shut_out_a_client_that_has_been_there() {
+    on_every_net(|world| async move {
+        let server = SocketAddr::new(world.net().server(), 80);
+        let known = source(world.net().v6, 60_000);
+        world.inject(&syn(SocketAddr::new(known, 1), server));
+        let flow = world.arrival().await;
+        flow.accept();
+        world.settle().await;
+        let answer = std::iter::from_fn(|| world.inbox()).find(|seen| seen.is(SYN | ACK)).expect("a SYN-ACK came");
+        let last =
+            Tcp { sequence: 8, acknowledgement: answer.sequence.wrapping_add(1), ..Tcp::new(answer.to, server, ACK) };
+        world.inject(&last.packet());
+        world.settle().await;
+        for n in 0..6000 {
+            world.inject(&syn(SocketAddr::new(source(world.net().v6, n), 1), server));
+        }
+        let flooded = 6000 - 4096;
+        assert_eq!(world.stack().counters().flooded, flooded);
+        // As many as of any one source, and nobody else any.
+        for port in 1000..1300 {
+            world.inject(&syn(SocketAddr::new(known, port), server));
+        }
+        assert_eq!(world.stack().counters().flooded, flooded + 300 - 256);
+        world.inject(&syn(SocketAddr::new(source(world.net().v6, 50_000), 1), server));
+        assert_eq!(world.stack().counters().flooded, flooded + 300 - 256 + 1);
+    });
+}
+
+#[test]
 fn this_host_itself_may_have_more_flows_waiting_than_one_source() {
     on_every_net(|world| async move {
         let server = SocketAddr::new(world.net().server(), 80);

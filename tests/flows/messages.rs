@@ -164,3 +164,40 @@ fn an_error_or_a_neighbours_question_is_ignored_and_counted() {
         assert_eq!(world.stack().counters().ignored, 6);
     });
 }
+
+#[test]
+fn a_protocol_that_nobody_speaks_is_refused_as_such_and_points_to_its_name() {
+    on_every_net(|world| async move {
+        let (v6, from, to) = (world.net().v6, world.net().peer(), world.net().server());
+        // GRE, ESP, SCTP, and one that is kept for experiments.
+        for protocol in [47, 50, 132, 253] {
+            let mut packets = vec![(packet::ip(from, to, protocol, &pattern(0, 40)), 6_u32)];
+            if v6 {
+                let mut chained = packets[0].0.clone();
+                chained.splice(40..40, [protocol, 0, 1, 4, 0, 0, 0, 0]);
+                chained[6] = 60;
+                let total = chained.len();
+                packet::set_length(&mut chained, total);
+                packets.push((chained, 40));
+            }
+            for (refused, named_at) in packets {
+                world.inject(&refused);
+                world.settle().await;
+                let error = world.inbox().expect("it is answered");
+                assert_eq!((error.from.ip(), error.to.ip()), (to, from));
+                assert_eq!(error.icmp(), Some(if v6 { (4, 1) } else { (3, 2) }));
+                let start = header_length(&error.bytes);
+                let word = if v6 { named_at } else { 0 };
+                assert_eq!(error.bytes[start + 4..start + 8], word.to_be_bytes());
+                assert!(error.bytes.ends_with(&refused) && checksum_holds(&error.bytes));
+            }
+        }
+        // A packet that says that it carries nothing wants no answer.
+        if v6 {
+            world.inject(&packet::ip(from, to, 59, &[]));
+            world.settle().await;
+            assert!(world.inbox().is_none());
+            assert_eq!(world.stack().counters().ignored, 1);
+        }
+    });
+}

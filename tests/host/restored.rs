@@ -136,6 +136,8 @@ fn routes_addresses_and_the_links_own_settings_come_back() {
             ("-4 addr del 198.18.0.1/30 dev tunproxy0", "address 198.18.0.1/30"),
             ("-6 addr flush dev tunproxy0", "address fd"),
             ("link set tunproxy0 mtu 1280", "link settings"),
+            // Too little for IPv6: the kernel takes it off the device, addresses, routes and parameters included.
+            ("link set tunproxy0 mtu 1000", "link settings"),
             ("link set tunproxy0 down", "link settings"),
         ] {
             comes_back(host, &tunproxy, || host.ip(words), named);

@@ -161,6 +161,23 @@ fn a_second_signal_cuts_the_wait_short() {
 }
 
 #[test]
+fn every_way_to_end_it_from_a_terminal_leaves_the_host_as_it_was() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let before = Dump::take(&lab.host);
+        let place = profile("tun: { enable: true }");
+        for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+            let tunproxy = place.start(&lab.host);
+            assert_eq!(act_in(&lab.host, &format!("ask {NAME}:7 x")), Ok("x".to_owned()));
+            tunproxy.signal(signal);
+            assert!(tunproxy.wait().success(), "{signal}");
+            before.assert_same(&Dump::take(&lab.host));
+        }
+    });
+}
+
+#[test]
 fn the_command_stop_returns_when_the_host_is_as_it_was() {
     run(&[TUN], || {
         let lab = Topology::desktop();

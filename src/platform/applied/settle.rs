@@ -164,11 +164,13 @@ impl Applied {
     /// Does what is open, each inverse on the disk before its act, and looks at what came of it.
     fn carry_out(
         &mut self,
-        open: Vec<Step>,
+        mut open: Vec<Step>,
         seen: Seen,
         look: &Look,
         settled: &mut Settled,
     ) -> Result<(), SettleError> {
+        // A device that was made too small for IPv6 takes nothing of it until it is as large as it was.
+        open.sort_by_key(|step| *step != Step::Link);
         let planned: Vec<(Step, bool, Vec<Undo>)> = open
             .into_iter()
             .map(|step| {

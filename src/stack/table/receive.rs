@@ -26,7 +26,8 @@ enum Verdict {
     Its,
     /// A SYN in place of one that is still held, or of a flow that has come to its end.
     Anew,
-    /// A SYN in the middle of a flow, to be answered by an acknowledgement of what has come.
+    /// A SYN in the middle of a flow, or a reset that is not quite right, to be answered by an acknowledgement of what has
+    /// come.
     Challenge,
     /// One more of those.
     Surplus,
@@ -128,13 +129,20 @@ impl Table {
                 (false, State::Closed | State::Listen) => Verdict::Anew,
                 // RFC 9293 section 3.10.7.4; smoltcp says nothing at all. A client that was restarted answers with a
                 // reset, and its next SYN opens a flow.
-                _ if flow.progress.may_challenge(now) => Verdict::Challenge,
-                _ => Verdict::Surplus,
+                _ => challenge(flow, now),
             };
         }
         // After the SYN-ACK smoltcp takes the announced window, which is not scaled there, for one that is, and would
         // put data behind the end of its ring: a panic that any client could bring about.
         let (next, room) = flow.expects();
+        // The same section: a reset that merely lies in the window may be somebody's guess (RFC 5961 section 3.2). A client
+        // that means it answers with the right number. smoltcp would believe it.
+        let finished =
+            matches!(flow.socket().state(), State::CloseWait | State::Closing | State::LastAck | State::TimeWait);
+        let ahead = segment.sequence.wrapping_sub(next.wrapping_add(finished.into())) as usize;
+        if segment.is_reset() && flow.held.is_none() && (1..room).contains(&ahead) {
+            return challenge(flow, now);
+        }
         let behind = segment.end().wrapping_sub(next) as usize;
         let beyond = segment.payload > 0 && is_ahead(segment.sequence, next) && behind > room;
         if beyond && !flow.progress.past_syn { Verdict::Beyond } else { Verdict::Its }
@@ -317,6 +325,11 @@ impl Table {
             self.shared.dirty.borrow_mut().push(Rc::clone(handle));
         }
     }
+}
+
+/// Asks the client whether it means that, by an acknowledgement of what has come.
+fn challenge(flow: &mut Flow, now: Instant) -> Verdict {
+    if flow.progress.may_challenge(now) { Verdict::Challenge } else { Verdict::Surplus }
 }
 
 /// The packet without its IPv6 extension headers, which have done their work.

@@ -141,6 +141,23 @@ impl Netlink {
         self.change_link(&format!("set addrgenmode none on {name}"), name, attribute)
     }
 
+    /// Takes away the link-local addresses that the kernel gave the interface, if any.
+    ///
+    /// # Errors
+    /// No such interface, or no CAP_NET_ADMIN.
+    pub fn delete_link_local(&mut self, name: &str) -> Result<(), NetlinkError> {
+        let index = self.index(name)?;
+        let theirs = |net: &IpNet| matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local());
+        let held = self.addresses()?;
+        for (_, address) in held.into_iter().filter(|(at, net)| *at == index && theirs(net)) {
+            match self.delete_address(name, address) {
+                Err(error) if !error.is_gone() => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Makes a pair of Ethernet devices of which each receives what the other sends.
     ///
     /// # Errors
