@@ -215,7 +215,9 @@ fn stop(state: &Path) -> anyhow::Result<serde_json::Value> {
             Err(_) => std::thread::sleep(LOOK),
         }
     }
-    if Journalled::read(state).is_ok_and(|journal| !journal.commands().is_empty()) {
+    // What another run has changed that began meanwhile is none of its.
+    let left = || Journalled::read(state).is_ok_and(|journal| !journal.commands().is_empty());
+    if holder(state).is_none() && left() {
         bail!(
             "it has ended, and not all that it had changed could be undone: its log says what. `tunproxy cleanup{}` tries again",
             option(state)

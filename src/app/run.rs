@@ -130,7 +130,9 @@ impl Run<'_> {
         let (guard, held) = match plan {
             Some(plan) => (Some(self.guard(plan.apply(journal)?, &in_force, trouble)?), None),
             None => {
-                journal.replay()?;
+                if journal.is_closed() {
+                    tell_taken_over(&journal.replay()?, false);
+                }
                 (None, Some(journal))
             }
         };
@@ -379,7 +381,7 @@ fn tell_replayed(report: &Report) {
     if report.found_open {
         tracing::warn!("an earlier run ended without putting the host back; {FOUND_OPEN}");
     } else if report.stays_closed {
-        tracing::warn!("an earlier run ended and left its kill switch closed; it stays closed until ours is");
+        tracing::warn!("an earlier run ended and left its kill switch closed; it stays closed until we are ready");
     } else {
         tracing::warn!("an earlier run ended without putting the host back; now it is: {undone} changes were left");
     }

@@ -1,5 +1,7 @@
 //! Addresses of ours that somebody has already: the fake ranges and the TUN's own beside the networks that this host is in.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 
 use super::plan::HostOptions;
@@ -40,9 +42,13 @@ fn share(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)
 }
 
-/// The networks that this host is in, each with the words for it: those of its addresses, and those on-link.
+/// The networks that this host is in, each with the words for it: those of its addresses, and those on-link. Not those of
+/// another run, which has the very address that we want: the first of the fake range, on a network of four.
 fn networks(options: &HostOptions, survey: &Survey) -> Vec<(IpNet, String)> {
-    let name = |index: u32| survey.link_name(index).filter(|name| *name != options.tun);
+    let same = |net: &IpNet| net.addr().is_ipv4() && options.addresses.contains(net);
+    let other_runs: BTreeSet<u32> =
+        survey.addresses.iter().filter_map(|(index, net)| same(net).then_some(*index)).collect();
+    let name = |index: u32| survey.link_name(index).filter(|name| *name != options.tun && !other_runs.contains(&index));
     let uplinks = survey.uplinks();
     let words = |index: u32, name: &str| {
         let uplink = if uplinks.contains(&index) { ", an uplink" } else { "" };
@@ -50,8 +56,16 @@ fn networks(options: &HostOptions, survey: &Survey) -> Vec<(IpNet, String)> {
     };
     let own = survey.addresses.iter().filter_map(|(index, net)| Some((*net, words(*index, name(*index)?))));
     let on_link = survey.routes.iter().filter(|route| route.on_link && !is_default_like(&route.to));
+    let on_link = on_link.filter(|route| is_lived_in(options, survey, &route.to, route.device));
     let on_link = on_link.filter_map(|route| Some((route.to, words(route.device?, name(route.device?)?))));
     own.chain(on_link).collect()
+}
+
+/// Whether an on-link route is a network that hosts are in, and none of the pieces of everything that a VPN leads to its
+/// device: that has an address in it, or all of it is in a network of ours.
+fn is_lived_in(options: &HostOptions, survey: &Survey, to: &IpNet, device: Option<u32>) -> bool {
+    let at_home = survey.addresses.iter().any(|(index, net)| Some(*index) == device && to.contains(&net.addr()));
+    at_home || options.fake.iter().chain(&options.addresses).any(|ours| ours.trunc().contains(to))
 }
 
 #[cfg(test)]
@@ -93,6 +107,33 @@ mod tests {
         survey.links.push(crate::platform::Link { index, name: options().tun });
         survey.addresses.extend(options().addresses.iter().map(|net| (index, *net)));
         assert_eq!(overlap(&options(), &survey), None);
+    }
+
+    #[test]
+    fn another_run_with_the_same_addresses_is_no_network_in_the_way() {
+        let mut survey = plain();
+        survey.links.push(crate::platform::Link { index: 77, name: "tun9".to_owned() });
+        survey.addresses.extend(options().addresses.iter().map(|net| (77, *net)));
+        assert_eq!(overlap(&options(), &survey), None);
+        let other: IpNet = format!("{}/24", options().addresses[0].addr()).parse().unwrap();
+        survey.addresses.retain(|(index, _)| *index != 77);
+        survey.addresses.push((77, other));
+        assert!(overlap(&options(), &survey).unwrap().to_string().ends_with("the network of tun9"));
+    }
+
+    #[test]
+    fn a_piece_of_everything_that_a_vpn_takes_is_no_network_in_the_way() {
+        let mut survey = plain();
+        survey.links.push(crate::platform::Link { index: 77, name: "wg0".to_owned() });
+        survey.addresses.push((77, "10.8.0.2/32".parse().unwrap()));
+        let mut piece = survey.routes.iter().find(|route| route.on_link).unwrap().clone();
+        (piece.to, piece.device) = ("196.0.0.0/6".parse().unwrap(), Some(77));
+        survey.routes.push(piece.clone());
+        assert_eq!(overlap(&options(), &survey), None);
+        // A network within the fake range is one for whom it was meant, whoever has an address.
+        piece.to = "198.18.5.0/24".parse().unwrap();
+        survey.routes.push(piece);
+        assert!(overlap(&options(), &survey).unwrap().to_string().ends_with("198.18.5.0/24, the network of wg0"));
     }
 
     #[test]

@@ -27,7 +27,7 @@ fn about_a_start(place: &Place, ns: &Netns) -> Vec<String> {
 fn assert_refused(place: &Place, lab: &Topology, words: &[&str]) {
     let before = Dump::take(&lab.host);
     let found = about_a_start(place, &lab.host);
-    let [one] = found.as_slice() else { panic!("not one refusal, but {found:#?}") };
+    let [one] = found.as_slice() else { panic!("not one refusal of {words:?}, but {found:#?}") };
     let Err(said) = place.try_start(&lab.host) else { panic!("it has started: {one}") };
     for words in words {
         assert!(one.contains(words) && said.contains(words), "{words}: doctor {one}, start {said}");
