@@ -12,6 +12,7 @@ mod echoes;
 mod entry;
 mod link;
 mod live;
+mod pace;
 mod queue;
 mod relay;
 mod returned;

@@ -43,6 +43,7 @@ mod restored;
 mod rootless;
 mod scans;
 mod service;
+mod spray;
 mod stopping;
 mod system_proxy;
 mod tls;

@@ -9,6 +9,7 @@ mod listeners;
 pub(super) mod memory;
 pub(super) mod netlink;
 pub(super) mod nft;
+pub(super) mod processor;
 pub(super) mod resolv_conf;
 pub mod rootless;
 pub(super) mod socket;
