@@ -25,12 +25,10 @@ dns: {{ enable: true, enhanced-mode: fake-ip, nameserver: [192.168.1.1]{keys} }}
 rules: ['MATCH,DIRECT']
 "
     );
-    let tunproxy = Place::new(&profile).start(&lab.host);
-    tunproxy.assert_carries(&lab.host);
-    tunproxy
+    Place::new(&profile).start(&lab.host)
 }
 
-/// Sends datagrams of the LAN client `10.7.0.2` while `act` is under way. Returns what it returns, and how many were sent.
+/// The LAN client `10.7.0.2` sends datagrams while `act` is under way. Returns what it returns, and how many were sent.
 fn beside_a_flood<T>(lab: &Topology, datagram: impl Fn(u32) -> Vec<u8> + Sync, act: impl FnOnce() -> T) -> (T, u32) {
     let (stop, sent) = (AtomicBool::new(false), AtomicU32::new(0));
     let spray = || {
@@ -62,6 +60,7 @@ fn a_client_that_sprays_datagrams_from_ever_new_ports_takes_nothing_from_the_oth
         let _sites = Sites::open(&lab);
         let modest = second(&lab);
         let tunproxy = start(&lab, "");
+        tunproxy.assert_carries(&lab.host);
         let greedy: Ipv4Addr = "10.7.0.2".parse().expect("an address");
         let datagram = |n: u32| {
             let to = Ipv4Addr::from(0xcb00_0000 | n.wrapping_mul(0x9e37_79b9) >> 16 | 1);
@@ -87,5 +86,48 @@ fn a_client_that_sprays_datagrams_from_ever_new_ports_takes_nothing_from_the_oth
         assert!(failed.len() <= 4, "{held_back} of {sent} held back, and these failed: {failed:?}\n{said}");
         let told = said.matches("10.7.0.2 sends datagrams to new peers faster").count();
         assert_eq!(told, usize::from(held_back > 0), "{held_back}\n{said}");
+    });
+}
+
+/// A question for the address of a name that nobody has asked for.
+fn question(n: u32) -> Vec<u8> {
+    let name = format!("{n:010}");
+    let label = [&[name.len() as u8][..], name.as_bytes(), &[4], b"test", &[0, 0, 1, 0, 1]].concat();
+    [&[0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], &label].concat()
+}
+
+#[test]
+fn a_client_that_asks_for_ever_new_names_leaves_addresses_to_the_others_and_to_the_next_run() {
+    run(&[TUN], || {
+        let lab = Topology::with_lan();
+        let _sites = Sites::open(&lab);
+        let modest = second(&lab);
+        let tunproxy = start(&lab, ", fake-ip-range: 198.18.0.1/22");
+        let greedy: Ipv4Addr = "10.7.0.2".parse().expect("an address");
+        let datagram = |n: u32| {
+            let to = Ipv4Addr::new(9, 9, 9, 9);
+            let payload = forged::udp(greedy, to, 1024 + (n % 64_000) as u16, 53, &question(n));
+            forged::ipv4(greedy, to, packet::protocol::UDP, &payload)
+        };
+        let ask_all = |tunproxy: &Tunproxy, when: &str| {
+            for round in 0..10 {
+                for (ns, name) in [(&modest, "modest"), (&lab.host, "host")] {
+                    let found = act_in(ns, &format!("lookup {when}{name}{round}.test"));
+                    let is_fake = found.as_ref().is_ok_and(|ip| ip.starts_with("198.18."));
+                    assert!(is_fake, "{when} {round}: {found:?}\n{}", tunproxy.output());
+                }
+            }
+        };
+        let (seen, _) = beside_a_flood(&lab, datagram, || {
+            ask_all(&tunproxy, "early");
+            act_in(&modest, "lookup kept.test")
+        });
+        // 1019 addresses, of which one client has seven eighths at most.
+        assert!(tunproxy.counted(&lab.host, &["dns", "exhausted"]) > 1000, "{}", tunproxy.output());
+        assert!((800..=960).contains(&tunproxy.counted(&lab.host, &["fake_addresses"])), "{}", tunproxy.output());
+        assert_eq!(tunproxy.output().matches("10.7.0.2 asks for so many names").count(), 1);
+        let tunproxy = tunproxy.kill().start(&lab.host);
+        ask_all(&tunproxy, "late");
+        assert_eq!(act_in(&modest, "lookup kept.test"), seen);
     });
 }
