@@ -9,6 +9,7 @@ use tokio::time::Sleep;
 use super::*;
 use crate::dispatch::fixture::{Heard, World, address, flow, source};
 use crate::net::{BoxDatagram, Datagram, Received};
+use crate::session::{Inbound, Network, Session};
 
 /// A transport on which nothing happens.
 struct Quiet;
@@ -202,6 +203,48 @@ async fn a_client_with_ever_new_ports_takes_no_association_from_others() {
     assert!(modest.iter().all(|link| !link.has_ended()), "idle for longer, and yet not the ones that are too many");
     assert_eq!(greedy.iter().filter(|link| !link.has_ended()).count(), 79);
     assert!(greedy[921..].iter().all(|link| !link.has_ended()), "the oldest of them went");
+}
+
+/// The way back to many clients.
+struct Many(Rc<Heard>);
+
+impl Back for Many {
+    fn deliver(&self, from: &Address, to: SocketAddr, payload: &[u8]) {
+        self.0.deliver(from, to, payload);
+    }
+
+    fn unreachable(&self, from: &Address, to: SocketAddr, quoted: &[u8], why: Reach) {
+        self.0.unreachable(from, to, quoted, why);
+    }
+
+    fn is_paced(&self, client: IpAddr) -> bool {
+        client != source().ip()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_worker_is_behind_a_client_that_sprays_opens_few_ways_and_others_all_of_theirs() {
+    let dispatcher = World { proxies: "", rules: &["MATCH,REJECT"], names: &[] }.dispatcher();
+    let heard = Rc::<Heard>::default();
+    let back: Rc<dyn Back> = Rc::new(Many(Rc::clone(&heard)));
+    let send = |last: u8, port: u16| {
+        dispatcher.begin_turn(true);
+        let from = SocketAddr::from(([192, 0, 2, last], port));
+        let session = Session::new(Network::Udp, Inbound::Tun, from, to(9));
+        dispatcher.packet(&session, b"x", None, false, b"quoted", &back);
+    };
+    let tasks = tokio::task::LocalSet::new();
+    let spray = async {
+        (1..=5000).for_each(|port| send(7, port));
+        (1..=100).for_each(|port| send(8, port));
+        // This host itself.
+        (1..=1000).for_each(|port| send(1, port));
+        heard.times(512 + 100 + 1000).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    tasks.run_until(spray).await;
+    let counters = &dispatcher.core().counters;
+    assert_eq!((counters.rejected.load(Relaxed), counters.held_back.load(Relaxed)), (1612, 5000 - 512));
 }
 
 #[tokio::test(start_paused = true)]
