@@ -56,6 +56,11 @@ impl Dispatcher {
         }
     }
 
+    /// A new turn of the worker begins. Where it is `behind` with its work, a client opens only so many ways.
+    pub fn begin_turn(&self, behind: bool) {
+        self.associations.borrow_mut().turn(behind);
+    }
+
     /// Sends what [`packet`](Self::packet) has gathered. Due at the end of every turn that called it.
     pub fn flush(&self) {
         self.gathering.borrow_mut().flush();
@@ -78,6 +83,9 @@ impl Dispatcher {
             }
             Some(Peer::Open { link, flow }) => return link.send(&waiting.payload, None, flow, waiting.dont_fragment),
             Some(Peer::Closed { .. }) | None => {}
+        }
+        if !associations.may_begin(session.source.ip(), back) {
+            return;
         }
         let ticket = associations.begin(origin, back, client, waiting);
         let quoted: Box<[u8]> = quoted[..quoted.len().min(QUOTED)].into();

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -20,9 +20,10 @@ use tokio::time::Instant;
 use super::entry::Back;
 use super::link::{Flow, Link};
 use super::live::Counters;
+use super::pace::Pace;
 use super::queue::Waiting;
 use super::slot::Slot;
-use crate::net::{Address, Reach};
+use crate::net::{Address, Reach, client_of};
 use crate::platform::descriptors_for_flows;
 
 /// Datagrams that wait while their association is being opened.
@@ -31,6 +32,12 @@ const MOST_WAITING: usize = 32;
 pub(super) const MOST_OPENING: usize = 16;
 /// A peer that was refused stays so for this long, without asking again.
 pub(super) const REFUSED_FOR: Duration = Duration::from_secs(1);
+
+/// Who has so many gives way to others, however long theirs have been idle.
+const MANY: usize = 64;
+
+/// Most answers come within this time.
+const UNDER_WAY: Duration = Duration::from_millis(250);
 
 /// Memory of an association and of a peer, in bytes: generously.
 const LINK: usize = 4 << 10;
@@ -134,12 +141,28 @@ pub(super) struct Associations {
     peers: usize,
     tickets: u64,
     limits: Limits,
+    pace: Pace,
     counters: Arc<Counters>,
 }
 
 impl Associations {
     pub(super) fn new(limits: Limits, counters: Arc<Counters>) -> Self {
-        Self { sources: HashMap::default(), links: HashMap::default(), peers: 0, tickets: 0, limits, counters }
+        let (sources, links, pace) = (HashMap::default(), HashMap::default(), Pace::new(Instant::now()));
+        Self { sources, links, peers: 0, tickets: 0, limits, pace, counters }
+    }
+
+    /// A new turn of the worker begins, which may be behind with its work.
+    pub(super) fn turn(&mut self, behind: bool) {
+        self.pace.turn(behind);
+    }
+
+    /// Whether the way to another peer may be opened for this client now; else its datagram is counted.
+    pub(super) fn may_begin(&mut self, client: IpAddr, back: &Rc<dyn Back>) -> bool {
+        let admitted = !back.is_paced(client) || self.pace.admits(client, Instant::now());
+        if !admitted {
+            self.counters.held_back(client);
+        }
+        admitted
     }
 
     pub(super) fn peer(&mut self, origin: Origin, client: &Address) -> Option<&mut Peer> {
@@ -267,19 +290,37 @@ impl Associations {
         self.links.insert(Rc::as_ptr(link), Rc::clone(link));
     }
 
-    /// Ends the associations that have been idle longest: a hundredth of all, so that the search pays, and one at least.
-    /// False: there is none.
+    /// Ends associations: a hundredth of all, so that the search pays, and one at least. Where a client has many, of those
+    /// that it has; else of all. First go those that nobody has answered, if an answer is not just under way, and of these
+    /// who was idle longest. False: there is none.
     pub(super) fn evict(&mut self, reason: &dyn fmt::Display) -> bool {
-        let mut old: Vec<_> = self.links.values().cloned().collect();
+        let mut many = (self.links.len() / 100).max(1);
+        let mut old: Vec<_> = match self.biggest() {
+            Some((client, has)) => {
+                many = many.min(has / 8);
+                self.links.values().filter(|link| client_of(link.source.ip()) == client).cloned().collect()
+            }
+            None => self.links.values().cloned().collect(),
+        };
         if old.is_empty() {
             return false;
         }
-        let many = (old.len() / 100).max(1);
-        old.select_nth_unstable_by_key(many - 1, |link| link.used());
+        let now = Instant::now();
+        let of_use = |link: &Link| link.is_answered() || now < link.used() + UNDER_WAY;
+        old.select_nth_unstable_by_key(many - 1, |link| (of_use(link), link.used()));
         for link in &old[..many] {
             self.end(link, reason);
         }
         true
+    }
+
+    /// The client that has the most associations, and how many, if that is [`MANY`].
+    fn biggest(&self) -> Option<(IpAddr, usize)> {
+        let mut clients = HashMap::<IpAddr, usize, RandomState>::default();
+        for link in self.links.values() {
+            *clients.entry(client_of(link.source.ip())).or_default() += 1;
+        }
+        clients.into_iter().max_by_key(|(_, has)| *has).filter(|(_, has)| *has >= MANY)
     }
 
     /// Ends an association, and forgets the peers that it served.
@@ -370,7 +411,7 @@ impl Associations {
         let most = self.sources.iter().map(|(origin, source)| (source.peers.len(), *origin));
         let Some((most, biggest)) = most.max_by_key(|(peers, _)| *peers) else { return };
         // Where nobody has many, age alone decides. Several go at a time, so that the search pays.
-        if most >= 64 {
+        if most >= MANY {
             self.shed([biggest], most / 8);
         } else {
             let everyone: Vec<Origin> = self.sources.keys().copied().collect();

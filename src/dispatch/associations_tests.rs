@@ -9,6 +9,7 @@ use tokio::time::Sleep;
 use super::*;
 use crate::dispatch::fixture::{Heard, World, address, flow, source};
 use crate::net::{BoxDatagram, Datagram, Received};
+use crate::session::{Inbound, Network, Session};
 
 /// A transport on which nothing happens.
 struct Quiet;
@@ -181,6 +182,91 @@ async fn beyond_the_limit_the_association_idle_longest_ends() {
     assert!(!fourth.link.has_ended());
     assert_eq!(clients[1].known(&mut all), 0);
     assert_eq!(all.counters.associations.load(Relaxed), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_with_ever_new_ports_takes_no_association_from_others() {
+    let mut all = associations(1000, 100, 99);
+    let from = |last: u8, port: u16| SocketAddr::from(([192, 0, 2, last], port));
+    let open = |all: &mut Associations, source: SocketAddr| {
+        let link = Link::new(source, Heard::back(), Box::new(Quiet), None, Arc::clone(&all.counters));
+        all.add(&link);
+        link
+    };
+    let modest: Vec<_> = (1..=20).map(|port| open(&mut all, from(1, port))).collect();
+    later().await;
+    let mut greedy = Vec::new();
+    for port in 1..=1000 {
+        greedy.push(open(&mut all, from(2, port)));
+        later().await;
+    }
+    assert!(modest.iter().all(|link| !link.has_ended()), "idle for longer, and yet not the ones that are too many");
+    assert_eq!(greedy.iter().filter(|link| !link.has_ended()).count(), 79);
+    assert!(greedy[921..].iter().all(|link| !link.has_ended()), "the oldest of them went");
+}
+
+/// The way back to many clients.
+struct Many(Rc<Heard>);
+
+impl Back for Many {
+    fn deliver(&self, from: &Address, to: SocketAddr, payload: &[u8]) {
+        self.0.deliver(from, to, payload);
+    }
+
+    fn unreachable(&self, from: &Address, to: SocketAddr, quoted: &[u8], why: Reach) {
+        self.0.unreachable(from, to, quoted, why);
+    }
+
+    fn is_paced(&self, client: IpAddr) -> bool {
+        client != source().ip()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_worker_is_behind_a_client_that_sprays_opens_few_ways_and_others_all_of_theirs() {
+    let dispatcher = World { proxies: "", rules: &["MATCH,REJECT"], names: &[] }.dispatcher();
+    let heard = Rc::<Heard>::default();
+    let back: Rc<dyn Back> = Rc::new(Many(Rc::clone(&heard)));
+    let send = |last: u8, port: u16| {
+        dispatcher.begin_turn(true);
+        let from = SocketAddr::from(([192, 0, 2, last], port));
+        let session = Session::new(Network::Udp, Inbound::Tun, from, to(9));
+        dispatcher.packet(&session, b"x", None, false, b"quoted", &back);
+    };
+    let tasks = tokio::task::LocalSet::new();
+    let spray = async {
+        (1..=5000).for_each(|port| send(7, port));
+        (1..=100).for_each(|port| send(8, port));
+        // This host itself.
+        (1..=1000).for_each(|port| send(1, port));
+        heard.times(512 + 100 + 1000).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    tasks.run_until(spray).await;
+    let counters = &dispatcher.core().counters;
+    assert_eq!((counters.rejected.load(Relaxed), counters.held_back.load(Relaxed)), (1612, 5000 - 512));
+}
+
+#[tokio::test(start_paused = true)]
+async fn associations_that_nobody_has_answered_go_before_those_that_are_of_use() {
+    let mut all = associations(1000, 100, 9);
+    let link = |all: &mut Associations, last: u8, transport: BoxDatagram| {
+        let source = SocketAddr::from(([192, 0, 2, last], 1));
+        let link = Link::new(source, Heard::back(), transport, None, Arc::clone(&all.counters));
+        all.add(&link);
+        link
+    };
+    let at = Box::pin(tokio::time::sleep(Duration::ZERO));
+    let answered = link(&mut all, 1, Box::new(Later { from: to(9), at, said: false }));
+    let scratch = std::cell::RefCell::new(vec![0; crate::dispatch::link::SCRATCH].into_boxed_slice());
+    later().await;
+    std::future::poll_fn(|cx| Poll::Ready(answered.poll_answers(cx, &scratch).is_ready())).await;
+    let forged: Vec<_> = (2..=9).map(|last| link(&mut all, last, Box::new(Quiet))).collect();
+    tokio::time::advance(UNDER_WAY).await;
+    let more: Vec<_> = (10..=17).map(|last| link(&mut all, last, Box::new(Quiet))).collect();
+    assert!(!answered.has_ended() && forged.iter().all(|link| link.has_ended()), "older, and yet of use");
+    link(&mut all, 18, Box::new(Quiet));
+    assert!(answered.has_ended() && !more[0].has_ended(), "answers to the others may be under way");
 }
 
 #[tokio::test(start_paused = true)]

@@ -41,6 +41,12 @@ pub trait Back {
 
     /// Tells the client `to` that its packet to `from`, which began with `quoted`, did not arrive.
     fn unreachable(&self, from: &Address, to: SocketAddr, quoted: &[u8], why: Reach);
+
+    /// Whether `client` is one of many and may open only so many ways a second. This host itself is not: its address stands
+    /// for all its programs.
+    fn is_paced(&self, _client: IpAddr) -> bool {
+        false
+    }
 }
 
 /// An echo request of a client, as it came.

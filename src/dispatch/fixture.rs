@@ -146,7 +146,8 @@ pub(super) async fn dns_that_told(mode: Mode, name: &str, ip: IpAddr) -> Dns {
     let mut query = Message::new(7, MessageType::Query, OpCode::Query);
     query.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
     let mut reply = Vec::new();
-    let asked = dns.answer(&query.to_vec().unwrap(), Transport::Udp, std::time::Instant::now(), &mut reply);
+    let (query, now) = (query.to_vec().unwrap(), std::time::Instant::now());
+    let asked = dns.answer(&query, Transport::Udp, source().ip(), now, &mut reply);
     let Answer::Ask(question) = asked else { panic!("it is in no cache yet") };
     let answering = async {
         let mut space = [0; 512];

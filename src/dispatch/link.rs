@@ -114,6 +114,7 @@ pub(super) struct Link {
     /// The client's address for whatever answers: the association was opened for one name.
     name: Option<Address>,
     used: Cell<Instant>,
+    answered: Cell<bool>,
     ended: Cell<bool>,
     counters: Arc<Counters>,
 }
@@ -138,6 +139,7 @@ impl Link {
             added: Notify::new(),
             name,
             used: Cell::new(Instant::now()),
+            answered: Cell::new(false),
             ended: Cell::new(false),
             counters,
         })
@@ -146,6 +148,11 @@ impl Link {
     /// When its last datagram passed.
     pub(super) fn used(&self) -> Instant {
         self.used.get()
+    }
+
+    /// Whether anybody has ever answered.
+    pub(super) fn is_answered(&self) -> bool {
+        self.answered.get()
     }
 
     /// Whether it carries nothing any more.
@@ -357,6 +364,7 @@ impl Link {
     fn deliver(&self, from: &Address, payload: &[u8], size: Option<NonZeroU16>) {
         let now = Instant::now();
         self.used.set(now);
+        self.answered.set(true);
         let hand = |from: &Address| match size {
             Some(size) => self.back.deliver_train(from, self.source, payload, size),
             None => self.back.deliver(from, self.source, payload),

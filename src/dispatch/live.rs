@@ -14,7 +14,7 @@ use crate::platform::descriptors;
 use crate::session::{Network, Session};
 use crate::stack;
 
-/// Between two lines in the log that say that descriptors are short.
+/// Between two lines in the log that say that descriptors are short, or that a client was held back.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Counters over all flows since the start.
@@ -42,6 +42,8 @@ pub struct Counters {
     pub hand_over_lost: AtomicU64,
     /// Datagrams dropped: a queue or a socket was full.
     pub datagrams_dropped: AtomicU64,
+    /// Datagrams to new peers dropped: their client opened ways faster than a worker that was behind could take.
+    pub held_back: AtomicU64,
     /// Datagrams that wait.
     pub queue: Queue,
     /// Mistakes of ours that cost a packet and not the worker.
@@ -52,6 +54,8 @@ pub struct Counters {
     stacks: Mutex<Vec<stack::Counters>>,
     /// When somebody was last told that descriptors are short.
     short: Mutex<Option<Instant>>,
+    /// When somebody was last told that a client was held back.
+    held: Mutex<Option<Instant>>,
     listener: OnceLock<Arc<dyn Listener>>,
 }
 
@@ -110,7 +114,7 @@ impl Counters {
     /// No descriptor was left: `many` idle TCP flows were ended for others.
     pub(super) fn gave_way(&self, many: usize) {
         let evicted = self.evicted.fetch_add(many as u64, Relaxed) + many as u64;
-        if self.tells_shortage(Instant::now()) {
+        if is_due(&self.short, Instant::now()) {
             tracing::warn!(
                 "no file descriptors are left: {} is the limit (raise it: LimitNOFILE=65536 in a systemd unit, or \
                  `ulimit -Hn 65536` as root); {evicted} idle TCP flows were ended so far to make room",
@@ -119,14 +123,15 @@ impl Counters {
         }
     }
 
-    /// Whether to say now that descriptors are short.
-    fn tells_shortage(&self, now: Instant) -> bool {
-        let mut last = self.short.lock();
-        let due = last.is_none_or(|last| now >= last + SILENCE);
-        if due {
-            *last = Some(now);
+    /// A datagram of `client` to a new peer was dropped.
+    pub(super) fn held_back(&self, client: IpAddr) {
+        self.held_back.fetch_add(1, Relaxed);
+        if is_due(&self.held, Instant::now()) {
+            tracing::warn!(
+                "{client} sends datagrams to new peers faster than they can be carried; some are dropped, so that others \
+                 are served (counted as `held_back` in `tunproxy status`)"
+            );
         }
-        due
     }
 
     /// The flows' numbers.
@@ -144,12 +149,23 @@ impl Counters {
             "down": self.down.load(Relaxed),
             "hand_over_lost": self.hand_over_lost.load(Relaxed),
             "datagrams_dropped": self.datagrams_dropped.load(Relaxed),
+            "held_back": self.held_back.load(Relaxed),
             "datagram_bytes_queued": self.queue.payload(),
             "memory_kept": self.queue.bytes(),
             "panics": self.panics.load(Relaxed),
             "associations": self.associations.load(Relaxed),
         })
     }
+}
+
+/// Whether a line may be written now, the last of which was written at `last`; then it is.
+fn is_due(last: &Mutex<Option<Instant>>, now: Instant) -> bool {
+    let mut last = last.lock();
+    let due = last.is_none_or(|last| now >= last + SILENCE);
+    if due {
+        *last = Some(now);
+    }
+    due
 }
 
 /// Why a flow goes where it goes.
@@ -391,9 +407,9 @@ mod tests {
     }
 
     #[test]
-    fn that_descriptors_are_short_is_said_once_a_minute() {
-        let (counters, now) = (Counters::default(), Instant::now());
-        let said = [0, 1, 59, 60, 61, 119, 120].map(|after| counters.tells_shortage(now + Duration::from_secs(after)));
+    fn what_may_happen_often_is_said_once_a_minute() {
+        let (last, now) = (Mutex::default(), Instant::now());
+        let said = [0, 1, 59, 60, 61, 119, 120].map(|after| is_due(&last, now + Duration::from_secs(after)));
         assert_eq!(said, [true, false, false, true, false, false, true]);
     }
 

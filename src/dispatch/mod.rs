@@ -12,6 +12,7 @@ mod echoes;
 mod entry;
 mod link;
 mod live;
+mod pace;
 mod queue;
 mod relay;
 mod returned;
@@ -162,10 +163,10 @@ impl Dispatcher {
         }
     }
 
-    /// Accepts a flow to port 53 and answers DNS on it (RFC 7766).
-    pub async fn names(self: Rc<Self>, mut stream: FlowStream) {
+    /// Accepts a flow of `client` to port 53 and answers DNS on it (RFC 7766).
+    pub async fn names(self: Rc<Self>, mut stream: FlowStream, client: IpAddr) {
         stream.accept();
-        crate::dns::serve_stream(Arc::clone(&self.core.dns), FlowIo(stream)).await;
+        crate::dns::serve_stream(Arc::clone(&self.core.dns), client, FlowIo(stream)).await;
     }
 
     /// Un-fakes, decides and dials; the account learns each of it.

@@ -68,8 +68,15 @@ impl Question {
 }
 
 impl Dns {
-    /// Answers `query` from memory: no socket, no task, no wait. The reply replaces what `reply` held.
-    pub fn answer(&self, query: &[u8], transport: Transport, now: Instant, reply: &mut Vec<u8>) -> Answer {
+    /// Answers `query` of `client` from memory: no socket, no task, no wait. The reply replaces what `reply` held.
+    pub fn answer(
+        &self,
+        query: &[u8],
+        transport: Transport,
+        client: IpAddr,
+        now: Instant,
+        reply: &mut Vec<u8>,
+    ) -> Answer {
         count(&self.counters.queries);
         reply.clear();
         let query = match Query::parse(query, transport) {
@@ -86,7 +93,7 @@ impl Dns {
         };
         let dotted = Dotted::new(query.name());
         if let Some(name) = &dotted
-            && self.answer_ourselves(&query, name.as_str(), now, reply)
+            && self.answer_ourselves(&query, name.as_str(), client, now, reply)
         {
             return Answer::Ready;
         }
@@ -119,7 +126,14 @@ impl Dns {
     }
 
     /// Writes the reply if `name` is ours to answer.
-    fn answer_ourselves(&self, query: &Query<'_>, name: &str, now: Instant, reply: &mut Vec<u8>) -> bool {
+    fn answer_ourselves(
+        &self,
+        query: &Query<'_>,
+        name: &str,
+        client: IpAddr,
+        now: Instant,
+        reply: &mut Vec<u8>,
+    ) -> bool {
         let special = special::of(name);
         let counter = match special {
             Some(Special::Loopback) => {
@@ -143,7 +157,7 @@ impl Dns {
                 false => return false,
             },
             None => match self.fake.as_ref().filter(|fake| fake.fakes(name)) {
-                Some(fake) => match self.answer_fake(fake, query, name, now, reply) {
+                Some(fake) => match self.answer_fake(fake, query, name, (client, now), reply) {
                     true => &self.counters.faked,
                     false => return false,
                 },
@@ -186,17 +200,19 @@ impl Dns {
         fake: &Arc<FakeIp>,
         query: &Query<'_>,
         name: &str,
-        now: Instant,
+        (client, now): (IpAddr, Instant),
         reply: &mut Vec<u8>,
     ) -> bool {
         let v6 = query.kind() == kind::AAAA;
         match query.kind() {
             kind::AAAA if !fake.has_v6() => query.empty(rcode::NO_ERROR, reply),
-            kind::A | kind::AAAA => match fake.address(name, v6, now) {
+            kind::A | kind::AAAA => match fake.address(name, v6, client, now) {
                 Ok(ip) => query.address(ip, fake.ttl, reply),
                 Err(Exhausted) => {
-                    count(&self.counters.exhausted);
-                    query.failure(reason::OTHER, "every fake address is in use; a larger fake-ip-range helps", reply);
+                    self.counters.exhausted(client, now);
+                    let why =
+                        "the fake addresses are in use, or this client's part of them; a larger fake-ip-range helps";
+                    query.failure(reason::OTHER, why, reply);
                 }
             },
             // Their hints carry real addresses, which would lead past the rules.

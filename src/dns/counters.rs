@@ -1,6 +1,13 @@
 //! What the DNS service did, counted.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// Between two lines in the log that say that a client gets no address.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Events since the start. Each only ever grows; read them with [`Counters::snapshot`].
 #[derive(Debug, Default)]
@@ -15,6 +22,8 @@ pub struct Counters {
     pub(super) upstream_queries: AtomicU64,
     pub(super) upstream_failures: AtomicU64,
     pub(super) garbage: AtomicU64,
+    /// When somebody was last told that a client gets no address.
+    told: Mutex<Option<Instant>>,
 }
 
 /// The counters at one moment.
@@ -32,7 +41,7 @@ pub struct Counts {
     pub forwarded: u64,
     /// Not queries, or more than we can keep waiting: no answer.
     pub dropped: u64,
-    /// Refused because every fake address was in use.
+    /// Refused because the fake addresses were in use, or the client's part of them.
     pub exhausted: u64,
     /// Exchanges begun with a nameserver.
     pub upstream_queries: u64,
@@ -43,6 +52,19 @@ pub struct Counts {
 }
 
 impl Counters {
+    /// A name that `client` asked for got no address.
+    pub(super) fn exhausted(&self, client: IpAddr, now: Instant) {
+        count(&self.exhausted);
+        let mut told = self.told.lock();
+        if told.is_none_or(|told| now >= told + SILENCE) {
+            *told = Some(now);
+            tracing::warn!(
+                "{client} asks for so many names that it gets no more fake addresses for now: the others are in use, or left \
+                 to other clients (counted as `exhausted` in `tunproxy status`; a larger fake-ip-range helps)"
+            );
+        }
+    }
+
     /// The counters now.
     #[must_use]
     pub fn snapshot(&self) -> Counts {

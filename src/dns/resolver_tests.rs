@@ -8,7 +8,7 @@ use hickory_proto::rr::RecordType;
 use tokio::net::UdpSocket;
 
 use super::*;
-use crate::dns::testing::{Nameserver, addresses, answer, ask, code, faking, ips, mapping, parsed, query, soa};
+use crate::dns::testing::{CLIENT, Nameserver, addresses, answer, ask, code, faking, ips, mapping, parsed, query, soa};
 use crate::dns::{Answer, Dns, System, Transport};
 use crate::net::{Lookup, LookupError, Name};
 
@@ -53,7 +53,9 @@ async fn whoever_asked_first_may_go_and_the_others_still_get_the_answer() {
     let dns = open(&[&server]);
     let question = a("www.example.");
     let mut reply = Vec::new();
-    let Answer::Ask(first) = dns.answer(&question, Transport::Udp, crate::dns::now(), &mut reply) else { panic!() };
+    let Answer::Ask(first) = dns.answer(&question, Transport::Udp, CLIENT, crate::dns::now(), &mut reply) else {
+        panic!()
+    };
     let mut leader = Box::pin(dns.ask(first));
     assert!(futures_util::poll!(&mut leader).is_pending());
     let waiting = {
@@ -145,7 +147,7 @@ async fn a_truncated_answer_is_fetched_whole_over_tcp() {
     let over_udp = parsed(&ask(&dns, &a("many.example.")).await);
     assert!(over_udp.metadata.truncation && over_udp.answers.len() < 200);
     let mut reply = Vec::new();
-    let over_tcp = dns.answer(&a("many.example."), Transport::Tcp, crate::dns::now(), &mut reply);
+    let over_tcp = dns.answer(&a("many.example."), Transport::Tcp, CLIENT, crate::dns::now(), &mut reply);
     assert!(matches!(over_tcp, Answer::Ready));
     assert_eq!(ips(&reply).len(), 200);
     assert_eq!((server.udp_queries(), server.tcp_queries()), (1, 1));
@@ -179,9 +181,9 @@ async fn a_failure_that_all_report_reaches_the_client_and_is_not_kept_long() {
     let mut reply = Vec::new();
     assert_eq!(parsed(&ask(&dns, &question).await).metadata.response_code, ResponseCode::Refused);
     let now = crate::dns::now();
-    assert!(matches!(dns.answer(&question, Transport::Udp, now, &mut reply), Answer::Ready));
+    assert!(matches!(dns.answer(&question, Transport::Udp, CLIENT, now, &mut reply), Answer::Ready));
     let later = now + Duration::from_secs(5);
-    assert!(matches!(dns.answer(&question, Transport::Udp, later, &mut reply), Answer::Ask(_)));
+    assert!(matches!(dns.answer(&question, Transport::Udp, CLIENT, later, &mut reply), Answer::Ask(_)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -250,10 +252,11 @@ async fn a_cached_answer_counts_down_and_is_never_given_past_its_ttl() {
     ask(&dns, &question).await;
     let mut reply = Vec::new();
     let now = crate::dns::now();
-    let mut at = |seconds| match dns.answer(&question, Transport::Udp, now + Duration::from_secs(seconds), &mut reply) {
-        Answer::Ready => Some(parsed(&reply).answers[0].ttl),
-        _ => None,
-    };
+    let mut at =
+        |seconds| match dns.answer(&question, Transport::Udp, CLIENT, now + Duration::from_secs(seconds), &mut reply) {
+            Answer::Ready => Some(parsed(&reply).answers[0].ttl),
+            _ => None,
+        };
     assert!(at(20).is_some_and(|ttl| (30..=40).contains(&ttl)));
     assert!(at(58).is_some_and(|ttl| ttl > 0));
     assert_eq!(at(60), None);
@@ -280,8 +283,8 @@ async fn a_denial_is_kept_as_long_as_its_soa_says_and_an_answer_without_ttl_not_
     let mut reply = Vec::new();
     let now = crate::dns::now();
     let after = |seconds| now + Duration::from_secs(seconds);
-    assert!(matches!(dns.answer(&denied, Transport::Udp, after(29), &mut reply), Answer::Ready));
-    assert!(matches!(dns.answer(&denied, Transport::Udp, after(30), &mut reply), Answer::Ask(_)));
+    assert!(matches!(dns.answer(&denied, Transport::Udp, CLIENT, after(29), &mut reply), Answer::Ready));
+    assert!(matches!(dns.answer(&denied, Transport::Udp, CLIENT, after(30), &mut reply), Answer::Ask(_)));
     for _ in 0..3 {
         assert_eq!(ips(&ask(&dns, &a("zero.example.")).await).len(), 1);
     }

@@ -5,13 +5,13 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{RData, RecordType};
 use proptest::prelude::*;
 
-use super::testing::{Nameserver, addresses, ask, fake_mode, faking, ips, mapping, parsed, query};
+use super::testing::{CLIENT, Nameserver, addresses, ask, fake_mode, faking, ips, mapping, parsed, query};
 use super::*;
 
 /// The answer that comes without asking anybody.
 fn at_once(dns: &Dns, query: &[u8]) -> Option<Message> {
     let mut reply = Vec::new();
-    match dns.answer(query, Transport::Udp, now(), &mut reply) {
+    match dns.answer(query, Transport::Udp, CLIENT, now(), &mut reply) {
         Answer::Ready => Some(parsed(&reply)),
         _ => None,
     }
@@ -127,9 +127,9 @@ async fn a_pool_without_a_free_address_says_so_and_gives_none_twice() {
     let held = dns.hold(three[0].answers[0].data.ip_addr().unwrap());
     let question = query("one.more.example.", RecordType::A, 1232);
     let mut reply = Vec::new();
-    assert!(matches!(dns.answer(&question, Transport::Udp, now(), &mut reply), Answer::Ready));
+    assert!(matches!(dns.answer(&question, Transport::Udp, CLIENT, now(), &mut reply), Answer::Ready));
     assert_eq!(parsed(&reply).metadata.response_code, ResponseCode::ServFail);
-    assert!(String::from_utf8_lossy(&reply).contains("every fake address is in use"));
+    assert!(String::from_utf8_lossy(&reply).contains("the fake addresses are in use"));
     assert_eq!(dns.counters().snapshot().exhausted, 1);
     let given = |text: &str| ips_of(&of(&dns, text, RecordType::A).unwrap());
     tokio::time::advance(Duration::from_secs(62)).await;
@@ -152,14 +152,14 @@ async fn queries_that_are_refused_still_get_their_opt_record() {
     let at = version.len() - 5;
     version[at] = 1;
     let mut reply = Vec::new();
-    assert!(matches!(dns.answer(&version, Transport::Udp, now(), &mut reply), Answer::Ready));
+    assert!(matches!(dns.answer(&version, Transport::Udp, CLIENT, now(), &mut reply), Answer::Ready));
     let reply = parsed(&reply);
     // The number is also that of BADSIG, by which the reference calls it.
     assert_eq!(u16::from(reply.metadata.response_code), wire::rcode::BAD_VERS);
     assert_eq!(reply.edns.unwrap().version(), 0);
     let mut response = query("www.example.com.", RecordType::A, 0);
     response[2] |= 0x80;
-    assert!(matches!(dns.answer(&response, Transport::Udp, now(), &mut Vec::new()), Answer::Drop));
+    assert!(matches!(dns.answer(&response, Transport::Udp, CLIENT, now(), &mut Vec::new()), Answer::Drop));
 }
 
 #[tokio::test]
@@ -204,7 +204,7 @@ proptest! {
             bytes[at] = byte;
         }
         let mut reply = Vec::new();
-        if let Answer::Ready = dns.answer(&bytes, Transport::Udp, now(), &mut reply) {
+        if let Answer::Ready = dns.answer(&bytes, Transport::Udp, CLIENT, now(), &mut reply) {
             prop_assert!(reply.len() <= 512);
             prop_assert_eq!(&reply[..2], &bytes[..2]);
             prop_assert!(Message::from_vec(&reply).is_ok());

@@ -5,7 +5,7 @@ mod name;
 
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
@@ -21,6 +21,16 @@ pub use name::{Address, Host, InvalidName, Name};
 
 /// Bytes by which the header of IPv6 is longer than that of IPv4.
 pub const LONGER_HEADER: u32 = 20;
+
+/// What stands for a client where each has its part: its address, and of IPv6 the /64, of which a client has all. Hosts of
+/// one link share the network of link-local addresses.
+#[must_use]
+pub fn client_of(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) if !ip.is_unicast_link_local() => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
+        ip => ip,
+    }
+}
 
 /// A boxed future that may cross threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

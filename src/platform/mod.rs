@@ -48,6 +48,7 @@ pub use imp::inherited::{ignore_children, is_ignored, mind_children, unblock_sig
 pub use imp::memory::memory;
 pub use imp::netlink::{Netlink, NetlinkError};
 pub use imp::nft::{ask_ahead, program as nft_program, ruleset as firewall_rules};
+pub use imp::processor::thread_time;
 pub use imp::rootless;
 pub use imp::stranded::Stranded;
 pub use imp::sysctl::{are_read_only as parameters_are_read_only, first_open_port, read as read_parameter};

@@ -196,7 +196,10 @@ impl Stack {
     /// answer.
     pub fn reset(&mut self, frame: Frame<'_>, now: Instant, transmit: &mut dyn Transmit) {
         match Packet::parse(frame.packet) {
-            Ok(packet) if packet.protocol == ip::TCP => self.table.reset(packet.bytes, now, transmit),
+            Ok(packet) if packet.protocol == ip::TCP => {
+                let instead = tcp::unacknowledging(&packet);
+                self.table.reset(instead.as_deref().unwrap_or(packet.bytes), now, transmit);
+            }
             _ => self.counters.ignored += 1,
         }
     }

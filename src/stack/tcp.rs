@@ -280,6 +280,15 @@ pub(super) fn pieces(packet: &[u8], most: usize) -> impl Iterator<Item = Vec<u8>
     })
 }
 
+/// For a segment that acknowledges nothing, a SYN that takes up the last of its sequence numbers: smoltcp answers that alone
+/// with the reset that each of them should get, which acknowledges all of it (RFC 9293 section 3.10.7.1).
+pub(super) fn unacknowledging(packet: &Packet<'_>) -> Option<Vec<u8>> {
+    let segment = Segment::read(packet, true).ok()?;
+    let alone = segment.acknowledgement.is_none() && !segment.is_reset() && !segment.opens();
+    let sequence = segment.end().wrapping_add(u32::from(segment.is_last())).wrapping_sub(1);
+    alone.then(|| Segment { sequence, payload: 0, flags: SYN, ..segment }.packet())
+}
+
 /// A bare acknowledgement from the client's end of `tuple`, as smoltcp reads it: without checksums.
 pub(super) fn acknowledgement(tuple: Tuple, sequence: u32, acknowledgement: u32, window: u16) -> Vec<u8> {
     let header = if tuple.client.is_ipv6() { 40 } else { 20 };

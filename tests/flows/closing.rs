@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::world::packet::{ACK, FIN, RST, SYN, Tcp};
+use crate::world::packet::{ACK, FIN, PSH, RST, SYN, Tcp};
 use crate::world::{Ended, Peer, on_every_net};
 
 const MEGABYTE: usize = 1 << 20;
@@ -429,5 +429,22 @@ fn a_segment_of_no_flow_is_answered_by_a_reset_and_a_reset_by_nothing() {
         peer.send(SYN | ACK, &[]);
         assert!(peer.replies().await.iter().all(|seen| seen.flags & RST != 0));
         assert_eq!(world.strays(), 4);
+    });
+}
+
+#[test]
+fn a_segment_of_no_flow_that_acknowledges_nothing_is_answered_by_a_reset_that_acknowledges_all_of_it() {
+    on_every_net(|world| async move {
+        for (flags, payload) in [(FIN, &b""[..]), (FIN | PSH, b"data"), (FIN, &[7; 1000])] {
+            let mut peer = Peer::new(&world, 3000, 500);
+            peer.next = u32::MAX - 2;
+            peer.send(flags, payload);
+            let replies = peer.replies().await;
+            assert_eq!(replies.len(), 1, "{replies:?}");
+            // RFC 9293 3.10.7.1: without ACK, the reset has the number 0.
+            assert!(replies[0].is(RST | ACK), "{replies:?}");
+            let end = (u32::MAX - 2).wrapping_add(payload.len() as u32 + 1);
+            assert_eq!((replies[0].sequence, replies[0].acknowledgement), (0, end));
+        }
     });
 }

@@ -13,7 +13,7 @@ const TUN: &str = "/dev/net/tun";
 const ADDRESS: &str = "10.8.0.2";
 
 /// A second client, on a link of its own.
-fn second(lab: &Topology) -> Netns {
+pub(super) fn second(lab: &Topology) -> Netns {
     let client = Netns::new("lan2");
     veth(&lab.host, "lan1", &client, "eth0");
     lab.host.address("lan1", &["10.8.0.1/24"]);

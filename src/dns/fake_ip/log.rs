@@ -1,10 +1,12 @@
-//! The file that outlives us: one record per address given out, appended before the answer leaves.
+//! The file that outlives us: one record per address given out, appended before the answer leaves, and another when it
+//! has been in use for some minutes more.
 //!
 //! ```text
-//! header   "tunproxy fake-ip 1\n"
-//! record   family (4 | 6), length of the name, address (4 | 16 bytes), name, checksum (4 bytes, little-endian)
+//! header   "tunproxy fake-ip 2\n"
+//! record   family (4 | 6), length of the name, second of all runs together (4 bytes, little-endian),
+//!          address (4 | 16 bytes), name, checksum (4 bytes, little-endian)
 //! ```
-//! A later record of an address or a name overrides an earlier one. Reading stops at the first record that is not
+//! Version 1 had no seconds. A later record of an address or a name overrides an earlier one. Reading stops at the first record that is not
 //! whole: a tail torn by a crash. What it held is given out again alike, because addresses follow from the names.
 
 use std::fs::{self, File, OpenOptions};
@@ -19,7 +21,8 @@ use parking_lot::Mutex;
 use super::stable_hash;
 use crate::net::Name;
 
-const HEADER: &[u8] = b"tunproxy fake-ip 1\n";
+const HEADER: &[u8] = b"tunproxy fake-ip 2\n";
+const HEADER_1: &[u8] = b"tunproxy fake-ip 1\n";
 /// A larger file is not ours: 2^18 names of two families never need half of it between compactions.
 const MAX_SIZE: u64 = 1 << 29;
 
@@ -44,10 +47,19 @@ struct Sink {
     since: Option<Vec<u8>>,
 }
 
+/// An address in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) name: Name,
+    pub(super) ip: IpAddr,
+    /// The second of all runs together.
+    pub(super) at: u32,
+}
+
 /// What a log file held.
 pub(super) struct Contents {
     /// Every whole record, in the order of writing.
-    pub(super) records: Vec<(Name, IpAddr)>,
+    pub(super) records: Vec<Record>,
     /// The file is absent, of another version, or torn: it must be written anew before anything is appended.
     pub(super) unsound: bool,
 }
@@ -67,18 +79,19 @@ pub(super) fn read(path: &Path) -> io::Result<Contents> {
     }
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
-    let Some(mut rest) = bytes.strip_prefix(HEADER) else {
+    let old = bytes.strip_prefix(HEADER_1);
+    let Some(mut rest) = old.or_else(|| bytes.strip_prefix(HEADER)) else {
         if !bytes.is_empty() {
             tracing::warn!(path = %path.display(), "the fake-IP log is of another version and is started anew");
         }
         return Ok(nothing);
     };
     let mut records = Vec::new();
-    while let Some((name, ip, after)) = decode(rest) {
-        records.push((name, ip));
+    while let Some((record, after)) = decode(rest, old.is_none()) {
+        records.push(record);
         rest = after;
     }
-    Ok(Contents { records, unsound: !rest.is_empty() })
+    Ok(Contents { records, unsound: old.is_some() || !rest.is_empty() })
 }
 
 impl Log {
@@ -96,10 +109,10 @@ impl Log {
         })
     }
 
-    /// Notes that `name` has `ip`. Nothing is written before the next [`Log::flush`].
-    pub(super) fn append(&self, name: &Name, ip: IpAddr) {
+    /// Notes that `name` has `ip`, and uses it in the second `at`. Nothing is written before the next [`Log::flush`].
+    pub(super) fn append(&self, name: &Name, ip: IpAddr, at: u32) {
         let mut pending = self.pending.lock();
-        encode(&mut pending, name, ip);
+        encode(&mut pending, name, ip, at);
         self.appended.fetch_add(1, Ordering::Release);
     }
 
@@ -141,6 +154,13 @@ impl Log {
         // Answers wait for this lock, and need not wait for the disk.
         drop(sink);
         sync_folder(&self.path)
+    }
+}
+
+/// What was used last is known after an orderly end, too.
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.flush();
     }
 }
 
@@ -196,28 +216,36 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 }
 
 /// Appends one record.
-pub(super) fn encode(out: &mut Vec<u8>, name: &Name, ip: IpAddr) {
+pub(super) fn encode(out: &mut Vec<u8>, name: &Name, ip: IpAddr, at: u32) {
     let start = out.len();
     let name = name.as_str().as_bytes();
-    // A `Name` has at most 253 bytes.
-    let length = name.len() as u8;
-    match ip {
+    let (family, v4, v6);
+    let address: &[u8] = match ip {
         IpAddr::V4(ip) => {
-            out.extend_from_slice(&[4, length]);
-            out.extend_from_slice(&ip.octets());
+            (family, v4) = (4, ip.octets());
+            &v4
         }
         IpAddr::V6(ip) => {
-            out.extend_from_slice(&[6, length]);
-            out.extend_from_slice(&ip.octets());
+            (family, v6) = (6, ip.octets());
+            &v6
         }
-    }
+    };
+    // A `Name` has at most 253 bytes.
+    out.extend_from_slice(&[family, name.len() as u8]);
+    out.extend_from_slice(&at.to_le_bytes());
+    out.extend_from_slice(address);
     out.extend_from_slice(name);
     out.extend_from_slice(&checksum(&out[start..]));
 }
 
-/// Reads one record: the name, the address and what follows. None if it is not whole.
-fn decode(bytes: &[u8]) -> Option<(Name, IpAddr, &[u8])> {
-    let (&[family, length], rest) = bytes.split_first_chunk()?;
+/// Reads one record, which may have its second, and what follows it. None if it is not whole.
+fn decode(bytes: &[u8], timed: bool) -> Option<(Record, &[u8])> {
+    let (&[family, length], mut rest) = bytes.split_first_chunk()?;
+    let mut at = 0;
+    if timed {
+        let (seconds, behind) = rest.split_first_chunk()?;
+        (at, rest) = (u32::from_le_bytes(*seconds), behind);
+    }
     let (ip, rest): (IpAddr, &[u8]) = match family {
         4 => rest.split_first_chunk::<4>().map(|(ip, rest)| (Ipv4Addr::from(*ip).into(), rest))?,
         6 => rest.split_first_chunk::<16>().map(|(ip, rest)| (Ipv6Addr::from(*ip).into(), rest))?,
@@ -229,7 +257,7 @@ fn decode(bytes: &[u8]) -> Option<(Name, IpAddr, &[u8])> {
         return None;
     }
     let name = Name::new(std::str::from_utf8(name).ok()?).ok()?;
-    Some((name, ip, after))
+    Some((Record { name, ip, at }, after))
 }
 
 fn checksum(record: &[u8]) -> [u8; 4] {

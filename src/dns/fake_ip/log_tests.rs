@@ -4,12 +4,12 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn record(number: u32) -> (Name, IpAddr) {
+fn record(number: u32) -> Record {
     let ip = match number % 2 {
         0 => IpAddr::from([198, 18, (number >> 8) as u8, number as u8]),
         _ => IpAddr::from([0xfd, 0, 0, 0, 0, 0, 0, number as u16]),
     };
-    (Name::new(&format!("host{number}.example")).unwrap(), ip)
+    Record { name: Name::new(&format!("host{number}.example")).unwrap(), ip, at: 1000 + number }
 }
 
 fn empty(folder: &tempfile::TempDir) -> (PathBuf, Log) {
@@ -25,7 +25,7 @@ fn what_was_flushed_is_read_again_after_a_kill() {
     let (path, log) = empty(&folder);
     let records: Vec<_> = (0..100).map(record).collect();
     for batch in records.chunks(7) {
-        batch.iter().for_each(|(name, ip)| log.append(name, *ip));
+        batch.iter().for_each(|Record { name, ip, at }| log.append(name, *ip, *at));
         assert!(log.flush().is_some());
         assert_eq!(log.flush(), None, "nothing is left to write");
     }
@@ -41,8 +41,8 @@ fn a_tail_torn_anywhere_costs_no_record_before_it() {
     let mut bytes = HEADER.to_vec();
     let mut ends = vec![bytes.len()];
     for number in 0..4 {
-        let (name, ip) = record(number);
-        encode(&mut bytes, &name, ip);
+        let Record { name, ip, at } = record(number);
+        encode(&mut bytes, &name, ip, at);
         ends.push(bytes.len());
     }
     let folder = tempfile::tempdir().unwrap();
@@ -64,9 +64,22 @@ fn a_missing_file_and_one_of_another_version_are_empty_logs() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("fake-ip");
     assert!(read(&path).unwrap().unsound);
-    fs::write(&path, b"tunproxy fake-ip 2\nsomething newer").unwrap();
+    fs::write(&path, b"tunproxy fake-ip 3\nsomething newer").unwrap();
     let contents = read(&path).unwrap();
     assert!(contents.unsound && contents.records.is_empty());
+}
+
+#[test]
+fn a_file_of_the_first_version_is_read_and_to_be_written_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fake-ip");
+    let mut record = [&[4, 9, 198, 18, 0, 7][..], b"a.example"].concat();
+    record.extend_from_slice(&checksum(&record));
+    fs::write(&path, [HEADER_1, &record].concat()).unwrap();
+    let contents = read(&path).unwrap();
+    let expected = Record { name: Name::new("a.example").unwrap(), ip: [198, 18, 0, 7].into(), at: 0 };
+    assert_eq!(contents.records, [expected]);
+    assert!(contents.unsound);
 }
 
 #[test]
@@ -74,20 +87,20 @@ fn records_appended_during_a_compaction_are_in_the_new_file() {
     let folder = tempfile::tempdir().unwrap();
     let (path, log) = empty(&folder);
     for number in 0..10 {
-        let (name, ip) = record(number);
-        log.append(&name, ip);
+        let Record { name, ip, at } = record(number);
+        log.append(&name, ip, at);
     }
     log.flush();
     log.compact(|out| {
-        let (name, ip) = record(1);
-        encode(out, &name, ip);
-        let (name, ip) = record(100);
-        log.append(&name, ip);
+        let Record { name, ip, at } = record(1);
+        encode(out, &name, ip, at);
+        let Record { name, ip, at } = record(100);
+        log.append(&name, ip, at);
         log.flush();
     })
     .unwrap();
-    let (name, ip) = record(101);
-    log.append(&name, ip);
+    let Record { name, ip, at } = record(101);
+    log.append(&name, ip, at);
     log.flush();
     let contents = read(&path).unwrap();
     assert_eq!(contents.records, [record(1), record(100), record(101)]);
@@ -104,11 +117,11 @@ fn a_flush_returns_only_when_every_earlier_record_is_in_the_file() {
             let (log, path) = (Arc::clone(&log), path.clone());
             std::thread::spawn(move || {
                 for number in 0..50 {
-                    let (name, ip) = record(thread * 1000 + number);
-                    log.append(&name, ip);
+                    let Record { name, ip, at } = record(thread * 1000 + number);
+                    log.append(&name, ip, at);
                     log.flush();
                     // Another thread may have torn nothing: writes go out whole, one after the other.
-                    assert!(read(&path).unwrap().records.contains(&(name, ip)));
+                    assert!(read(&path).unwrap().records.contains(&Record { name, ip, at }));
                 }
             })
         })
@@ -124,8 +137,8 @@ fn a_full_disk_ends_the_log_and_nothing_else() {
     // Every write to this device fails with ENOSPC.
     log.file.lock().file = Some(OpenOptions::new().write(true).open("/dev/full").unwrap());
     for number in 0..3 {
-        let (name, ip) = record(number);
-        log.append(&name, ip);
+        let Record { name, ip, at } = record(number);
+        log.append(&name, ip, at);
         log.flush();
         assert_eq!(log.flush(), None);
     }

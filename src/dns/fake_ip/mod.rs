@@ -14,9 +14,10 @@ use crate::net::Name;
 
 mod log;
 mod pool;
+mod shares;
 
-use log::Log;
-use pool::Pool;
+use log::{Log, Record};
+use pool::{Pool, RENEWAL};
 
 pub(in crate::dns) use pool::Exhausted;
 
@@ -63,7 +64,7 @@ impl Drop for Held {
         if let Some((fake, v6, slot)) = self.0.take() {
             let now = fake.seconds(super::now());
             let pool = if v6 { fake.v6.as_ref() } else { Some(&fake.v4) };
-            pool.into_iter().for_each(|pool| pool.release(slot, now));
+            pool.into_iter().for_each(|pool| pool.release(slot, now, fake.recording(now)));
         }
     }
 }
@@ -77,6 +78,9 @@ pub(super) struct FakeIp {
     v6: Option<Pool>,
     log: Option<Log>,
     start: Instant,
+    /// Seconds for which earlier runs went on, as far as their records tell. Together with those of this run they are the
+    /// time of everything in here: it has no jumps, and stands still while nothing runs.
+    before: u32,
     runtime: Handle,
     compacting: AtomicBool,
 }
@@ -93,8 +97,8 @@ impl FakeIp {
         let grace = GRACE_SECONDS.saturating_add(ttl);
         let v4 = Pool::new(IpNet::V4(ranges.0), grace)?;
         let v6 = ranges.1.map(|range| Pool::new(IpNet::V6(range), grace)).transpose()?;
-        let mut fake =
-            Self { filter, ttl, v4, v6, log: None, start: super::now(), runtime, compacting: AtomicBool::new(false) };
+        let (start, compacting) = (super::now(), AtomicBool::new(false));
+        let mut fake = Self { filter, ttl, v4, v6, log: None, start, before: 0, runtime, compacting };
         if let Some(path) = path {
             match fake.load(path) {
                 Ok(log) => fake.log = Some(log),
@@ -107,16 +111,21 @@ impl FakeIp {
         Ok(fake)
     }
 
-    fn load(&self, path: &Path) -> std::io::Result<Log> {
-        let contents = log::read(path)?;
-        let count = contents.records.len();
-        for (name, ip) in contents.records {
+    /// What was used last in an earlier run comes last. A record may be as late as [`RENEWAL`], but nothing is younger than the
+    /// last of all.
+    fn load(&mut self, path: &Path) -> std::io::Result<Log> {
+        let log::Contents { mut records, unsound } = log::read(path)?;
+        let count = records.len();
+        // A compaction writes in any order.
+        records.sort_by_key(|record| record.at);
+        self.before = records.last().map_or(0, |record| record.at);
+        for Record { name, ip, at } in records {
             // A range or a filter that changed since leaves entries without a place.
             if let Some(pool) = self.pool(ip).filter(|_| self.filter.fakes(name.as_str())) {
-                pool.restore(name, ip, 0);
+                pool.restore(name, ip, at.saturating_add(RENEWAL).min(self.before));
             }
         }
-        if contents.unsound || count > 2 * self.names() {
+        if unsound || count > 2 * self.names() {
             let mut bytes = Vec::new();
             self.snapshot(&mut bytes);
             log::replace(path, &bytes)?;
@@ -134,21 +143,30 @@ impl FakeIp {
         self.v6.is_some()
     }
 
-    /// The fake address of `name` in one family. [`FakeIp::flush`] must return before the answer leaves.
-    pub(super) fn address(&self, name: &str, v6: bool, now: Instant) -> Result<IpAddr, Exhausted> {
+    /// The fake address of `name` in one family, for `client`. [`FakeIp::flush`] must return before the answer leaves.
+    pub(super) fn address(&self, name: &str, v6: bool, client: IpAddr, now: Instant) -> Result<IpAddr, Exhausted> {
         let pool = if v6 { self.v6.as_ref().ok_or(Exhausted)? } else { &self.v4 };
-        pool.address(name, self.seconds(now), |name, ip| {
+        let now = self.seconds(now);
+        pool.address(name, client, now, self.recording(now))
+    }
+
+    /// Writes what is in use at `now` to the log.
+    fn recording(&self, now: u32) -> impl FnOnce(&Name, IpAddr) {
+        move |name, ip| {
             if let Some(log) = &self.log {
-                log.append(name, ip);
+                log.append(name, ip, now);
             }
-        })
+        }
     }
 
     /// What `ip` stands for.
     pub(super) fn name_of(&self, ip: IpAddr, now: Instant) -> Fake {
         match self.pool(ip) {
             None => Fake::NotFake,
-            Some(pool) => pool.name_of(ip, self.seconds(now)).map_or(Fake::Unknown, Fake::Name),
+            Some(pool) => {
+                let now = self.seconds(now);
+                pool.name_of(ip, now, self.recording(now)).map_or(Fake::Unknown, Fake::Name)
+            }
         }
     }
 
@@ -183,7 +201,7 @@ impl FakeIp {
     fn snapshot(&self, out: &mut Vec<u8>) {
         for pool in std::iter::once(&self.v4).chain(&self.v6) {
             let mut from = 0;
-            while pool.visit(from, SNAPSHOT_CHUNK, |name, ip| log::encode(out, name, ip)) {
+            while pool.visit(from, SNAPSHOT_CHUNK, |name, ip, at| log::encode(out, name, ip, at)) {
                 from += SNAPSHOT_CHUNK;
             }
         }
@@ -199,7 +217,8 @@ impl FakeIp {
     }
 
     fn seconds(&self, now: Instant) -> u32 {
-        u32::try_from(now.saturating_duration_since(self.start).as_secs()).unwrap_or(u32::MAX)
+        let running = now.saturating_duration_since(self.start).as_secs();
+        self.before.saturating_add(u32::try_from(running).unwrap_or(u32::MAX))
     }
 }
 

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use parking_lot::Mutex;
 
 use super::OpenError;
+use super::shares::{Owner, Shares};
 use super::stable_hash;
 use crate::dns::lru::Order;
 use crate::net::Name;
@@ -18,6 +19,8 @@ const MAX_NAMES: usize = 1 << 18;
 const MAX_SPAN: u64 = 1 << 24;
 /// The network's own address, the TUN's, the TUN's DNS server and one more are never handed out.
 const FIRST: u64 = 4;
+/// A use is recorded if the last that was is so many seconds ago: what is known after a crash is right to so much.
+pub(super) const RENEWAL: u32 = 300;
 
 /// The pool of one address family.
 pub(super) struct Pool {
@@ -33,8 +36,12 @@ struct Table {
     by_offset: HashMap<u32, u32, RandomState>,
     entries: Vec<Entry>,
     vacant: Vec<u32>,
-    /// Entries that no flow holds, the one touched longest ago first.
-    order: Order,
+    /// Entries that no flow holds and that may still be in use, the one touched longest ago first.
+    fresh: Order,
+    /// Entries whose grace is over, in the same order.
+    ripe: Order,
+    ripe_count: usize,
+    shares: Shares,
     taken: Bitmap,
     capacity: usize,
 }
@@ -44,8 +51,13 @@ struct Entry {
     offset: u32,
     /// Second of the program's run in which the entry was last answered or used.
     touched: u32,
+    /// When that was last recorded.
+    recorded: u32,
     /// Flows that use the address now.
     holds: u32,
+    is_ripe: bool,
+    /// Who was given it when it was last taken into use.
+    owner: Owner,
 }
 
 /// No address can be given out: all are held or were answered a moment ago.
@@ -69,7 +81,10 @@ impl Pool {
             by_offset: HashMap::default(),
             entries: Vec::new(),
             vacant: Vec::new(),
-            order: Order::new(),
+            fresh: Order::new(),
+            ripe: Order::new(),
+            ripe_count: 0,
+            shares: Shares::default(),
             taken: Bitmap::new(span as usize),
             capacity,
         };
@@ -82,32 +97,36 @@ impl Pool {
     }
 
     /// The address of `name`, which stays its own for the grace from `now` on. `record` hears of a new one before
-    /// anybody else can see it.
+    /// anybody else can see it, and of an old one now and then. A new one counts as `client`'s.
     pub(super) fn address(
         &self,
         name: &str,
+        client: IpAddr,
         now: u32,
         record: impl FnOnce(&Name, IpAddr),
     ) -> Result<IpAddr, Exhausted> {
         let mut table = self.table.lock();
         if let Some(&slot) = table.by_name.get(name) {
-            table.touch(slot, now);
+            let owner = table.shares.owner(client);
+            self.touch(&mut table, slot, Some(owner), now, record);
             return Ok(self.ip(table.entries[slot as usize].offset));
         }
         // Only names that `Name` takes reach the pool; any other is turned away like a full pool.
         let name = Name::new(name).map_err(|_| Exhausted)?;
-        let offset = table.free_offset(&name, now, self.grace)?;
-        table.add(name.clone(), offset, now);
+        table.ripen(now, self.grace);
+        let owner = table.shares.owner(client);
+        let offset = table.free_offset(&name, owner)?;
+        table.add(name.clone(), offset, owner, now);
         let ip = self.ip(offset);
         record(&name, ip);
         Ok(ip)
     }
 
     /// The name that has `ip`; asking is a use, and renews the grace.
-    pub(super) fn name_of(&self, ip: IpAddr, now: u32) -> Option<Name> {
+    pub(super) fn name_of(&self, ip: IpAddr, now: u32, record: impl FnOnce(&Name, IpAddr)) -> Option<Name> {
         let mut table = self.table.lock();
         let slot = *table.by_offset.get(&self.offset(ip)?)?;
-        table.touch(slot, now);
+        self.touch(&mut table, slot, None, now, record);
         Some(table.entries[slot as usize].name.clone())
     }
 
@@ -115,25 +134,37 @@ impl Pool {
     pub(super) fn hold(&self, ip: IpAddr) -> Option<u32> {
         let mut table = self.table.lock();
         let slot = *table.by_offset.get(&self.offset(ip)?)?;
+        table.freshen(slot, None);
         table.entries[slot as usize].holds += 1;
         if table.entries[slot as usize].holds == 1 {
-            table.order.unlink(slot);
+            table.fresh.unlink(slot);
         }
         Some(slot)
     }
 
     /// Ends one hold; the last one leaves the entry as fresh as if it had just been answered.
-    pub(super) fn release(&self, slot: u32, now: u32) {
+    pub(super) fn release(&self, slot: u32, now: u32, record: impl FnOnce(&Name, IpAddr)) {
         let mut table = self.table.lock();
         let entry = &mut table.entries[slot as usize];
-        entry.touched = now.max(entry.touched);
         entry.holds -= 1;
         if entry.holds == 0 {
-            table.order.push(slot);
+            table.fresh.push(slot);
+        }
+        self.touch(&mut table, slot, None, now, record);
+    }
+
+    /// Notes a use of an entry, by `owner` if that is known.
+    fn touch(&self, table: &mut Table, slot: u32, owner: Option<Owner>, now: u32, record: impl FnOnce(&Name, IpAddr)) {
+        table.touch(slot, owner, now);
+        let entry = &mut table.entries[slot as usize];
+        if now >= entry.recorded.saturating_add(RENEWAL) {
+            entry.recorded = now;
+            record(&entry.name, self.ip(entry.offset));
         }
     }
 
-    /// Gives `name` the address it had in an earlier run; a later record of either overrides an earlier one.
+    /// Gives `name` the address it had in an earlier run, where it was last used at `now`; a later record of either overrides
+    /// an earlier one, and must come after it.
     pub(super) fn restore(&self, name: Name, ip: IpAddr, now: u32) -> bool {
         let Some(offset) = self.offset(ip) else { return false };
         let mut table = self.table.lock();
@@ -142,7 +173,7 @@ impl Pool {
         if table.by_name.len() >= table.capacity {
             return false;
         }
-        table.add(name, offset, now);
+        table.add(name, offset, Owner::NOBODY, now);
         true
     }
 
@@ -151,13 +182,14 @@ impl Pool {
         self.table.lock().by_name.len()
     }
 
-    /// Calls `each` for up to `count` entries from slot `from` on; false once there are no more.
-    pub(super) fn visit(&self, from: usize, count: usize, mut each: impl FnMut(&Name, IpAddr)) -> bool {
+    /// Calls `each` for up to `count` entries from slot `from` on, with when they were last used; false once there are no
+    /// more.
+    pub(super) fn visit(&self, from: usize, count: usize, mut each: impl FnMut(&Name, IpAddr, u32)) -> bool {
         let table = self.table.lock();
         for entry in table.entries.iter().skip(from).take(count) {
             // A vacant slot keeps its last contents.
             if table.by_name.get(&entry.name).is_some_and(|&slot| table.entries[slot as usize].offset == entry.offset) {
-                each(&entry.name, self.ip(entry.offset));
+                each(&entry.name, self.ip(entry.offset), entry.touched);
             }
         }
         from + count < table.entries.len()
@@ -192,37 +224,67 @@ impl Pool {
 }
 
 impl Table {
-    fn touch(&mut self, slot: u32, now: u32) {
+    fn touch(&mut self, slot: u32, owner: Option<Owner>, now: u32) {
+        self.freshen(slot, owner);
         let entry = &mut self.entries[slot as usize];
         if entry.touched < now {
             entry.touched = now;
             if entry.holds == 0 {
-                self.order.touch(slot);
+                self.fresh.touch(slot);
             }
+        }
+    }
+
+    /// An entry whose grace is over is in use again: by `owner`, or by whom it was before.
+    fn freshen(&mut self, slot: u32, owner: Option<Owner>) {
+        let entry = &mut self.entries[slot as usize];
+        if !entry.is_ripe {
+            return;
+        }
+        entry.is_ripe = false;
+        entry.owner = owner.unwrap_or(entry.owner);
+        self.shares.charge(entry.owner);
+        self.ripe.unlink(slot);
+        self.ripe_count -= 1;
+        self.fresh.push(slot);
+    }
+
+    /// Finds the entries whose grace is over by now.
+    fn ripen(&mut self, now: u32, grace: u32) {
+        while let Some(oldest) = self.fresh.oldest() {
+            let entry = &mut self.entries[oldest as usize];
+            if now < entry.touched.saturating_add(grace) {
+                break;
+            }
+            entry.is_ripe = true;
+            self.shares.discharge(entry.owner);
+            self.fresh.unlink(oldest);
+            self.ripe.push(oldest);
+            self.ripe_count += 1;
         }
     }
 
     /// The free address nearest behind the name's hash, so that a lost record gives the same one again; in a full
     /// pool the address that was touched longest ago, if its grace is over.
-    fn free_offset(&mut self, name: &Name, now: u32, grace: u32) -> Result<u32, Exhausted> {
+    fn free_offset(&mut self, name: &Name, owner: Owner) -> Result<u32, Exhausted> {
+        let in_use = self.by_name.len() - self.ripe_count;
+        if !self.shares.may_take(owner, self.capacity - in_use) {
+            return Err(Exhausted);
+        }
         if self.by_name.len() < self.capacity {
             let start = (stable_hash(name.as_str().as_bytes()) % self.taken.len as u64) as usize;
             if let Some(offset) = self.taken.next_free(start) {
                 return Ok(offset as u32);
             }
         }
-        let oldest = self.order.oldest().ok_or(Exhausted)?;
-        let entry = &self.entries[oldest as usize];
-        if now < entry.touched.saturating_add(grace) {
-            return Err(Exhausted);
-        }
-        let offset = entry.offset;
+        let oldest = self.ripe.oldest().ok_or(Exhausted)?;
+        let offset = self.entries[oldest as usize].offset;
         self.remove(oldest);
         Ok(offset)
     }
 
-    fn add(&mut self, name: Name, offset: u32, now: u32) {
-        let entry = Entry { name: name.clone(), offset, touched: now, holds: 0 };
+    fn add(&mut self, name: Name, offset: u32, owner: Owner, now: u32) {
+        let entry = Entry { name: name.clone(), offset, touched: now, recorded: now, holds: 0, is_ripe: false, owner };
         let slot = match self.vacant.pop() {
             Some(slot) => {
                 self.entries[slot as usize] = entry;
@@ -237,12 +299,13 @@ impl Table {
         self.by_name.insert(name, slot);
         self.by_offset.insert(offset, slot);
         self.taken.set(offset as usize, true);
-        self.order.push(slot);
+        self.fresh.push(slot);
+        self.shares.charge(owner);
     }
 
     /// Forgets an entry that nobody holds.
     fn remove(&mut self, slot: u32) {
-        let Entry { name, offset, .. } = &self.entries[slot as usize];
+        let Entry { name, offset, is_ripe, owner, .. } = &self.entries[slot as usize];
         // Both records of one restore may name the same slot.
         if self.by_name.get(name) != Some(&slot) {
             return;
@@ -250,7 +313,16 @@ impl Table {
         self.by_name.remove(name);
         self.by_offset.remove(offset);
         self.taken.set(*offset as usize, false);
-        self.order.unlink(slot);
+        match is_ripe {
+            true => {
+                self.ripe.unlink(slot);
+                self.ripe_count -= 1;
+            }
+            false => {
+                self.shares.discharge(*owner);
+                self.fresh.unlink(slot);
+            }
+        }
         self.vacant.push(slot);
     }
 }

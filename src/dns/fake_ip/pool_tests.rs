@@ -8,8 +8,19 @@ fn pool(range: &str, grace: u32) -> Pool {
     Pool::new(range.parse().unwrap(), grace).unwrap()
 }
 
+/// Each name for a client of its own.
 fn give(pool: &Pool, name: &str, now: u32) -> Result<IpAddr, Exhausted> {
-    pool.address(name, now, |_, _| {})
+    let client = IpAddr::from((stable_hash(name.as_bytes()) as u32).to_be_bytes());
+    pool.address(name, client, now, |_, _| {})
+}
+
+/// To the client 10.0.0.`client`.
+fn give_to(client: u8, pool: &Pool, name: &str, now: u32) -> Result<IpAddr, Exhausted> {
+    pool.address(name, [10, 0, 0, client].into(), now, |_, _| {})
+}
+
+fn name_of(pool: &Pool, ip: IpAddr, now: u32) -> Option<Name> {
+    pool.name_of(ip, now, |_, _| {})
 }
 
 fn offset(pool: &Pool, ip: IpAddr) -> Option<u32> {
@@ -37,7 +48,7 @@ fn a_range_without_a_usable_address_is_refused() {
     for range in ["198.18.0.0/29", "0.0.0.0/0", "fd00::/125", "::/0"] {
         let pool = pool(range, 60);
         let ip = give(&pool, "a.example", 0).unwrap();
-        assert_eq!(pool.name_of(ip, 0).unwrap().as_str(), "a.example", "{range}");
+        assert_eq!(name_of(&pool, ip, 0).unwrap().as_str(), "a.example", "{range}");
     }
 }
 
@@ -57,9 +68,9 @@ fn a_full_pool_reuses_what_was_used_longest_ago_once_its_grace_is_over() {
     let three = ["a.example", "b.example", "c.example"].map(|name| give(&pool, name, 0).unwrap());
     assert_eq!(give(&pool, "d.example", 59), Err(Exhausted), "all three may still be in use");
     give(&pool, "a.example", 30).unwrap();
-    assert_eq!(pool.name_of(three[1], 40).unwrap().as_str(), "b.example", "asking for the name is a use");
+    assert_eq!(name_of(&pool, three[1], 40).unwrap().as_str(), "b.example", "asking for the name is a use");
     assert_eq!(give(&pool, "d.example", 60), Ok(three[2]));
-    assert_eq!(pool.name_of(three[2], 60).unwrap().as_str(), "d.example");
+    assert_eq!(name_of(&pool, three[2], 60).unwrap().as_str(), "d.example");
     assert_eq!(give(&pool, "c.example", 89), Err(Exhausted));
     assert_eq!(give(&pool, "c.example", 90), Ok(three[0]));
 }
@@ -78,15 +89,15 @@ fn an_address_is_never_reused_while_a_flow_holds_it() {
         let ip = give(&pool, &name, now).unwrap();
         given.insert(ip, name);
         assert_ne!(ip, held);
-        assert_eq!(pool.name_of(held, now).unwrap().as_str(), "held.example");
+        assert_eq!(name_of(&pool, held, now).unwrap().as_str(), "held.example");
     }
     let end = 2 * 251 * 100;
     for (ip, name) in &given {
-        assert_eq!(pool.name_of(*ip, end).unwrap().as_str(), name, "the last owner, not the first");
+        assert_eq!(name_of(&pool, *ip, end).unwrap().as_str(), name, "the last owner, not the first");
     }
-    pool.release(slot, end);
-    assert_eq!(pool.name_of(held, end).unwrap().as_str(), "held.example");
-    pool.release(slot, end);
+    pool.release(slot, end, |_, _| {});
+    assert_eq!(name_of(&pool, held, end).unwrap().as_str(), "held.example");
+    pool.release(slot, end, |_, _| {});
     let later = end + 60;
     let mut reused = (0..251).map(|n| give(&pool, &format!("later{n}.example"), later).unwrap());
     assert!(reused.any(|ip| ip == held), "once released it takes its turn");
@@ -103,12 +114,69 @@ fn a_later_record_of_a_name_or_an_address_overrides_an_earlier_one() {
     assert!(pool.restore(name("b.example"), ip(10), 0));
     assert!(!pool.restore(name("c.example"), ip(2), 0), "reserved");
     assert!(!pool.restore(name("c.example"), [203, 0, 113, 1].into(), 0), "of another range");
-    assert_eq!(pool.name_of(ip(9), 0), None);
-    assert_eq!(pool.name_of(ip(10), 0), Some(name("b.example")));
+    assert_eq!(name_of(&pool, ip(9), 0), None);
+    assert_eq!(name_of(&pool, ip(10), 0), Some(name("b.example")));
     assert_eq!(pool.len(), 1);
     let mut seen = Vec::new();
-    assert!(!pool.visit(0, 100, |name, ip| seen.push((name.clone(), ip))));
+    assert!(!pool.visit(0, 100, |name, ip, _| seen.push((name.clone(), ip))));
     assert_eq!(seen, [(name("b.example"), ip(10))]);
+}
+
+#[test]
+fn one_client_that_takes_what_it_gets_leaves_something_to_every_other() {
+    let pool = pool("198.18.0.0/24", 60);
+    let flood = |client: u8, now| {
+        (0..1000).filter(|n| give_to(client, &pool, &format!("{now}-{client}-{n}"), now).is_ok()).count()
+    };
+    assert_eq!(flood(1, 0), 220, "of 251, with an eighth left");
+    assert!((0..20).all(|n| give_to(2, &pool, &format!("modest{n}.example"), 0).is_ok()));
+    assert_eq!(flood(1, 30), 0, "what it has is still in use");
+    assert!(give_to(3, &pool, "third.example", 30).is_ok());
+    // It goes on, and what was given to the others is not taken from them before its time.
+    let modest: Vec<_> = (0..20).map(|n| give_to(2, &pool, &format!("modest{n}.example"), 59).unwrap()).collect();
+    assert!(flood(1, 61) > 100);
+    for (n, ip) in modest.iter().enumerate() {
+        assert_eq!(name_of(&pool, *ip, 62).unwrap().as_str(), format!("modest{n}.example"));
+    }
+    assert!(give_to(3, &pool, "another.example", 62).is_ok());
+}
+
+#[test]
+fn a_name_that_two_ask_for_stays_as_long_as_the_later_one_may_use_it() {
+    let pool = pool("198.18.0.0/27", 60);
+    let ip = give_to(1, &pool, "shared.example", 0).unwrap();
+    assert_eq!(give_to(2, &pool, "shared.example", 50), Ok(ip));
+    for n in 0..200 {
+        let _ = give_to(1, &pool, &format!("{n}.example"), 109);
+    }
+    assert_eq!(name_of(&pool, ip, 109).unwrap().as_str(), "shared.example");
+}
+
+#[test]
+fn what_is_in_use_again_counts_again_and_nothing_is_counted_twice() {
+    let pool = pool("198.18.0.0/24", 60);
+    let names: Vec<_> = (0..200).map(|n| format!("{n}.example")).collect();
+    for now in [0, 100, 200] {
+        assert!(names.iter().all(|name| give_to(1, &pool, name, now).is_ok()));
+        let slots: Vec<_> =
+            names.iter().map(|name| pool.hold(give_to(1, &pool, name, now).unwrap()).unwrap()).collect();
+        slots.into_iter().for_each(|slot| pool.release(slot, now, |_, _| {}));
+        assert_eq!((0..100).filter(|n| give_to(1, &pool, &format!("{now}-{n}"), now).is_ok()).count(), 20);
+    }
+    give_to(2, &pool, "late.example", 1000).unwrap();
+    assert_eq!(pool.table.lock().shares.clients(), 1);
+}
+
+#[test]
+fn a_use_is_recorded_again_after_some_minutes() {
+    let pool = pool("198.18.0.0/24", 60);
+    let recorded = |now| {
+        let mut heard = false;
+        pool.address("a.example", [10, 0, 0, 1].into(), now, |_, _| heard = true).unwrap();
+        heard
+    };
+    let all = [0, 1, RENEWAL - 1, RENEWAL, RENEWAL + 1, 2 * RENEWAL - 1, 2 * RENEWAL].map(recorded);
+    assert_eq!(all, [true, false, false, true, false, false, true]);
 }
 
 proptest! {
@@ -125,23 +193,23 @@ proptest! {
             let name = format!("{number}.example");
             match step {
                 0 | 1 => if let Ok(ip) = give(&pool, &name, now) {
-                    prop_assert_eq!(pool.name_of(ip, now), Name::new(&name).ok());
+                    prop_assert_eq!(name_of(&pool, ip, now), Name::new(&name).ok());
                     if step == 1 {
                         held.push((ip, Name::new(&name).unwrap(), pool.hold(ip).unwrap()));
                     }
                 },
                 2 if !held.is_empty() => {
                     let (_, _, slot) = held.swap_remove(usize::from(number) % held.len());
-                    pool.release(slot, now);
+                    pool.release(slot, now, |_, _| {});
                 }
                 _ => {}
             }
             for (ip, name, _) in &held {
-                prop_assert_eq!(pool.name_of(*ip, now), Some(name.clone()));
+                prop_assert_eq!(name_of(&pool, *ip, now), Some(name.clone()));
             }
             let mut seen = std::collections::HashSet::new();
             let mut names = std::collections::HashSet::new();
-            pool.visit(0, 1000, |name, ip| assert!(seen.insert(ip) && names.insert(name.clone())));
+            pool.visit(0, 1000, |name, ip, _| assert!(seen.insert(ip) && names.insert(name.clone())));
             prop_assert_eq!(seen.len(), pool.len());
         }
     }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use super::*;
 use crate::dns::filter::{FilterMode, Wildcards};
 
+const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
 struct Bed {
     _folder: tempfile::TempDir,
     path: PathBuf,
@@ -36,7 +38,7 @@ fn name(number: usize) -> String {
 }
 
 fn both(fake: &FakeIp, number: usize) -> [IpAddr; 2] {
-    [false, true].map(|v6| fake.address(&name(number), v6, fake.start).unwrap())
+    [false, true].map(|v6| fake.address(&name(number), v6, CLIENT, fake.start).unwrap())
 }
 
 #[test]
@@ -81,7 +83,7 @@ fn entries_that_a_new_range_or_filter_leaves_without_a_place_are_dropped() {
     let bed = Bed::new();
     let first = bed.open();
     let [kept4, kept6] = both(&first, 1);
-    let filtered = first.address("a.real.example", false, first.start).unwrap();
+    let filtered = first.address("a.real.example", false, CLIENT, first.start).unwrap();
     first.flush();
     let second = bed.open_with("198.18.0.1/16", &["+.real.example"]);
     assert_eq!(second.name_of(filtered, second.start), Fake::Unknown);
@@ -143,7 +145,7 @@ fn the_log_is_compacted_when_it_is_mostly_history() {
     let mut largest = 0;
     for number in 0..200_000 {
         let now = fake.start + std::time::Duration::from_secs(100 * number as u64);
-        fake.address(&name(number), false, now).unwrap();
+        fake.address(&name(number), false, CLIENT, now).unwrap();
         if number % 500 == 0 {
             fake.flush();
             largest = largest.max(fs::metadata(&bed.path).unwrap().len());
@@ -156,7 +158,48 @@ fn the_log_is_compacted_when_it_is_mostly_history() {
     fake.flush();
     let now = fs::metadata(&bed.path).unwrap().len();
     assert!(largest > SLACK && now < largest, "{now} bytes after {largest}");
-    assert_eq!(log::read(&bed.path).unwrap().records.last().unwrap().0.as_str(), name(199_999));
+    assert_eq!(log::read(&bed.path).unwrap().records.last().unwrap().name.as_str(), name(199_999));
     let again = bed.open_with("198.18.0.0/24", &[]);
     assert_eq!(again.names(), 251);
+}
+
+#[test]
+fn after_a_restart_with_a_full_pool_the_oldest_names_make_room_and_the_youngest_stay() {
+    let bed = Bed::new();
+    let seconds = |fake: &FakeIp, n: u64| fake.start + std::time::Duration::from_secs(n);
+    let first = bed.open_with("198.18.0.0/27", &[]);
+    // 27 addresses: a name a minute for hours, and then two more.
+    let give = |fake: &FakeIp, number, at| fake.address(&name(number), false, CLIENT, seconds(fake, at)).unwrap();
+    for number in 0..200 {
+        give(&first, number, 100 * number as u64);
+    }
+    let young = [200, 201].map(|number| give(&first, number, 20_000));
+    // Renewed not long before, which is recorded.
+    let renewed = give(&first, 190, 20_010);
+    first.flush();
+    drop(first);
+    let second = bed.open_with("198.18.0.0/27", &[]);
+    assert_eq!(second.names(), 27);
+    for number in 300..310 {
+        give(&second, number, 0);
+    }
+    for (ip, number) in [(young[0], 200), (young[1], 201), (renewed, 190)] {
+        assert_eq!(second.name_of(ip, second.start), Fake::Name(Name::new(&name(number)).unwrap()));
+    }
+    // Nothing goes before its time, and then all of it.
+    assert!((400..440).any(|number| second.address(&name(number), false, CLIENT, second.start).is_err()));
+    give(&second, 500, 61);
+}
+
+#[test]
+fn time_goes_on_where_the_last_run_left_it_whatever_the_clock_of_the_host_says() {
+    let bed = Bed::new();
+    let at = |fake: &FakeIp, seconds| fake.seconds(fake.start + std::time::Duration::from_secs(seconds));
+    for run in 0..3 {
+        let fake = bed.open();
+        assert_eq!(at(&fake, 0), run * 500);
+        let now = fake.start + std::time::Duration::from_secs(500);
+        fake.address(&name(run as usize), false, CLIENT, now).unwrap();
+        fake.flush();
+    }
 }

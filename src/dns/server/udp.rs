@@ -30,6 +30,16 @@ struct Route {
     local: Option<Local>,
 }
 
+impl Route {
+    /// The client's address.
+    fn ip(&self) -> IpAddr {
+        let v4 = self.client.as_sockaddr_in().map(|client| client.ip().into());
+        let v6 = || self.client.as_sockaddr_in6().map(|client| client.ip().into());
+        // A socket of either family hears of nobody else.
+        v4.or_else(v6).unwrap_or(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED))
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Local {
     V4(nix::libc::in_pktinfo),
@@ -85,7 +95,7 @@ fn read_batch(
             Err(error) => return Err(error),
         };
         let mut reply = Vec::new();
-        match dns.answer(&buffer[..length], Transport::Udp, now(), &mut reply) {
+        match dns.answer(&buffer[..length], Transport::Udp, route.ip(), now(), &mut reply) {
             Answer::Ready => ready.push((reply, route)),
             Answer::Ask(question) if waiting.len() < MAX_WAITING => {
                 let dns = Arc::clone(dns);

@@ -20,11 +20,13 @@ pub(super) struct TunBack {
     writer: Rc<RefCell<Writer>>,
     errors: RefCell<Vec<(Box<[u8]>, Unreachable)>>,
     waker: Cell<Option<Waker>>,
+    /// This host's addresses on the device.
+    own: Vec<IpAddr>,
 }
 
 impl TunBack {
-    pub(super) fn new(stack: Rc<RefCell<Stack>>, writer: Rc<RefCell<Writer>>) -> Self {
-        Self { stack, writer, errors: RefCell::default(), waker: Cell::default() }
+    pub(super) fn new(stack: Rc<RefCell<Stack>>, writer: Rc<RefCell<Writer>>, own: Vec<IpAddr>) -> Self {
+        Self { stack, writer, errors: RefCell::default(), waker: Cell::default(), own }
     }
 
     /// Emits the errors that came up.
@@ -74,6 +76,10 @@ impl Back for TunBack {
 
     fn unreachable(&self, _from: &Address, _to: SocketAddr, quoted: &[u8], why: Reach) {
         self.queue(quoted, why);
+    }
+
+    fn is_paced(&self, client: IpAddr) -> bool {
+        !self.own.contains(&client)
     }
 }
 

@@ -181,7 +181,7 @@ impl Tunnel {
     fn query(&self, query: &[u8], datagram: &Datagram<'_>, now: Instant, replies: &mut Vec<Reply>) {
         let (from, to) = (datagram.destination, datagram.source);
         let mut message = Vec::with_capacity(512);
-        match self.dns.answer(query, Transport::Udp, now, &mut message) {
+        match self.dns.answer(query, Transport::Udp, to.ip(), now, &mut message) {
             Answer::Ready => replies.push(Reply { from, to, message }),
             Answer::Ask(question) => {
                 spawn_local(ask(Arc::clone(&self.dns), Rc::clone(&self.back), from, to, question));

@@ -8,6 +8,7 @@ mod contained;
 mod crew;
 mod hijack;
 mod intake;
+mod load;
 mod shortage;
 mod streams;
 #[cfg(test)]
@@ -33,6 +34,7 @@ use back::TunBack;
 use contained::contained;
 pub use crew::Crew;
 pub use hijack::Hijack;
+use load::Load;
 use shortage::Shortage;
 use streams::Streams;
 use writer::Writer;
@@ -75,10 +77,11 @@ impl Tunnel {
     ) -> io::Result<Self> {
         // SAFETY: the queue owns its one descriptor and never exchanges it.
         let queue = Rc::new(unsafe { AsyncFd::register(queue) }?);
-        let streams = Streams::new(config.own.clone());
+        let own = config.own.clone();
+        let streams = Streams::new(own.clone());
         let stack = Rc::new(RefCell::new(Stack::new(config, Instant::now())));
         let writer = Rc::new(RefCell::new(Writer::new(Rc::clone(&queue))));
-        let back = Rc::new(TunBack::new(Rc::clone(&stack), Rc::clone(&writer)));
+        let back = Rc::new(TunBack::new(Rc::clone(&stack), Rc::clone(&writer), own));
         let dns = Arc::clone(&dispatcher.core().dns);
         let crew = RefCell::new(crew);
         Ok(Self { queue, stack, writer, back, dispatcher, dns, hijack, streams, crew, shortage: Shortage::default() })
@@ -91,8 +94,10 @@ impl Tunnel {
     pub async fn run(&self) -> io::Result<()> {
         let mut buffer = vec![0; READ_BUFFER].into_boxed_slice();
         let mut sleep = Box::pin(tokio::time::sleep(Duration::ZERO));
+        let (mut load, mut more) = (Load::new(Instant::now()), false);
         loop {
-            let more = poll_fn(|cx| Poll::Ready(self.read(cx, &mut buffer))).await?;
+            self.dispatcher.begin_turn(load.is_behind(more, Instant::now()));
+            more = poll_fn(|cx| Poll::Ready(self.read(cx, &mut buffer))).await?;
             yield_now().await;
             let left = contained(&self.dispatcher.core().counters, || self.emit()).unwrap_or(false);
             if more || left {

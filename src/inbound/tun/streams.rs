@@ -61,7 +61,7 @@ pub(super) async fn stream(dispatcher: Rc<Dispatcher>, streams: Rc<Streams>, sou
     stream.accept();
     poll_fn(|cx| stream.poll_open(cx)).await;
     if let Some(_place) = streams.enter(source) {
-        dispatcher.names(stream).await;
+        dispatcher.names(stream, source).await;
     }
 }
 
