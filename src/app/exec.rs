@@ -35,13 +35,19 @@ pub const WITHOUT_MEANING_IN_EXEC: &[&str] = &[
 ];
 
 /// What is passed on to the command. The last tells of its end.
-const PASSED: [Signal; 7] = [
+const PASSED: [Signal; 13] = [
     Signal::SIGINT,
     Signal::SIGQUIT,
     Signal::SIGTERM,
     Signal::SIGHUP,
     Signal::SIGUSR1,
     Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGVTALRM,
+    Signal::SIGPROF,
+    Signal::SIGIO,
+    Signal::SIGPWR,
+    Signal::SIGSTKFLT,
     Signal::SIGCHLD,
 ];
 

@@ -7,8 +7,9 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use super::control::{Command, ask};
+use super::limits::refuses_a_start;
 use super::places::{STATE_OF_ROOT, by_root, hides_from_us};
-use super::run::Run;
+use super::run::{Run, workers_wanted};
 use crate::platform::{
     Before, FOUND_OPEN, Group, HostPlan, JournalError, Journalled, NftState, Numbers, Survey, holder, left_closed,
     may_administer_network, nft_program,
@@ -81,6 +82,7 @@ pub fn plan(profile: &Profile, file: &Path, state: &Path) -> anyhow::Result<Outl
     let run = Run { profile, state };
     let options = run.options(run.device_name());
     let refused = obstacle
+        .or_else(|| refuses_a_start(workers_wanted()))
         .or_else(|| in_the_way(&journal, state))
         .or_else(|| HostPlan::may_start(&options, &survey).err().map(|error| error.to_string()));
     let plan = match (HostPlan::new(&options, &survey), &refused) {

@@ -61,7 +61,7 @@ impl KillSwitch {
 pub fn left_closed() -> Option<KillSwitch> {
     let mut found = nft::closed().ok()?.into_iter().map(|(table, tun)| KillSwitch { table, tun });
     let netlink = Netlink::open().ok()?;
-    found.find(|found| netlink.index(&found.tun).is_err())
+    found.find(|found| netlink.index(&found.tun).is_err_and(|error| error.is_gone()))
 }
 
 /// The refusing routes of a kill switch, behind each route into the TUN, so that what the rules take ends there when the

@@ -44,6 +44,7 @@ mod restored;
 mod rootless;
 mod scans;
 mod service;
+mod shortage;
 mod stopping;
 mod together;
 mod system_proxy;

@@ -13,11 +13,12 @@ use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::super::build;
 use super::super::control::{Command, ask};
+use super::super::limits;
 use super::super::load::Loaded;
 use super::super::places::hides_from_us;
 use super::super::plan;
 use super::super::refusal::{NODE, closed};
-use super::super::run::Run;
+use super::super::run::{Run, workers_wanted};
 use super::checks::{NAMESPACES, OF_TUN, TRACKED, TRACKED_AT_MOST};
 use super::probe;
 use super::record::{
@@ -238,7 +239,8 @@ fn start(loaded: Option<&Loaded>, state: &Path, run: &RunState, survey: &Survey)
     survey.foresee_ipv6();
     let refused = HostPlan::may_start(&options, &survey).err().map(|error| error.to_string());
     let plan = HostPlan::new(&options, &survey).ok().map(Box::new);
-    Some(Start { refused: refused.into_iter().collect(), plan })
+    let limited = limits::refuses_a_start(workers_wanted());
+    Some(Start { refused: limited.into_iter().chain(refused).collect(), plan })
 }
 
 /// The ports of `profile` that somebody else serves. Only those that are listened on already are tried.
