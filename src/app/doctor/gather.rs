@@ -287,7 +287,18 @@ fn wanted(loaded: &Loaded) -> Wanted {
         gateway: run.is_gateway(),
         auto_forward: profile.tun.auto_forward,
         fake_ip: fakes(profile) && asks_us(profile),
+        interfaces: interfaces(profile),
     }
+}
+
+/// The interfaces that `profile` takes or leaves out, each with its key.
+fn interfaces(profile: &Profile) -> Vec<(&'static str, String)> {
+    let selection = profile.tun.enable.then_some(&profile.tun.selection);
+    let named = |key, list: &[String]| list.iter().map(|name| (key, name.clone())).collect::<Vec<_>>();
+    let both = selection.filter(|_| profile.tun.auto_route).map(|it| {
+        [named("include-interface", &it.include_interface), named("exclude-interface", &it.exclude_interface)].concat()
+    });
+    both.unwrap_or_default()
 }
 
 /// Whether the profile takes what this user asks: who is left out asks on his own.

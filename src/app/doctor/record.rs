@@ -168,6 +168,8 @@ pub(super) struct Wanted {
     pub(super) auto_forward: bool,
     /// Names get fake addresses.
     pub(super) fake_ip: bool,
+    /// The interfaces that are taken or left out, each with its key of `tun`.
+    pub(super) interfaces: Vec<(&'static str, String)>,
 }
 
 /// What answered on the network.

@@ -128,6 +128,10 @@ fn a_read_only_proc_sys_is_named_as_such_and_blamed_on_nobody() {
         look("cannot set");
         let tunproxy = place.start(&lab.host);
         look("could not set");
+        // The run itself says it once, in the same words.
+        let line = tunproxy.line("/proc/sys is read-only");
+        assert!(line.contains("accept_local=1. What that costs: "), "{line}");
+        assert_eq!(tunproxy.output().matches("WARN").count(), 1, "{}", tunproxy.output());
         assert!(tunproxy.stop().success());
     });
 }

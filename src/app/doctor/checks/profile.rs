@@ -2,6 +2,7 @@
 
 use super::super::finding::Finding;
 use super::super::record::{Record, Server};
+use crate::platform::interface_not_there;
 
 /// More errors than this say nothing more.
 const MOST: usize = 5;
@@ -25,6 +26,13 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
             "read them: `tunproxy check --profile FILE`",
         ));
     }
+    let missing = |(_, name): &&(&str, String)| record.links.iter().all(|link| link.name != *name);
+    found.extend(profile.interfaces.iter().filter(missing).map(|(key, name)| {
+        Finding::warning(
+            interface_not_there(key, name),
+            "if it is misspelt, write it as `ip link` shows it, without `@`",
+        )
+    }));
     let servers = &record.probes.servers;
     let dead = servers.iter().filter_map(|server| Some((server, server.outcome.as_ref().err()?)));
     found.extend(dead.map(|(server, why)| unreachable(server, why)));
@@ -61,6 +69,16 @@ mod tests {
     fn a_profile_without_mistakes_is_fine_and_none_is_not_looked_at() {
         assert!(only_problem(&check(&running())).is_none());
         assert!(check(&Record { profile: None, ..quiet() }).is_empty());
+    }
+
+    #[test]
+    fn an_interface_that_is_not_there_is_a_warning_and_one_that_is_none() {
+        let mut record = running();
+        let there = record.links[0].name.clone();
+        let named = vec![("include-interface", there), ("exclude-interface", "wg7".to_owned())];
+        record.profile.as_mut().unwrap().interfaces = named;
+        let told = warnings(&check(&record));
+        assert!(told.len() == 1 && told[0].contains("tun.exclude-interface: there is no interface wg7"), "{told:?}");
     }
 
     #[test]
