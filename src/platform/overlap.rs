@@ -42,7 +42,12 @@ fn share(a: &IpNet, b: &IpNet) -> bool {
 
 /// The networks that this host is in, each with the words for it: those of its addresses, and those on-link.
 fn networks(options: &HostOptions, survey: &Survey) -> Vec<(IpNet, String)> {
-    let name = |index: u32| survey.link_name(index).filter(|name| *name != options.tun);
+    // Another run's TUN is no network: what is sent into it goes to that run alone, and several may share a namespace.
+    let is_run = |index: u32| {
+        let ours = |net: &IpNet| net.addr().is_ipv4() && options.addresses.contains(net);
+        survey.addresses.iter().any(|(at, net)| *at == index && ours(net))
+    };
+    let name = |index: u32| survey.link_name(index).filter(|name| *name != options.tun && !is_run(index));
     let uplinks = survey.uplinks();
     let words = |index: u32, name: &str| {
         let uplink = if uplinks.contains(&index) { ", an uplink" } else { "" };
@@ -93,6 +98,17 @@ mod tests {
         survey.links.push(crate::platform::Link { index, name: options().tun });
         survey.addresses.extend(options().addresses.iter().map(|net| (index, *net)));
         assert_eq!(overlap(&options(), &survey), None);
+    }
+
+    #[test]
+    fn another_run_with_the_same_ranges_is_no_network() {
+        let mut survey = plain();
+        survey.links.push(crate::platform::Link { index: 77, name: "tun1".to_owned() });
+        survey.addresses.extend(options().addresses.iter().map(|net| (77, *net)));
+        assert_eq!(overlap(&options(), &survey), None);
+        // A network that only shares the addresses is one.
+        survey.addresses = vec![(77, "198.18.0.1/16".parse().unwrap())];
+        assert!(overlap(&options(), &survey).is_some());
     }
 
     #[test]

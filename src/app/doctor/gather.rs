@@ -28,7 +28,7 @@ use super::record::{
 use crate::dns;
 use crate::net::Name;
 use crate::platform::{
-    self, Family, HostPlan, JournalError, Journalled, Netlink, NftState, Survey, firewall_rules, holder,
+    self, Family, HostPlan, JournalError, Journalled, KillSwitch, Netlink, NftState, Survey, firewall_rules, holder,
     may_administer_network, nft_program, parameters_are_read_only, program_may_administer_network, read_parameter,
 };
 use crate::profile::Profile;
@@ -88,7 +88,11 @@ pub(super) fn host(
         our_routes,
         parameters,
         resolver: Resolver { resolv_conf: resolv_conf(), hosts: hosts() },
-        firewall: Firewall { installed: nft_program().is_some(), ruleset: firewall_rules() },
+        firewall: Firewall {
+            installed: nft_program().is_some(),
+            ruleset: firewall_rules(),
+            closed: KillSwitch::all().unwrap_or_default(),
+        },
         rights: Rights {
             network,
             by_file: program_may_administer_network(),
@@ -165,6 +169,7 @@ fn journal(state: &Path, unseen: &mut Vec<String>) -> Result<Option<Journal>, Un
         elsewhere,
         rules: journal.rules().cloned().collect(),
         kill_switch: journal.kill_switch().map(str::to_owned),
+        opened: journal.opened().is_some(),
     }))
 }
 

@@ -172,7 +172,7 @@ fn a_kill_switch_that_somebody_flushed_is_missed_by_doctor_and_status() {
         let closed = place.ask(&lab.host, "status").stderr;
         assert!(closed.contains("is closed (firewall table inet"), "{closed}");
         lab.host.nft("flush ruleset");
-        let words = "is not in force: its firewall table inet tunproxy is gone or empty";
+        let words = "is not in force: its firewall table inet tunproxy is gone, or lacks rules";
         let found = told(&examine(&place, &lab.host), "problem");
         let missed = found.iter().find(|it| it.contains(words)).unwrap_or_else(|| panic!("{found:#?}"));
         assert!(
