@@ -34,34 +34,49 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
         )
     }));
     let servers = &record.probes.servers;
-    let dead = servers.iter().filter_map(|server| Some((server, server.outcome.as_ref().err()?)));
+    let (placeholders, meant): (Vec<&Server>, Vec<&Server>) = servers.iter().partition(|server| server.example);
+    let dead = meant.iter().filter_map(|server| Some((server, server.outcome.as_ref().err()?)));
     found.extend(dead.map(|(server, why)| unreachable(server, why)));
+    found.extend(placeholders.iter().filter(|server| server.used).map(|server| in_use(server)));
     if found.is_empty() {
-        found.push(Finding::fine(match servers.len() {
+        found.push(Finding::fine(match meant.len() {
             0 => "the profile can be run".to_owned(),
             many => format!("the profile can be run, and each of its {many} proxies accepts connections"),
         }));
     }
+    found.extend(placeholders.iter().filter(|server| !server.used).map(|server| unused(server)));
     found
 }
 
 /// A proxy that does not answer. It matters only where flows go there.
 fn unreachable(server: &Server, why: &str) -> Finding {
-    let Server { shown, place, used, example, .. } = server;
-    let placeholder = if *example { ". It is a placeholder: its address is reserved for examples" } else { "" };
-    let what = format!("the proxy {shown} cannot be reached from here: {why}{placeholder}");
-    let advice = match example {
-        true => format!("write your own proxy's `server` and `port` at {place}, or take it out"),
-        false => format!("look whether its `server` and `port` are right ({place}) and whether it runs"),
-    };
+    let Server { shown, place, used, .. } = server;
+    let what = format!("the proxy {shown} cannot be reached from here: {why}");
+    let advice = format!("look whether its `server` and `port` are right ({place}) and whether it runs");
     match used {
         true => Finding::problem(what, advice + "; what goes there is refused meanwhile"),
         false => Finding::warning(what + "; no rule leads there as things stand", advice),
     }
 }
 
+/// A placeholder that flows go to.
+fn in_use(Server { shown, place, .. }: &Server) -> Finding {
+    Finding::problem(
+        format!("the proxy {shown} is a placeholder, its address reserved for examples: what goes there is refused"),
+        format!("write your own proxy's `server` and `port` at {place}, or have the rules and groups name another"),
+    )
+}
+
+/// One that waits for its owner, as in a profile that was just copied.
+fn unused(Server { shown, place, .. }: &Server) -> Finding {
+    Finding::fine(format!(
+        "the proxy {shown} is a placeholder, and no rule leads there: before one does, it must be replaced by your own ({place})"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::super::finding::Severity;
     use super::super::super::fixture::{only_problem, quiet, running, warnings};
     use super::*;
 
@@ -96,10 +111,13 @@ mod tests {
         let found = check(&record);
         let problem = only_problem(&found).unwrap();
         assert!(problem.what.contains("dead (9.9.9.9:1080)") && problem.advice.contains("mine.yaml:7"), "{problem:?}");
-        // One that nothing goes to may be what the profile came with.
+        record.probes.servers = vec![Server { used: false, ..dead.clone() }];
+        assert!(only_problem(&check(&record)).is_none() && warnings(&check(&record)).len() == 1);
+        // What the profile came with is a remark, until something goes there.
         record.probes.servers = vec![Server { used: false, example: true, ..dead.clone() }];
-        assert!(only_problem(&check(&record)).is_none());
-        assert!(warnings(&check(&record))[0].contains("is a placeholder"), "{:?}", check(&record));
+        let found = check(&record);
+        assert!(found.iter().all(|it| it.severity == Severity::Fine) && found.len() == 2, "{found:?}");
+        assert!(found[0].what == "the profile can be run" && found[1].what.contains("must be replaced"), "{found:?}");
         record.probes.servers = vec![Server { example: true, ..dead }];
         assert!(only_problem(&check(&record)).unwrap().what.contains("is a placeholder"));
         record.probes.servers = vec![server("alive (9.9.9.8:1080)", Ok(()))];
