@@ -34,41 +34,37 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
         )
     }));
     let servers = &record.probes.servers;
-    let (placeholders, meant): (Vec<&Server>, Vec<&Server>) = servers.iter().partition(|server| server.example);
+    let waits = |server: &&Server| server.example && !server.used && server.outcome.is_err();
+    let (placeholders, meant): (Vec<&Server>, Vec<&Server>) = servers.iter().partition(waits);
     let dead = meant.iter().filter_map(|server| Some((server, server.outcome.as_ref().err()?)));
     found.extend(dead.map(|(server, why)| unreachable(server, why)));
-    found.extend(placeholders.iter().filter(|server| server.used).map(|server| in_use(server)));
     if found.is_empty() {
         found.push(Finding::fine(match meant.len() {
             0 => "the profile can be run".to_owned(),
             many => format!("the profile can be run, and each of its {many} proxies accepts connections"),
         }));
     }
-    found.extend(placeholders.iter().filter(|server| !server.used).map(|server| unused(server)));
+    found.extend(placeholders.into_iter().map(placeholder));
     found
 }
 
 /// A proxy that does not answer. It matters only where flows go there.
 fn unreachable(server: &Server, why: &str) -> Finding {
-    let Server { shown, place, used, .. } = server;
-    let what = format!("the proxy {shown} cannot be reached from here: {why}");
-    let advice = format!("look whether its `server` and `port` are right ({place}) and whether it runs");
+    let Server { shown, place, used, example, .. } = server;
+    let placeholder = if *example { ". It is a placeholder: its address is reserved for examples" } else { "" };
+    let what = format!("the proxy {shown} cannot be reached from here: {why}{placeholder}");
+    let advice = match example {
+        true => format!("write your own proxy's `server` and `port` at {place}, or take it out"),
+        false => format!("look whether its `server` and `port` are right ({place}) and whether it runs"),
+    };
     match used {
         true => Finding::problem(what, advice + "; what goes there is refused meanwhile"),
         false => Finding::warning(what + "; no rule leads there as things stand", advice),
     }
 }
 
-/// A placeholder that flows go to.
-fn in_use(Server { shown, place, .. }: &Server) -> Finding {
-    Finding::problem(
-        format!("the proxy {shown} is a placeholder, its address reserved for examples: what goes there is refused"),
-        format!("write your own proxy's `server` and `port` at {place}, or have the rules and groups name another"),
-    )
-}
-
 /// One that waits for its owner, as in a profile that was just copied.
-fn unused(Server { shown, place, .. }: &Server) -> Finding {
+fn placeholder(Server { shown, place, .. }: &Server) -> Finding {
     Finding::fine(format!(
         "the proxy {shown} is a placeholder, and no rule leads there: before one does, it must be replaced by your own ({place})"
     ))
