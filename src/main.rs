@@ -28,7 +28,7 @@ fn end(outcome: anyhow::Result<u8>, format: Format) -> ExitCode {
         Ok(code) => return ExitCode::from(code),
         Err(error) => error,
     };
-    let text = in_words(&error);
+    let text = told(&error);
     let line = match format {
         Format::Text => format!("tunproxy: {text}"),
         Format::Json => serde_json::json!({"level": "ERROR", "target": "tunproxy", "message": text}).to_string(),
@@ -39,7 +39,7 @@ fn end(outcome: anyhow::Result<u8>, format: Format) -> ExitCode {
 
 /// What failed, and that a kill switch is closed, if one is: nobody would look for that there.
 fn with_note(error: &anyhow::Error, state: &Path) -> anyhow::Error {
-    let told = in_words(error);
+    let told = told(error);
     match app::closed_note(state) {
         Some(note) => {
             let end = if told.ends_with(['.', '?']) { "" } else { "." };
@@ -47,6 +47,12 @@ fn with_note(error: &anyhow::Error, state: &Path) -> anyhow::Error {
         }
         None => anyhow!(told),
     }
+}
+
+/// What failed, why, and what to do where it is this process that lacks something.
+fn told(error: &anyhow::Error) -> String {
+    let words = in_words(error);
+    app::descriptors_note(error).map_or_else(|| words.clone(), |note| format!("{words}. {note}"))
 }
 
 /// What failed and why. Most errors of the library tell their cause themselves; it is not said twice.

@@ -3,13 +3,16 @@
 use std::path::Path;
 
 use super::places::{STATE_OF_ROOT, option};
-use crate::platform::{Journalled, KillSwitch, firewall_rules, holder, left_closed};
+use crate::platform::{Journalled, holder, left_closed};
 
 /// What to say of a kill switch that is closed on this host with no run behind it, to somebody who has asked for `state`.
 /// None where there is none, or where this user may not look at the firewall.
 #[must_use]
 pub fn closed_note(state: &Path) -> Option<String> {
-    let Some(found) = left_closed() else { return opened_note(state) };
+    if let Some(note) = opened_note(state) {
+        return Some(note);
+    }
+    let found = left_closed()?;
     Some(format!(
         "The kill switch of a run that has ended is closed (firewall table inet {}): nothing leaves this host but to its own \
          networks. To open it: {}",
@@ -18,20 +21,21 @@ pub fn closed_note(state: &Path) -> Option<String> {
     ))
 }
 
-/// What to say of a kill switch that the journal in `state` knows to be closed, while its firewall table is gone.
+/// What to say of a kill switch that a journal, that in `state` or root's own, knows to be closed, while its firewall table is
+/// not what it should be.
 fn opened_note(state: &Path) -> Option<String> {
-    let journal = Journalled::read(state).ok().filter(|_| holder(state).is_none())?;
-    let table = journal.kill_switch()?;
-    let found = KillSwitch::in_rules(&firewall_rules().ok()?);
-    let open = found.iter().all(|found| found.table != table);
-    open.then(|| format!("{}. {}", what_is_open(table), how_to_close(state)))
+    let note = |state: &Path| {
+        let journal = Journalled::read(state).ok().filter(|_| holder(state).is_none())?;
+        Some(format!("{}. {}", what_is_open(journal.opened()?), how_to_close(state)))
+    };
+    note(state).or_else(|| note(Path::new(STATE_OF_ROOT)))
 }
 
 /// A kill switch without its firewall table, in words.
 pub(super) fn what_is_open(table: &str) -> String {
     format!(
-        "The kill switch of an earlier run is not in force: its firewall table inet {table} is gone or empty, as after `nft \
-         flush ruleset`. What is bound to an interface or an address leaves this host past it, and our rules refuse the rest"
+        "The kill switch of an earlier run is not in force: its firewall table inet {table} is gone, or lacks rules, as after \
+         `nft flush ruleset`. What is bound to an interface or an address leaves this host past it, and our rules refuse the rest"
     )
 }
 

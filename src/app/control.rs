@@ -1,6 +1,7 @@
 //! The control socket: a unix socket in the state directory, one JSON object a line each way.
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -32,6 +35,11 @@ const CUT: &str = "it has ended without an answer";
 const LOOK: Duration = Duration::from_millis(50);
 /// How long one waits for the end of a run that was told to stop: flows may take three seconds, a busy firewall ten.
 const END: Duration = Duration::from_secs(45);
+/// How long one waits for a run that does not answer, because it is about to start or to end: every program that a start waits
+/// for is given up after ten seconds.
+const SILENCE: Duration = Duration::from_secs(120);
+/// After so long somebody who waits wants to know for what.
+const WORD: Duration = Duration::from_secs(2);
 
 /// What can be asked of a running program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,9 +185,16 @@ fn connect(state: &Path) -> anyhow::Result<BlockingStream> {
 
 /// The answer to `command`, and what else is to come.
 fn exchange(stream: &BlockingStream, command: Command) -> anyhow::Result<(serde_json::Value, impl BufRead)> {
+    send(stream, command)?;
+    answer(stream)
+}
+
+fn send(mut stream: &BlockingStream, command: Command) -> anyhow::Result<()> {
+    writeln!(stream, "{}", serde_json::to_string(&command)?).context(CUT)
+}
+
+fn answer(stream: &BlockingStream) -> anyhow::Result<(serde_json::Value, impl BufRead)> {
     stream.set_read_timeout(Some(ANSWER))?;
-    let mut asking = stream;
-    writeln!(asking, "{}", serde_json::to_string(&command)?).context(CUT)?;
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     match reader.read_line(&mut line) {
@@ -189,6 +204,16 @@ fn exchange(stream: &BlockingStream, command: Command) -> anyhow::Result<(serde_
         Err(error) => return Err(error).context(CUT),
     }
     Ok((serde_json::from_str(&line).context("the answer cannot be read")?, reader))
+}
+
+/// Whether there is something to be read, or an end, within `limit`.
+fn is_ready(stream: &BlockingStream, limit: Duration) -> io::Result<bool> {
+    let mut looked_at = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut looked_at, PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::EINTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn is_late(error: &io::Error) -> bool {
@@ -202,19 +227,62 @@ fn is_closed(error: &anyhow::Error) -> bool {
     matches!(kind, Some(BrokenPipe | ConnectionRefused | ConnectionReset | NotFound | UnexpectedEof))
 }
 
-/// Tells the run to stop and waits for its end. Whoever comes when it is stopping already, and is let in no more, waits for
-/// that end like the one who has asked for it.
+/// Tells the run to stop and waits for its end. Whoever comes when it is about to start, or is stopping already and lets in
+/// nobody, waits for that end like the one who has asked for it.
 fn stop(state: &Path) -> anyhow::Result<serde_json::Value> {
-    let (run, begun) = (holder(state), Instant::now());
+    let (run, mut waiting) = (holder(state), Waiting::new(holder(state)));
     loop {
-        match connect(state).and_then(|stream| told_to_stop(&stream)) {
+        match connect(state).and_then(|stream| told_to_stop(&stream, &mut waiting)) {
             Ok(Some(refusal)) => return Ok(refusal),
             Ok(None) => break,
-            Err(error) if run.is_none() || !is_closed(&error) || begun.elapsed() > END => return Err(error),
+            Err(error) if run.is_none() || !is_closed(&error) => return Err(error),
             Err(_) if holder(state) != run => break,
-            Err(_) => std::thread::sleep(LOOK),
+            Err(_) => {
+                waiting.go_on()?;
+                std::thread::sleep(LOOK);
+            }
         }
     }
+    ended(state)
+}
+
+/// Somebody waits for the answer of a run.
+struct Waiting {
+    run: Option<i32>,
+    begun: Instant,
+    told: bool,
+}
+
+impl Waiting {
+    fn new(run: Option<i32>) -> Self {
+        Self { run, begun: Instant::now(), told: false }
+    }
+
+    /// Says once for what one waits.
+    ///
+    /// # Errors
+    /// It has been too long.
+    fn go_on(&mut self) -> anyhow::Result<()> {
+        let who = self.run.map_or_else(|| "it".to_owned(), |run| format!("process {run}"));
+        let waited = self.begun.elapsed();
+        if waited >= SILENCE {
+            bail!(
+                "{who} has neither answered nor ended within {} s: it hangs, or what it waits for does; its log may say why, \
+                 and `tunproxy doctor` more",
+                SILENCE.as_secs()
+            );
+        }
+        if waited >= WORD && !std::mem::replace(&mut self.told, true) {
+            // Whoever reads it may be gone.
+            let _ =
+                writeln!(io::stderr(), "{who} does not answer yet: it is about to start, or to end; waiting for that");
+        }
+        Ok(())
+    }
+}
+
+/// What there is to say when a run that was told to stop has ended.
+fn ended(state: &Path) -> anyhow::Result<serde_json::Value> {
     // What another run has changed that began meanwhile is none of its.
     let left = || Journalled::read(state).is_ok_and(|journal| !journal.commands().is_empty());
     if holder(state).is_none() && left() {
@@ -227,8 +295,12 @@ fn stop(state: &Path) -> anyhow::Result<serde_json::Value> {
 }
 
 /// Returns when it has ended, or with its answer if it will not hear of it.
-fn told_to_stop(stream: &BlockingStream) -> anyhow::Result<Option<serde_json::Value>> {
-    let (answer, mut reader) = exchange(stream, Command::Stop)?;
+fn told_to_stop(stream: &BlockingStream, waiting: &mut Waiting) -> anyhow::Result<Option<serde_json::Value>> {
+    send(stream, Command::Stop)?;
+    while !is_ready(stream, WORD)? {
+        waiting.go_on()?;
+    }
+    let (answer, mut reader) = answer(stream)?;
     if answer.get("error").is_some() {
         return Ok(Some(answer));
     }

@@ -35,13 +35,19 @@ pub const WITHOUT_MEANING_IN_EXEC: &[&str] = &[
 ];
 
 /// What is passed on to the command. The last tells of its end.
-const PASSED: [Signal; 7] = [
+const PASSED: [Signal; 13] = [
     Signal::SIGINT,
     Signal::SIGQUIT,
     Signal::SIGTERM,
     Signal::SIGHUP,
     Signal::SIGUSR1,
     Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGVTALRM,
+    Signal::SIGPROF,
+    Signal::SIGIO,
+    Signal::SIGPWR,
+    Signal::SIGSTKFLT,
     Signal::SIGCHLD,
 ];
 
@@ -95,7 +101,7 @@ pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
         worker::drain(&workers, DRAIN, impatience(&signals)).await;
         worker::end(&workers, false);
         // Whoever is left in the background would wait for answers that nobody gives.
-        for failure in stand_ins.iter().filter_map(|far_end| rootless::take_down(far_end).err()) {
+        for failure in stand_ins.iter().filter_map(|beside| rootless::take_down(beside).err()) {
             tracing::debug!("the device of the namespace stays up: {failure}");
         }
         Ok(code(status))

@@ -7,10 +7,11 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use super::control::{Command, ask};
+use super::limits::refuses_a_start;
 use super::places::{STATE_OF_ROOT, by_root, hides_from_us};
-use super::run::Run;
+use super::run::{Run, workers_wanted};
 use crate::platform::{
-    Before, FOUND_OPEN, Group, HostPlan, JournalError, Journalled, NftState, Numbers, Survey, holder, left_closed,
+    Before, FOUND_OPEN, Group, HostPlan, JournalError, Journalled, NftState, Numbers, Survey, holder,
     may_administer_network, nft_program,
 };
 use crate::profile::Profile;
@@ -74,13 +75,14 @@ pub fn plan(profile: &Profile, file: &Path, state: &Path) -> anyhow::Result<Outl
         return Ok(Outline::empty(false, "tun.enable is false, so a run of this profile changes nothing on the host"));
     }
     let mut survey = Survey::take()?;
-    let opened = journal.is_closed() && matches!(survey.nft, NftState::Present { .. }) && left_closed().is_none();
+    let opened = journal.opened().is_some();
     survey = survey.without(&journal);
     assume_a_firewall(&mut survey, &mut unseen, &again);
     let without_ipv6 = survey.foresee_ipv6();
     let run = Run { profile, state };
     let options = run.options(run.device_name());
     let refused = obstacle
+        .or_else(|| refuses_a_start(workers_wanted()))
         .or_else(|| in_the_way(&journal, state))
         .or_else(|| HostPlan::may_start(&options, &survey).err().map(|error| error.to_string()));
     let plan = match (HostPlan::new(&options, &survey), &refused) {

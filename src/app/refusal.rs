@@ -25,7 +25,9 @@ pub(super) fn explain_tun(name: &str, error: &io::Error) -> anyhow::Error {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
             anyhow!("{NODE} is missing: the kernel's TUN driver is not loaded (sudo modprobe tun)")
         }
-        _ => anyhow!("cannot make the TUN {name}: {error}"),
+        // With its cause, of which more may be said.
+        Some(number) => anyhow!(io::Error::from_raw_os_error(number)).context(format!("cannot make the TUN {name}")),
+        None => anyhow!("cannot make the TUN {name}: {error}"),
     }
 }
 

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::build::{self, Addresses, Outside};
 use super::control::{Answers, Control};
 use super::guard::{Board, Guard};
-use super::limits::raise_descriptor_limit;
+use super::limits::{enough_descriptors, raise_descriptor_limit};
 use super::nameservers::is_here;
 use super::refusal::explain_tun;
+use super::signals::Signals;
 use super::worker::{self, Drain, Seed, Worker};
 use super::{rights, status, supervisor};
 use crate::dispatch::Core;
@@ -24,7 +24,7 @@ use crate::dns;
 use crate::inbound::{Access, Listener};
 use crate::platform::{
     Applied, Dialer, FOUND_OPEN, Fwmark, HostError, HostOptions, HostPlan, Journal, NftState, OwnSockets, Proof,
-    Report, Survey, TunQueue, Turn, Wishes, ask_ahead, is_ignored, open_tun, unblock_signals,
+    Report, Survey, TunQueue, Turn, Wishes, ask_ahead, open_tun, unblock_signals,
 };
 use crate::profile::{DEVICE, Profile};
 use crate::session::Inbound;
@@ -43,6 +43,7 @@ const DRAIN: Drain = Drain { quiet: Duration::from_millis(500), most: Duration::
 /// What could not be set up, and what to do about it; or what failed while running.
 pub fn run(profile: &Profile, state: &Path) -> anyhow::Result<()> {
     raise_descriptor_limit();
+    enough_descriptors(if profile.tun.enable { workers_wanted() } else { 1 })?;
     // Whoever started us may have had some blocked: a stop must come through.
     unblock_signals()?;
     let profile = &rights::within(profile)?;
@@ -435,56 +436,7 @@ async fn hand_on(listener: Listener, workers: Rc<Vec<Worker>>) {
     }
 }
 
-/// The signals that mean something to a run; while it is there, none of them kills the process. One that was ignored when
-/// we began stays so (`nohup`, a shell's job in the background), except SIGTERM: somebody must be able to end us.
-struct Signals {
-    interrupt: Option<Signal>,
-    quit: Option<Signal>,
-    terminate: Signal,
-    hangup: Option<Signal>,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        let unless_ignored = |kind: SignalKind| match nix::sys::signal::Signal::try_from(kind.as_raw_value()) {
-            Ok(known) if is_ignored(known) => {
-                tracing::info!("{known} is ignored, as it was when this program was started");
-                Ok(None)
-            }
-            _ => signal(kind).map(Some),
-        };
-        Ok(Self {
-            interrupt: unless_ignored(SignalKind::interrupt())?,
-            quit: unless_ignored(SignalKind::quit())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: unless_ignored(SignalKind::hangup())?,
-        })
-    }
-
-    /// Returns when it is time to stop.
-    async fn end(&mut self) {
-        loop {
-            tokio::select! {
-                () = heard(&mut self.interrupt) => return,
-                () = heard(&mut self.quit) => return,
-                _ = self.terminate.recv() => return,
-                () = heard(&mut self.hangup) => {
-                    tracing::warn!("reload is not there yet: SIGHUP changes nothing, restart to read the profile again");
-                }
-            }
-        }
-    }
-}
-
-/// Returns when the signal comes, if it is one that we listen to.
-async fn heard(signal: &mut Option<Signal>) {
-    match signal {
-        Some(signal) => drop(signal.recv().await),
-        None => std::future::pending().await,
-    }
-}
-
 /// One for each core, up to what the directory of flows is worth.
-fn workers_wanted() -> usize {
+pub(super) fn workers_wanted() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get).min(MOST_WORKERS)
 }

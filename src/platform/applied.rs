@@ -13,6 +13,7 @@ use super::imp::nft::{OwnedTable, Ready};
 use super::imp::{resolv_conf, sysctl};
 use super::journal::{Journal, JournalError};
 use super::layout::{self, CAPTURE_STAGE};
+use super::not_set::not_set;
 use super::plan::{HostPlan, Sysctl};
 use super::resolver::DnsPlan;
 use super::routing::{Route, Rule};
@@ -306,6 +307,7 @@ impl Applied {
             self.plan.steps().into_iter().map(|step| (step.clone(), self.undos(&step))).collect();
         let lasting = steps.iter().flat_map(|(_, undos)| undos).filter(|undo| undo.outlives_us());
         let mut ids = self.journal.record(lasting)?.into_iter();
+        let mut failed = Vec::new();
         for (step, undos) in steps {
             let mut number = |undo: Undo| (undo.outlives_us().then(|| ids.next()).flatten(), undo);
             let undos: Vec<(Option<u64>, Undo)> = undos.into_iter().map(&mut number).collect();
@@ -323,11 +325,15 @@ impl Applied {
                         return Err(error);
                     }
                     self.journal.void(&void)?;
-                    self.warnings.push(error.to_string());
+                    match &step {
+                        Step::Sysctl(sysctl) => failed.push((sysctl.clone(), error)),
+                        _ => self.warnings.push(error.to_string()),
+                    }
                     self.passed_over.push(step);
                 }
             }
         }
+        self.warnings.extend(told_of(&failed));
         Ok(())
     }
 
@@ -404,6 +410,18 @@ impl Applied {
             }
         }
     }
+}
+
+/// One warning for all parameters that could not be set.
+fn told_of(failed: &[(Sysctl, HostError)]) -> Option<String> {
+    failed.iter().for_each(|(_, error)| tracing::debug!("{error}"));
+    let (_, first) = failed.first()?;
+    let why = match sysctl::are_read_only() {
+        true => "/proc/sys is read-only here, as in most containers".to_owned(),
+        false => first.to_string(),
+    };
+    let wanted: Vec<&Sysctl> = failed.iter().map(|(sysctl, _)| sysctl).collect();
+    Some(format!("{why}: tunproxy could not set {}. `tunproxy doctor` says what to do", not_set(&wanted)))
 }
 
 /// A switch that drags others along: they come back after it, because undoing goes from the last to the first.

@@ -1,10 +1,10 @@
 //! Undoing what a run left that ended without doing so: by `cleanup`, and at the next start.
 
 use std::fmt;
+use std::io;
 use std::path::Path;
 
 use super::applied::HostError;
-use super::firewall::TableId;
 use super::imp::nft;
 use super::journal::{Journal, Origin};
 use super::proof::{firewall, still_in_place};
@@ -13,7 +13,7 @@ use super::undo::{Undo, Undone};
 use super::{Netlink, Turn};
 
 /// What to say of a kill switch that ought to be closed and is not.
-pub const FOUND_OPEN: &str = "the kill switch of the earlier run is not in force: its firewall table is gone or empty. \
+pub const FOUND_OPEN: &str = "the kill switch of the earlier run is not in force: its firewall table is gone, or lacks rules. \
                               Another program has removed it, unless that run was killed before it was ready; since then \
                               traffic may have left unprotected";
 
@@ -32,7 +32,7 @@ pub struct Report {
     pub unreadable: usize,
     /// The kill switch of the crashed run was left as it was found, with the rules and routes that belong to it.
     pub stays_closed: bool,
-    /// Its firewall table was not there, or empty ([`FOUND_OPEN`]).
+    /// Its firewall table was not there, or lacked rules ([`FOUND_OPEN`]).
     pub found_open: bool,
 }
 
@@ -171,6 +171,8 @@ impl Journal {
         let elsewhere = |namespace| HostError::Elsewhere { journal: self.path().to_owned(), namespace };
         let due = self.leftovers.due().map_err(elsewhere)?;
         let mut report = Report { unreadable: self.leftovers.unreadable, died: due.died.len(), ..Report::default() };
+        let is_table = |(_, undo): &(u64, Undo)| matches!(undo, Undo::Table(_));
+        report.found_open = due.undos.iter().any(is_table) && !has_closed(&due.undos);
         let (mut failed, mut kept, mut void, mut done) = (Vec::new(), Vec::new(), due.died, Vec::new());
         if !due.undos.is_empty() {
             let mut netlink = Netlink::open()?;
@@ -183,7 +185,6 @@ impl Journal {
                 match undo.perform(&mut netlink) {
                     Ok(Undone::Restored) => done.push((id, undo)),
                     Ok(Undone::AlreadyGone) => {
-                        report.found_open |= matches!(undo, Undo::Table(_));
                         void.push(id);
                         report.already_gone += 1;
                     }
@@ -221,9 +222,23 @@ impl Journal {
     }
 }
 
+/// Whether one of the kill switch's tables among `undos` is in force. While a table is changed, what it was and what it is to
+/// become are both on record.
+///
+/// # Errors
+/// The firewall cannot be read.
+pub(super) fn stands<'a>(undos: impl Iterator<Item = &'a Undo>) -> io::Result<bool> {
+    for undo in undos {
+        if let Undo::Table(table) = undo
+            && nft::stands(table)?
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Whether the kill switch among `undos` is in force. Where the firewall cannot be read, the journal's word stands.
 fn has_closed(undos: &[(u64, Undo)]) -> bool {
-    let Ok(closed) = nft::closed() else { return true };
-    let stands = |table: &TableId| closed.iter().any(|(name, _)| *name == table.name);
-    undos.iter().any(|(_, undo)| matches!(undo, Undo::Table(table) if stands(table)))
+    stands(undos.iter().map(|(_, undo)| undo)).unwrap_or(true)
 }

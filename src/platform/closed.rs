@@ -1,8 +1,9 @@
 //! What keeps traffic in when nothing carries it: routes that refuse, behind those that lead into the TUN. And whether a run
 //! that ended has left it so.
 
+use std::io;
+
 use super::Netlink;
-use super::firewall::ruleset;
 use super::imp::nft;
 use super::plan::HostOptions;
 use super::routing::{Route, RouteKind};
@@ -48,10 +49,12 @@ pub struct KillSwitch {
 }
 
 impl KillSwitch {
-    /// Those that are in force in `ruleset`, as `nft list ruleset` prints it.
-    #[must_use]
-    pub fn in_rules(ruleset: &str) -> Vec<Self> {
-        ruleset::closed(ruleset).into_iter().map(|(table, tun)| Self { table, tun }).collect()
+    /// Those that are in force on this host, whoever has made them.
+    ///
+    /// # Errors
+    /// The firewall may not be looked at.
+    pub fn all() -> io::Result<Vec<Self>> {
+        Ok(nft::closed()?.into_iter().map(|(table, tun)| Self { table, tun }).collect())
     }
 }
 
@@ -59,9 +62,8 @@ impl KillSwitch {
 /// be looked at.
 #[must_use]
 pub fn left_closed() -> Option<KillSwitch> {
-    let mut found = nft::closed().ok()?.into_iter().map(|(table, tun)| KillSwitch { table, tun });
     let netlink = Netlink::open().ok()?;
-    found.find(|found| netlink.index(&found.tun).is_err())
+    KillSwitch::all().ok()?.into_iter().find(|found| netlink.index(&found.tun).is_err_and(|error| error.is_gone()))
 }
 
 /// The refusing routes of a kill switch, behind each route into the TUN, so that what the rules take ends there when the

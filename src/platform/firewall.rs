@@ -1,6 +1,6 @@
 //! The text of our nftables table: what routing rules alone cannot say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;
 
@@ -8,7 +8,6 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 mod kill_switch;
-pub(super) mod ruleset;
 
 use super::closed;
 use super::plan::HostOptions;
@@ -52,9 +51,23 @@ pub(super) struct TableId {
     pub(super) name: String,
     /// What they say of themselves. A table of that name without it is somebody else's.
     pub(super) comment: String,
+    /// How many rules each chain of the inet table has, by its name: with fewer it does not keep closed what it should. Nothing
+    /// where an older version has journalled it; that version passes over this, and both undo the same.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) rules: BTreeMap<String, usize>,
 }
 
 impl TableId {
+    /// Whether `found`, the rules of each chain that the inet table has, keeps closed what it should. What others have added to
+    /// it is theirs.
+    pub(super) fn is_whole(&self, found: &BTreeMap<String, usize>) -> bool {
+        match self.rules.is_empty() {
+            // None of ours has a chain without rules.
+            true => !found.is_empty() && found.values().all(|rules| *rules > 0),
+            false => self.rules.iter().all(|(chain, rules)| found.get(chain).is_some_and(|found| found >= rules)),
+        }
+    }
+
     /// Whether a run of ours can have made it.
     pub(super) fn is_ours(&self) -> bool {
         let number = self.name.strip_prefix(NAME);
@@ -121,7 +134,9 @@ struct Writer<'a> {
 impl Nft {
     /// How to find the tables again when we are gone, if they are then still there.
     pub(super) fn lasting(&self) -> Option<TableId> {
-        self.comment.clone().map(|comment| TableId { name: self.table.clone(), comment })
+        let inet = self.chain_rules().into_iter().filter(|(family, ..)| *family == "inet");
+        let rules = inet.map(|(_, chain, rules)| (chain.to_owned(), rules)).collect();
+        self.comment.clone().map(|comment| TableId { name: self.table.clone(), comment, rules })
     }
 
     /// The names of the chains of the inet table.

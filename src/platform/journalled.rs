@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::cleanup::stands;
 use super::journal::{Journal, JournalError, Leftovers, Origin};
 use super::routing::{RouteKind, Rule};
 use super::survey::{NftState, Survey};
@@ -61,6 +62,13 @@ impl Journalled {
             _ => None,
         });
         table.filter(|_| self.is_of_here())
+    }
+
+    /// The firewall table of a kill switch that is to be closed and is not in force: gone, or without some of its rules. None
+    /// where the firewall may not be looked at.
+    #[must_use]
+    pub fn opened(&self) -> Option<&str> {
+        self.kill_switch().filter(|_| stands(self.undos()).is_ok_and(|stands| !stands))
     }
 
     /// The rules that it would delete.

@@ -11,6 +11,7 @@ mod journal;
 mod journalled;
 mod layout;
 mod may_start;
+mod not_set;
 mod outline;
 mod overlap;
 mod own_sockets;
@@ -59,6 +60,7 @@ pub use imp::watch::{Watch, Woken};
 pub use journal::{Journal, JournalError, Rehearsal};
 pub use journalled::{Journalled, holder};
 pub use may_start::PlanError;
+pub use not_set::not_set;
 pub use outline::{Before, Group};
 pub use own_sockets::{OwnSockets, Sending};
 pub use plan::{HostOptions, HostPlan, Sysctl};
@@ -67,6 +69,7 @@ pub use routing::{
     Family, Gateway, Link, LinkState, MarkMatch, Neighbour, Ports, Route, RouteKind, RouteTable, Rule, RuleAction,
     SeenLink, SeenRoute,
 };
+pub use selection::interface_not_there;
 pub use survey::{NftState, NoRoom, Numbers, Parameters, Survey, Wishes};
 pub use words::{
     parameter as parameter_name, ports as ports_in_words, protocol as protocol_name, rule as rule_command,

@@ -143,5 +143,8 @@ mod tests {
         let plan = HostPlan::with_numbers(&taken, &plain(), numbers).unwrap();
         assert!(plan.warnings.iter().any(|it| it.contains("the network of lan0")), "{:?}", plan.warnings);
         assert!(matches!(HostPlan::may_start(&taken, &plain()), Err(PlanError::Overlap(_))));
+        // The start is refused for it, which is to be said once.
+        let before = HostPlan::new(&taken, &plain()).unwrap();
+        assert_eq!(before.all_warnings().collect::<Vec<_>>(), [""; 0]);
     }
 }

@@ -129,7 +129,7 @@ impl HostPlan {
     pub fn new(options: &HostOptions, survey: &Survey) -> Result<Self, PlanError> {
         let numbers = survey.numbers(&options.wishes)?;
         let passed_over = wishes_passed_over(&options.wishes, &numbers, survey);
-        Ok(Self { passed_over, ..Self::with_numbers(options, survey, numbers)? })
+        Ok(Self { passed_over, ..Self::made(options, survey, numbers)? })
     }
 
     /// What will not work as wished, from the start on or on this host as it has become.
@@ -142,6 +142,15 @@ impl HostPlan {
     /// # Errors
     /// A name cannot be.
     pub(super) fn with_numbers(options: &HostOptions, survey: &Survey, numbers: Numbers) -> Result<Self, PlanError> {
+        let mut plan = Self::made(options, survey, numbers)?;
+        // A start refuses it; this is of a network that the host has joined since.
+        let shared = overlap(options, survey);
+        plan.warnings
+            .extend(shared.map(|it| format!("{it}: hosts there are not reached; choose another range and restart")));
+        Ok(plan)
+    }
+
+    fn made(options: &HostOptions, survey: &Survey, numbers: Numbers) -> Result<Self, PlanError> {
         for name in std::iter::once(&options.tun).chain(&options.lan_dns) {
             check_syntax(name)?;
         }
@@ -201,10 +210,7 @@ impl HostPlan {
         self.notes.extend(gateway_notes(options, survey));
         self.warnings.extend(rules_before_ours(&self.numbers, survey));
         self.warnings.extend(closed::by_another(survey));
-        // A start refuses it; this is of a network that the host has joined since.
-        let shared = overlap(options, survey);
-        self.warnings
-            .extend(shared.map(|it| format!("{it}: hosts there are not reached; choose another range and restart")));
+        self.warnings.extend(options.not_there(survey));
         Ok(())
     }
 }

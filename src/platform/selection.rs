@@ -1,17 +1,34 @@
 //! Whose traffic is taken: what a profile leaves out by interface and by user.
 
 use super::plan::HostOptions;
+use super::survey::Survey;
 
 /// The interface by which rules know what this host itself sends.
 const OWN_TRAFFIC: &str = "lo";
 /// Users of every namespace that has them all: the number above the last stands for nobody.
 pub(super) const EVERYBODY: (u32, u32) = (0, u32::MAX - 1);
 
+/// What to say of an interface that `key` of `tun` names and that is not there. Rules go by the name: the kernel heeds them
+/// when an interface comes to have it.
+#[must_use]
+pub fn interface_not_there(key: &str, name: &str) -> String {
+    format!("tun.{key}: there is no interface {name} now; it takes effect as soon as there is one")
+}
+
 impl HostOptions {
     /// Whether what arrives by the interface `name` is taken.
     pub(super) fn takes_interface(&self, name: &str) -> bool {
         let named = |list: &[String]| list.iter().any(|it| it == name);
         (self.include_interface.is_empty() || named(&self.include_interface)) && !named(&self.exclude_interface)
+    }
+
+    /// The interfaces that are taken or left out and that are not there, a warning each.
+    pub(super) fn not_there(&self, survey: &Survey) -> Vec<String> {
+        let missing = |name: &&String| *name != OWN_TRAFFIC && survey.links.iter().all(|link| link.name != **name);
+        let [included, excluded] =
+            [&self.include_interface, &self.exclude_interface].map(|list| list.iter().filter(missing));
+        let told = |key: &'static str| move |name: &String| interface_not_there(key, name);
+        included.map(told("include-interface")).chain(excluded.map(told("exclude-interface"))).collect()
     }
 
     /// Whether what this host itself sends is taken.

@@ -264,6 +264,47 @@ fn so_is_what_it_leaves_behind_a_stand_in_of_the_device() {
     });
 }
 
+#[test]
+fn what_a_command_has_in_the_background_is_refused_when_exec_is_killed() {
+    run(&["curl", "setsid", "/dev/net/tun"], || kill_with_a_background(&Topology::desktop()));
+}
+
+#[test]
+fn so_is_what_it_has_behind_a_stand_in_of_the_device() {
+    run(&["curl", "setsid"], || {
+        assert!(Said::of(Command::new("mount").args(["-t", "tmpfs", "none", "/dev/net"])).succeeded());
+        kill_with_a_background(&Topology::desktop());
+    });
+}
+
+fn kill_with_a_background(lab: &Topology) {
+    let _sites = Sites::open(lab);
+    let desk = world::fresh_dir("background");
+    let later = format!(
+        "curl -sS -o /dev/null -m 20 http://{V4}:80/; echo first $? >>out
+         while ip link show tun0 >/dev/null 2>&1; do sleep 0.02; done
+         curl -sS -m 20 http://{V4}:80/; echo new $? >>out
+         curl -sS -m 20 http://{NAME}:80/; echo name $? >>out\n"
+    );
+    fs::write(desk.join("later"), later).expect("a file on the lab's desk");
+    let script = format!(
+        "cd {}; setsid sh later >/dev/null 2>&1 & until [ -s {}/out ]; do sleep 0.02; done; echo left; exec sleep 1000",
+        desk.display(),
+        desk.display()
+    );
+    let mut command = Place::new(PROFILE).exec_command(&lab.host, &[]);
+    command.args(["sh", "-c", &script]);
+    let mut program = Program::start("exec", command);
+    program.wait_for(|line| line == "left").unwrap_or_else(|said| panic!("{said}"));
+    program.signal(Signal::SIGKILL);
+    program.wait();
+    let told = || fs::read_to_string(desk.join("out")).unwrap_or_default();
+    let all = world::poll_until(PATIENCE, || (told().lines().count() == 3).then_some(()));
+    assert!(all.is_some(), "the device stays, or nothing is refused: {}", told());
+    // 7: no connection. 6: no such name. Neither is 28, the end of patience.
+    assert_eq!(told(), "first 0\nnew 7\nname 6\n");
+}
+
 fn leave_in_the_background(lab: &Topology) {
     let _sites = Sites::open(lab);
     let mut capture = Capture::start(&lab.host, "eth0");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::support::program::PATIENCE;
+use super::support::program::{PATIENCE, Program};
 use super::support::tunproxy::Place;
 use super::support::{Dump, Topology, needs, run, world};
 
@@ -130,6 +130,29 @@ fn what_was_removed_while_nft_hung_is_back_as_soon_as_it_does_not() {
         let back = || lab.host.nft("list tables").contains("inet tunproxy").then_some(());
         assert!(world::poll_until(LIMIT, back).is_some(), "{}", tunproxy.output());
         assert!(tunproxy.stop().success());
+        before.assert_same(&Dump::take(&lab.host));
+    });
+}
+
+#[test]
+fn a_stop_during_a_start_that_hangs_says_what_it_waits_for_and_ends_with_the_start() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let before = Dump::take(&lab.host);
+        let place = place(false);
+        // What a crash leaves has to be undone first; its socket is there, and nobody listens.
+        let place = place.start(&lab.host).kill();
+        let mut starting = {
+            let hanging = Hanging::new();
+            let starting = Program::start("tunproxy", place.run_command(&lab.host));
+            hanging.until_called();
+            let said = place.ask(&lab.host, "stop");
+            assert!(said.succeeded() && said.stdout.contains("\"ok\": true"), "{said:?}");
+            assert!(said.stderr.contains(&format!("process {} does not answer yet", starting.pid())), "{said:?}");
+            assert!(said.stderr.contains("about to start"), "{said:?}");
+            starting
+        };
+        assert!(starting.wait().success(), "{}", starting.output());
         before.assert_same(&Dump::take(&lab.host));
     });
 }

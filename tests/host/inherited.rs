@@ -139,6 +139,41 @@ fn a_run_in_the_background_ignores_the_keyboard_and_heeds_who_wants_its_end() {
 }
 
 #[test]
+fn a_run_passes_over_every_signal_that_means_nothing_to_it_and_none_reaches_its_children() {
+    const MEANINGLESS: [&str; 12] =
+        ["USR1", "USR2", "ALRM", "VTALRM", "PROF", "IO", "PWR", "STKFLT", "XCPU", "XFSZ", "34", "64"];
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let before = Dump::take(&lab.host);
+        let place = profile();
+        let mut command = place.run_command(&lab.host);
+        command.args(["--log-level", "debug"]);
+        let mut program = Program::start("tunproxy", command);
+        program.wait_for(|line| line.starts_with("tunproxy ready")).unwrap();
+        let pid = program.pid().to_string();
+        for signal in MEANINGLESS {
+            let from = program.line_count();
+            lab.host.run("kill", &["-s", signal, &pid]);
+            let told = program.wait_after(from, |line| line.contains("means nothing here"));
+            assert!(told.is_ok(), "{signal}: {told:?}");
+        }
+        let refused = client::act_in(&lab.host, &format!("connect {V4}:80"));
+        assert_eq!(refused, Err("ECONNREFUSED".to_owned()), "{}", program.output());
+        // Its nft begins with the dispositions of every program.
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("its children");
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads").flatten();
+        let all = threads.map(|it| std::fs::read_to_string(it.path().join("children")).unwrap_or_default());
+        let all: String = all.collect::<Vec<_>>().join(" ") + &children;
+        let child = all.split_whitespace().next().unwrap_or_else(|| panic!("no nft: {}", program.output()));
+        let status = std::fs::read_to_string(format!("/proc/{child}/status")).expect("its status");
+        assert_eq!(signals(&status, "SigIgn:") & !bits(&[Signal::SIGPIPE]), 0, "{status}");
+        program.signal(Signal::SIGTERM);
+        assert!(program.wait().success(), "{}", program.output());
+        before.assert_same(&Dump::take(&lab.host));
+    });
+}
+
+#[test]
 fn a_run_hears_the_end_that_its_parent_had_blocked() {
     run(&[TUN], || {
         let lab = Topology::desktop();

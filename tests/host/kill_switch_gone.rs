@@ -62,6 +62,70 @@ fn one_that_was_removed_after_a_crash_is_told_and_closed_again() {
     });
 }
 
+/// The handle of the last rule of a chain of our table.
+fn last_handle(lab: &Topology, chain: &str) -> String {
+    let listed = lab.host.run("nft", &["-a", "list", "chain", "inet", "tunproxy", chain]);
+    let last = listed.lines().rfind(|line| line.starts_with("\t\t")).unwrap_or_else(|| panic!("{listed}"));
+    last.rsplit(' ').next().expect("a handle").to_owned()
+}
+
+#[test]
+fn one_that_lacks_a_single_rule_is_told_by_whoever_looks() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let before = Dump::take(&lab.host);
+        let place = profile("'MATCH,REJECT'");
+        let started = || {
+            let tunproxy = place.start(&lab.host);
+            // What the host becomes changes the table, and what it should have.
+            lab.host.address("eth0", &["192.168.1.77/24"]);
+            let known = || lab.host.nft("list table inet tunproxy").contains("192.168.1.77").then_some(());
+            assert!(world::poll_until(Duration::from_secs(30), known).is_some(), "{}", tunproxy.output());
+            // Once it answers with the new plan, all of it is on record.
+            let told = || place.look(&lab.host, "plan", &[]).stdout.contains("192.168.1.77").then_some(());
+            assert!(world::poll_until(Duration::from_secs(30), told).is_some(), "{}", tunproxy.output());
+            drop(tunproxy.kill());
+            lab.host.ip("addr del 192.168.1.77/24 dev eth0");
+        };
+        let open = "is not in force";
+        let told = |word: &str| {
+            let said = match word {
+                "status" => place.ask(&lab.host, word),
+                _ => place.look(&lab.host, word, &[]),
+            };
+            said.stdout + &said.stderr
+        };
+        started();
+        for word in ["plan", "doctor", "status"] {
+            assert!(!told(word).contains(open), "nobody has touched it: {word}: {}", told(word));
+        }
+        let remove = || {
+            let handle = last_handle(&lab, "reroute");
+            lab.host.nft(&format!("delete rule inet tunproxy reroute handle {handle}"));
+        };
+        remove();
+        for word in ["plan", "doctor", "status"] {
+            assert!(told(word).contains(open), "{word}: {}", told(word));
+        }
+        assert!(!told("doctor").contains("is closed (firewall table"), "{}", told("doctor"));
+        assert!(place.clean_up(&lab.host).contains(open));
+        before.assert_same(&Dump::take(&lab.host));
+        started();
+        remove();
+        let tunproxy = place.start(&lab.host);
+        let line = tunproxy.line(open);
+        assert!(line.contains("WARN") && line.contains("lacks rules"), "{line}");
+        assert!(tunproxy.stop().success());
+        started();
+        let tunproxy = place.start(&lab.host);
+        tunproxy.line("left its kill switch closed");
+        assert!(!tunproxy.output().contains(open), "{}", tunproxy.output());
+        assert!(tunproxy.stop().success());
+        before.assert_same(&Dump::take(&lab.host));
+    });
+}
+
 fn ip_rules(lab: &Topology) -> Vec<String> {
     lab.host.ip("-4 rule").lines().map(str::to_owned).collect()
 }

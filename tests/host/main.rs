@@ -44,6 +44,7 @@ mod restored;
 mod rootless;
 mod scans;
 mod service;
+mod shortage;
 mod spray;
 mod stopping;
 mod together;

@@ -1,3 +1,4 @@
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tunproxy::platform::{Family, MarkMatch, Netlink, Ports, Route, RouteKind, RouteTable, Rule, RuleAction, Survey};
 
 use crate::host::build;
@@ -31,6 +32,20 @@ fn links_and_addresses_are_made_as_asked() {
         assert!(again.is_gone(), "{again}");
         let namespace = std::fs::File::open("/proc/self/ns/net").unwrap();
         netlink.move_to_netns("right", &namespace).unwrap();
+    });
+}
+
+#[test]
+fn an_interface_is_found_where_no_descriptor_is_left_and_one_that_is_not_there_is_not() {
+    run(&[], || {
+        let netlink = Netlink::open().unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
+        let (found, missing) = (netlink.index("lo"), netlink.index("nobody0"));
+        let long = netlink.index("a-name-longer-than-an-interface's");
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+        assert_eq!(found.unwrap(), 1);
+        assert!(missing.unwrap_err().is_gone() && long.unwrap_err().is_gone());
     });
 }
 

@@ -44,7 +44,7 @@ pub(super) fn quiet() -> Record {
             resolv_conf: ResolvConf::Text("nameserver 192.168.1.1\n".to_owned()),
             hosts: ["files", "dns"].map(str::to_owned).into(),
         },
-        firewall: Firewall { installed: true, ruleset: Ok(String::new()) },
+        firewall: Firewall { installed: true, ruleset: Ok(String::new()), closed: Vec::new() },
         rights: Rights { network: true, by_file: false, node: true, node_closed: None },
         system: System {
             // 2026-01-01.

@@ -13,11 +13,12 @@ use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::super::build;
 use super::super::control::{Command, ask};
+use super::super::limits;
 use super::super::load::Loaded;
 use super::super::places::hides_from_us;
 use super::super::plan;
 use super::super::refusal::{NODE, closed};
-use super::super::run::Run;
+use super::super::run::{Run, workers_wanted};
 use super::checks::{NAMESPACES, OF_TUN, TRACKED, TRACKED_AT_MOST};
 use super::probe;
 use super::record::{
@@ -27,7 +28,7 @@ use super::record::{
 use crate::dns;
 use crate::net::Name;
 use crate::platform::{
-    self, Family, HostPlan, JournalError, Journalled, Netlink, NftState, Survey, firewall_rules, holder,
+    self, Family, HostPlan, JournalError, Journalled, KillSwitch, Netlink, NftState, Survey, firewall_rules, holder,
     may_administer_network, nft_program, parameters_are_read_only, program_may_administer_network, read_parameter,
 };
 use crate::profile::Profile;
@@ -87,7 +88,11 @@ pub(super) fn host(
         our_routes,
         parameters,
         resolver: Resolver { resolv_conf: resolv_conf(), hosts: hosts() },
-        firewall: Firewall { installed: nft_program().is_some(), ruleset: firewall_rules() },
+        firewall: Firewall {
+            installed: nft_program().is_some(),
+            ruleset: firewall_rules(),
+            closed: KillSwitch::all().unwrap_or_default(),
+        },
         rights: Rights {
             network,
             by_file: program_may_administer_network(),
@@ -164,6 +169,7 @@ fn journal(state: &Path, unseen: &mut Vec<String>) -> Result<Option<Journal>, Un
         elsewhere,
         rules: journal.rules().cloned().collect(),
         kill_switch: journal.kill_switch().map(str::to_owned),
+        opened: journal.opened().is_some(),
     }))
 }
 
@@ -238,7 +244,8 @@ fn start(loaded: Option<&Loaded>, state: &Path, run: &RunState, survey: &Survey)
     survey.foresee_ipv6();
     let refused = HostPlan::may_start(&options, &survey).err().map(|error| error.to_string());
     let plan = HostPlan::new(&options, &survey).ok().map(Box::new);
-    Some(Start { refused: refused.into_iter().collect(), plan })
+    let limited = limits::refuses_a_start(workers_wanted());
+    Some(Start { refused: limited.into_iter().chain(refused).collect(), plan })
 }
 
 /// The ports of `profile` that somebody else serves. Only those that are listened on already are tried.
@@ -285,7 +292,18 @@ fn wanted(loaded: &Loaded) -> Wanted {
         gateway: run.is_gateway(),
         auto_forward: profile.tun.auto_forward,
         fake_ip: fakes(profile) && asks_us(profile),
+        interfaces: interfaces(profile),
     }
+}
+
+/// The interfaces that `profile` takes or leaves out, each with its key.
+fn interfaces(profile: &Profile) -> Vec<(&'static str, String)> {
+    let selection = profile.tun.enable.then_some(&profile.tun.selection);
+    let named = |key, list: &[String]| list.iter().map(|name| (key, name.clone())).collect::<Vec<_>>();
+    let both = selection.filter(|_| profile.tun.auto_route).map(|it| {
+        [named("include-interface", &it.include_interface), named("exclude-interface", &it.exclude_interface)].concat()
+    });
+    both.unwrap_or_default()
 }
 
 /// Whether the profile takes what this user asks: who is left out asks on his own.

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
-use crate::platform::{Family, Gateway, HostPlan, Rule, RuleAction, SeenLink, SeenRoute, Survey};
+use crate::platform::{Family, Gateway, HostPlan, KillSwitch, Rule, RuleAction, SeenLink, SeenRoute, Survey};
 
 /// A host at one moment.
 #[derive(Debug, Clone)]
@@ -75,6 +75,8 @@ pub(super) struct Journal {
     pub(super) rules: Vec<Rule>,
     /// The firewall table of the kill switch that it says is closed.
     pub(super) kill_switch: Option<String>,
+    /// That table is gone, or lacks rules.
+    pub(super) opened: bool,
 }
 
 /// What a start would come to.
@@ -111,6 +113,8 @@ pub(super) struct Firewall {
     pub(super) installed: bool,
     /// The rules in force, or why they are not to be seen.
     pub(super) ruleset: Result<String, String>,
+    /// The kill switches in force.
+    pub(super) closed: Vec<KillSwitch>,
 }
 
 /// What this user, or this program, may do.
@@ -168,6 +172,8 @@ pub(super) struct Wanted {
     pub(super) auto_forward: bool,
     /// Names get fake addresses.
     pub(super) fake_ip: bool,
+    /// The interfaces that are taken or left out, each with its key of `tun`.
+    pub(super) interfaces: Vec<(&'static str, String)>,
 }
 
 /// What answered on the network.

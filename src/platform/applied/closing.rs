@@ -55,7 +55,7 @@ impl Applied {
     /// The last look at it: what opens it from now on, nobody notices.
     fn close_again(&mut self) -> Result<(), HostError> {
         if !self.firewall_in_place() {
-            self.do_again(&Step::Firewall)?;
+            self.do_on_record(&Step::Firewall)?;
         }
         Ok(())
     }

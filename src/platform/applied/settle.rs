@@ -215,10 +215,35 @@ impl Applied {
         Ok(())
     }
 
+    /// Does one step again, with its inverse on the disk before.
+    pub(super) fn do_on_record(&mut self, step: &Step) -> Result<(), HostError> {
+        let undos = self.new_undos(step);
+        let lasting: Vec<&Undo> = undos.iter().filter(|undo| undo.outlives_us()).collect();
+        let ids = self.journal.record(lasting)?;
+        let done = self.do_again(step);
+        let void = match done {
+            Ok(done) => {
+                let mut ids = ids.into_iter();
+                let number = |undo: Undo| (undo.outlives_us().then(|| ids.next()).flatten(), undo);
+                let undos = undos.into_iter().map(number).collect();
+                self.keep(step, undos, done)
+            }
+            Err(error) => {
+                self.journal.void(&ids)?;
+                return Err(error);
+            }
+        };
+        Ok(self.journal.void(&void)?)
+    }
+
     /// The inverses of a step that are not on record yet.
     fn new_undos(&self, step: &Step) -> Vec<Undo> {
+        let on_record =
+            |undo: &Undo| self.done.iter().any(|done| matches!(done, Done::Change(_, done) if done == undo));
         match step {
             Step::Resolver => self.new_rewriting(step),
+            // Of a kill switch the record tells how many rules its chains have, and so is new with each change of them.
+            Step::Firewall => self.undos(step).into_iter().filter(|undo| !on_record(undo)).collect(),
             _ if self.done.iter().any(|done| stands_for(done, step)) => Vec::new(),
             _ => self.undos(step),
         }
@@ -265,6 +290,15 @@ impl Applied {
                 }
                 Done::Resolved => false,
                 Done::Change(..) | Done::Firewall(_) => true,
+            });
+        }
+        if *step == Step::Firewall && !undos.is_empty() {
+            self.done.retain(|done| match done {
+                Done::Change(id, Undo::Table(_)) => {
+                    void.extend(*id);
+                    false
+                }
+                Done::Change(..) | Done::Firewall(_) | Done::Resolved => true,
             });
         }
         for done in undos.into_iter().map(|(id, undo)| Done::Change(id, undo)).chain(done) {

@@ -9,6 +9,29 @@ fn written(options: &HostOptions, survey: &Survey) -> Nft {
 }
 
 #[test]
+fn a_kill_switch_is_whole_while_each_chain_has_as_many_rules_as_it_should() {
+    let nft = written(&HostOptions { kill_switch: true, ..options() }, &plain());
+    let table = nft.lasting().unwrap();
+    let found = table.rules.clone();
+    assert!(table.is_whole(&found) && found["reroute"] > 3, "{found:?}");
+    let with = |chain: &str, rules: usize| {
+        let mut found = found.clone();
+        found.insert(chain.to_owned(), rules);
+        table.is_whole(&found)
+    };
+    assert!(!with("reroute", found["reroute"] - 1) && !with("caught", 0));
+    assert!(with("reroute", found["reroute"] + 1) && with("of_somebody", 0), "what others add is theirs");
+    let mut without = found.clone();
+    without.remove("caught");
+    assert!(!table.is_whole(&without));
+    // One of an older version's journal says nothing of rules.
+    let json = r#"{"name":"tunproxy","comment":"kill switch of tun7"}"#;
+    let old: TableId = serde_json::from_str(json).unwrap();
+    assert!(old.is_whole(&without) && !old.is_whole(&[("caught".to_owned(), 0)].into()) && !old.is_whole(&[].into()));
+    assert_eq!(serde_json::to_string(&old).unwrap(), json);
+}
+
+#[test]
 fn an_interface_that_has_our_address_too_is_another_runs_and_goes_on_being_answered() {
     let entrance = |survey: &Survey| {
         let text = written(&options(), survey).text;

@@ -109,6 +109,24 @@ pub(in crate::platform) fn closed() -> io::Result<Vec<(String, String)>> {
     read().map_err(|error: NetlinkError| io::Error::other(in_words(&error)))
 }
 
+/// Whether the kill switch's table is there and whole.
+///
+/// # Errors
+/// The kernel does not tell.
+pub(in crate::platform) fn stands(table: &TableId) -> io::Result<bool> {
+    let read = || {
+        let mut nftables = Nftables::open()?;
+        let is_it = |seen: &SeenTable| {
+            (seen.family(), &seen.name, seen.comment.as_ref()) == ("inet", &table.name, Some(&table.comment))
+        };
+        match nftables.tables()?.iter().any(is_it) {
+            true => nftables.rules_of("inet", &table.name).map(|found| table.is_whole(&found)),
+            false => Ok(false),
+        }
+    };
+    read().map_err(|error: NetlinkError| io::Error::other(in_words(&error)))
+}
+
 /// Expressions that are modules or options of their own, which small systems leave out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(in crate::platform) struct Knows {

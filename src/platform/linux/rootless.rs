@@ -13,14 +13,15 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::{Deserialize, Serialize};
 
 pub use channel::{ChildError, go, receive};
 
 use super::netlink::Netlink;
-use super::tun::{Framing, TunQueue, open_packet, open_tun};
+use super::tun::{TunQueue, open_packet, open_tun};
 use crate::platform::{Family, QUEUE_LENGTH};
 
 mod channel;
@@ -129,7 +130,7 @@ fn prepare(
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(step("tie the command to us"))?;
     make_namespaces()?;
     let queues = open_device(inside)?;
-    configure(inside, &queues)?;
+    configure(inside)?;
     let covered = cover::hide_side_doors()?;
     cover::write_resolv_conf(inside.nameserver, &covered)?;
     channel::hand_over(channel, &queues)?;
@@ -234,26 +235,45 @@ fn open_device(inside: &Inside) -> Result<Vec<TunQueue>, RootlessError> {
             queues.iter().take(usize::from(inside.dies_with_command)).for_each(TunQueue::leave_end_to_namespace);
             Ok(queues)
         }
-        Err(_closed) => {
-            let mut netlink =
-                Netlink::open().map_err(|error| step("open a netlink socket")(io::Error::other(error)))?;
-            let act = "make a veth in place of the TUN";
-            netlink.create_veth(DEVICE, FAR_END).map_err(|error| step(act)(io::Error::other(error)))?;
-            netlink.set_noarp(DEVICE).map_err(|error| step(act)(io::Error::other(error)))?;
-            netlink.set_no_link_local(FAR_END).map_err(|error| step(act)(io::Error::other(error)))?;
-            netlink.set_mtu(FAR_END, inside.mtu).map_err(|error| step(act)(io::Error::other(error)))?;
-            netlink.link_up(FAR_END).map_err(|error| step(act)(io::Error::other(error)))?;
-            Ok(vec![open_packet(FAR_END).map_err(step("open a packet socket"))?])
-        }
+        Err(_closed) => Ok(vec![open_stand_in(inside)?]),
     }
 }
 
-/// Takes the device down for which the packet socket `far_end` has stood in, so that whoever is left in the namespace has
-/// no route. Who made a user namespace may do that in it (user_namespaces(7)).
+/// The far end of the veth gets a namespace of its own, which has nobody but our packet socket: when that is closed, however we
+/// die, the kernel takes the pair apart, and whoever is left behind the device has no route.
+fn open_stand_in(inside: &Inside) -> Result<TunQueue, RootlessError> {
+    let act = "make a namespace for the far end of the device";
+    let here = fs::File::open("/proc/self/ns/net").map_err(step(act))?;
+    let beside = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).map_err(step(act))?;
+    unshare(CloneFlags::CLONE_NEWNET).map_err(step(act))?;
+    let opened = far_end(inside, &here);
+    setns(&here, CloneFlags::CLONE_NEWNET).map_err(step(act))?;
+    Ok(opened?.beside(beside))
+}
+
+/// Makes the pair, with its near end in the namespace `near`.
+fn far_end(inside: &Inside, near: &fs::File) -> Result<TunQueue, RootlessError> {
+    let wrong = |error| step("make a veth in place of the TUN")(io::Error::other(error));
+    let mut netlink = Netlink::open().map_err(wrong)?;
+    netlink.create_veth(DEVICE, FAR_END).map_err(wrong)?;
+    netlink.set_noarp(DEVICE).map_err(wrong)?;
+    netlink.move_to_netns(DEVICE, near).map_err(wrong)?;
+    if switch_on_ipv6() {
+        netlink.set_no_link_local(FAR_END).map_err(wrong)?;
+    }
+    netlink.set_mtu(FAR_END, inside.mtu).map_err(wrong)?;
+    // It must not answer for the addresses that it sees.
+    let _ = fs::write(format!("/proc/sys/net/ipv4/conf/{FAR_END}/arp_ignore"), "8");
+    netlink.link_up(FAR_END).map_err(wrong)?;
+    open_packet(FAR_END).map_err(step("open a packet socket"))
+}
+
+/// Takes the device down beside which the socket is ([`TunQueue::stand_in`]), so that whoever is left in the namespace has no
+/// route. Who made a user namespace may do that in it (user_namespaces(7)).
 ///
 /// # Errors
 /// The kernel's word.
-pub fn take_down(far_end: &OwnedFd) -> io::Result<()> {
+pub fn take_down(beside: &OwnedFd) -> io::Result<()> {
     // SAFETY: all-zero bytes are a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(DEVICE.bytes()) {
@@ -262,11 +282,11 @@ pub fn take_down(far_end: &OwnedFd) -> io::Result<()> {
     // No other flag of it can be changed in this way.
     request.ifr_ifru.ifru_flags = 0;
     // SAFETY: `request` outlives the call, which reads one `ifreq`.
-    unsafe { set_interface_flags(far_end.as_raw_fd(), &raw const request) }?;
+    unsafe { set_interface_flags(beside.as_raw_fd(), &raw const request) }?;
     Ok(())
 }
 
-fn configure(inside: &Inside, queues: &[TunQueue]) -> Result<(), RootlessError> {
+fn configure(inside: &Inside) -> Result<(), RootlessError> {
     let act = "configure the private namespace";
     let wrong = |error| step(act)(io::Error::other(error));
     let mut netlink = Netlink::open().map_err(wrong)?;
@@ -283,10 +303,6 @@ fn configure(inside: &Inside, queues: &[TunQueue]) -> Result<(), RootlessError> 
     }
     for family in [Family::V4, Family::V6].into_iter().filter(|family| v6 || *family == Family::V4) {
         netlink.add_default_route(DEVICE, family).map_err(wrong)?;
-    }
-    if queues.iter().any(|queue| queue.framing() == Framing::Packet) {
-        // The stand-in's own far end must not answer for the addresses it sees.
-        let _ = fs::write(format!("/proc/sys/net/ipv4/conf/{FAR_END}/arp_ignore"), "8");
     }
     let group = nix::unistd::getegid();
     // `ping` without privileges; without it only `ping` is the poorer.

@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -53,6 +53,8 @@ pub struct TunQueue {
     peer: Cell<[u8; 6]>,
     /// Packets of several UDP datagrams are cut by the kernel (Linux 6.2).
     cuts_datagrams: bool,
+    /// Of a packet socket: a socket where the device is for which it stands in.
+    beside_device: Option<OwnedFd>,
 }
 
 /// What was read: where the virtio header and where the packet is.
@@ -178,7 +180,7 @@ impl TunQueue {
         nonblocking(&descriptor)?;
         // Whoever opened it has asked the same, and may be another process: this changes nothing.
         let cuts_datagrams = framing == Framing::Offload && takes_offloads(&descriptor, ALL_OFFLOADS);
-        Ok(Self { descriptor, framing, peer: Cell::new([0xff; 6]), cuts_datagrams })
+        Ok(Self { descriptor, framing, peer: Cell::new([0xff; 6]), cuts_datagrams, beside_device: None })
     }
 
     /// Whether a packet of several UDP datagrams may be written, which the kernel cuts (virtio 1.2, `GSO_UDP_L4`).
@@ -196,11 +198,22 @@ impl TunQueue {
         }
     }
 
-    /// Where it is a packet socket, another descriptor of that: the veth stays when all are closed, and can be taken
-    /// [down](super::rootless::take_down) by it.
+    /// The same with a socket of the network namespace that has the device for which it stands in.
+    pub(super) fn beside(mut self, socket: OwnedFd) -> Self {
+        self.beside_device = Some(socket);
+        self
+    }
+
+    /// A socket of the namespace that has the device, where a packet socket stands in: by it the device is taken
+    /// [down](super::rootless::take_down) at once. Else the kernel takes it apart some time after the last descriptor is closed.
     #[must_use]
     pub fn stand_in(&self) -> Option<OwnedFd> {
-        (self.framing == Framing::Packet).then(|| self.descriptor.try_clone().ok()).flatten()
+        self.beside_device.as_ref().and_then(|socket| socket.try_clone().ok())
+    }
+
+    /// All that has to be handed over to whoever is to serve it.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        [Some(&self.descriptor), self.beside_device.as_ref()].into_iter().flatten().map(AsRawFd::as_raw_fd)
     }
 
     /// How its packets are framed.
@@ -300,7 +313,7 @@ impl AsFd for TunQueue {
 }
 
 impl AsRawFd for TunQueue {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+    fn as_raw_fd(&self) -> RawFd {
         self.descriptor.as_raw_fd()
     }
 }

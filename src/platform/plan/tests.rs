@@ -157,3 +157,17 @@ fn without_auto_route_only_the_tun_itself_is_set_up() {
     assert!(plan.routes.is_empty() && plan.rules.is_empty() && plan.nft.is_none());
     assert_eq!(plan.addresses.len(), 2);
 }
+
+#[test]
+fn an_interface_that_is_not_there_is_named_and_the_hosts_own_traffic_is_no_interface() {
+    let told = |include: &[&str], exclude: &[&str]| {
+        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
+        let options = HostOptions { include_interface: names(include), exclude_interface: names(exclude), ..options() };
+        HostPlan::new(&options, &plain()).unwrap().warnings
+    };
+    assert_eq!(told(&["lan0", "lo"], &[]), [""; 0]);
+    let warnings = told(&["lan0", "lan1"], &["wg7"]);
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[0].starts_with("tun.include-interface: there is no interface lan1 now; it takes effect as soon"));
+    assert!(warnings[1].starts_with("tun.exclude-interface: there is no interface wg7 now"));
+}

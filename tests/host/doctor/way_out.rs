@@ -128,6 +128,10 @@ fn a_read_only_proc_sys_is_named_as_such_and_blamed_on_nobody() {
         look("cannot set");
         let tunproxy = place.start(&lab.host);
         look("could not set");
+        // The run itself says it once, in the same words.
+        let line = tunproxy.line("/proc/sys is read-only");
+        assert!(line.contains("accept_local=1. What that costs: "), "{line}");
+        assert_eq!(tunproxy.output().matches("WARN").count(), 1, "{}", tunproxy.output());
         assert!(tunproxy.stop().success());
     });
 }
@@ -168,7 +172,7 @@ fn a_kill_switch_that_somebody_flushed_is_missed_by_doctor_and_status() {
         let closed = place.ask(&lab.host, "status").stderr;
         assert!(closed.contains("is closed (firewall table inet"), "{closed}");
         lab.host.nft("flush ruleset");
-        let words = "is not in force: its firewall table inet tunproxy is gone or empty";
+        let words = "is not in force: its firewall table inet tunproxy is gone, or lacks rules";
         let found = told(&examine(&place, &lab.host), "problem");
         let missed = found.iter().find(|it| it.contains(words)).unwrap_or_else(|| panic!("{found:#?}"));
         assert!(

@@ -116,7 +116,15 @@ fn what_comes_by_an_excluded_interface_goes_past_us_even_if_the_interface_comes_
         both_rp_filters(Topology::with_lan, |lab| {
             let _sites = Sites::open(&lab);
             let before = Dump::take(&lab.host);
-            let tunproxy = profile("exclude-interface: [lan0, guest0]", "'MATCH,REJECT'").start(&lab.host);
+            let place = profile("exclude-interface: [lan0, guest0]", "'MATCH,REJECT'");
+            let not_there = "tun.exclude-interface: there is no interface guest0 now";
+            for word in ["plan", "doctor"] {
+                let said = place.look(&lab.host, word, &[]).stdout;
+                assert_eq!(said.matches(not_there).count(), 1, "{word}: {said}");
+            }
+            let tunproxy = place.start(&lab.host);
+            tunproxy.line(not_there);
+            assert!(!tunproxy.output().contains("no interface lan0"), "{}", tunproxy.output());
             client_goes_past(lab.client(), CLIENT_V4);
             is_taken(|words| act_in(&lab.host, words), "the host");
             let guest = second_lan(&lab, "guest0");

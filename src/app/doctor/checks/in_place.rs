@@ -2,7 +2,7 @@
 
 use super::super::finding::Finding;
 use super::super::record::Record;
-use crate::platform::{HostPlan, Route, RouteKind, Rule, Sysctl, parameter_name, rule_command};
+use crate::platform::{HostPlan, Route, RouteKind, Rule, Sysctl, not_set, parameter_name, rule_command};
 
 /// The run stands guard over all of this by itself.
 const LOOK_AGAIN: &str = "somebody has undone it: a network service, a VPN, or `ip rule flush`. tunproxy puts it back within a \
@@ -100,13 +100,7 @@ fn before(record: &Record) -> Option<Finding> {
 /// What a read-only /proc/sys keeps from being `wanted`, what that costs, and who can do something about it.
 fn closed(wanted: &[&Sysctl], record: &Record, could_not: &str) -> Option<Finding> {
     let first = wanted.first()?;
-    let settings: Vec<String> = wanted.iter().map(|it| format!("{}={}", parameter_name(&it.path), it.value)).collect();
-    let costs: Vec<&str> = wanted.iter().filter_map(|it| cost(it)).collect();
-    let what = format!(
-        "/proc/sys is read-only here, as in most containers: tunproxy {could_not} {}. What that costs: {}",
-        settings.join(", "),
-        costs.join("; ")
-    );
+    let what = format!("/proc/sys is read-only here, as in most containers: tunproxy {could_not} {}", not_set(wanted));
     // What is set for new interfaces, the TUN gets when it is made.
     let from_outside = |it: &&Sysctl| match it.path.rsplit('/').next().filter(|_| it.of_tun) {
         Some(key) => format!("--sysctl net.ipv4.conf.default.{key}={}", it.value),
@@ -126,25 +120,6 @@ fn closed(wanted: &[&Sysctl], record: &Record, could_not: &str) -> Option<Findin
 /// The TUN's name, or where what it will get stands.
 fn tun_of(record: &Record) -> &str {
     record.plan().map_or("default", |plan| plan.tun.as_str())
-}
-
-fn cost(parameter: &Sysctl) -> Option<&'static str> {
-    match parameter.path.rsplit('/').next()? {
-        "src_valid_mark" if parameter.of_tun => Some(
-            "where the reverse-path filter of the TUN is strict (rp_filter=1), answers to sockets that are bound to another \
-             address are dropped",
-        ),
-        "src_valid_mark" => Some("port forwards that come in by that uplink are dropped"),
-        "accept_local" => Some(
-            "what programs of this host send each other by way of tunproxy, from one of its addresses to \
-                                another, is dropped",
-        ),
-        "disable_ipv6" => Some("the TUN has no IPv6"),
-        "ip_forward" => Some("other hosts get no further over IPv4"),
-        "forwarding" => Some("other hosts get no further over IPv6"),
-        "accept_ra" => Some("that uplink loses its advertised default route when this host begins to forward"),
-        _ => None,
-    }
 }
 
 fn and_so_on<T>(list: &[T]) -> &'static str {

@@ -2,6 +2,7 @@
 
 use super::super::finding::Finding;
 use super::super::record::{Record, Server};
+use crate::platform::interface_not_there;
 
 /// More errors than this say nothing more.
 const MOST: usize = 5;
@@ -25,15 +26,25 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
             "read them: `tunproxy check --profile FILE`",
         ));
     }
+    let missing = |(_, name): &&(&str, String)| record.links.iter().all(|link| link.name != *name);
+    found.extend(profile.interfaces.iter().filter(missing).map(|(key, name)| {
+        Finding::warning(
+            interface_not_there(key, name),
+            "if it is misspelt, write it as `ip link` shows it, without `@`",
+        )
+    }));
     let servers = &record.probes.servers;
-    let dead = servers.iter().filter_map(|server| Some((server, server.outcome.as_ref().err()?)));
+    let waits = |server: &&Server| server.example && !server.used && server.outcome.is_err();
+    let (placeholders, meant): (Vec<&Server>, Vec<&Server>) = servers.iter().partition(waits);
+    let dead = meant.iter().filter_map(|server| Some((server, server.outcome.as_ref().err()?)));
     found.extend(dead.map(|(server, why)| unreachable(server, why)));
     if found.is_empty() {
-        found.push(Finding::fine(match servers.len() {
+        found.push(Finding::fine(match meant.len() {
             0 => "the profile can be run".to_owned(),
             many => format!("the profile can be run, and each of its {many} proxies accepts connections"),
         }));
     }
+    found.extend(placeholders.into_iter().map(placeholder));
     found
 }
 
@@ -52,8 +63,16 @@ fn unreachable(server: &Server, why: &str) -> Finding {
     }
 }
 
+/// One that waits for its owner, as in a profile that was just copied.
+fn placeholder(Server { shown, place, .. }: &Server) -> Finding {
+    Finding::fine(format!(
+        "the proxy {shown} is a placeholder, and no rule leads there: before one does, it must be replaced by your own ({place})"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::super::finding::Severity;
     use super::super::super::fixture::{only_problem, quiet, running, warnings};
     use super::*;
 
@@ -61,6 +80,16 @@ mod tests {
     fn a_profile_without_mistakes_is_fine_and_none_is_not_looked_at() {
         assert!(only_problem(&check(&running())).is_none());
         assert!(check(&Record { profile: None, ..quiet() }).is_empty());
+    }
+
+    #[test]
+    fn an_interface_that_is_not_there_is_a_warning_and_one_that_is_none() {
+        let mut record = running();
+        let there = record.links[0].name.clone();
+        let named = vec![("include-interface", there), ("exclude-interface", "wg7".to_owned())];
+        record.profile.as_mut().unwrap().interfaces = named;
+        let told = warnings(&check(&record));
+        assert!(told.len() == 1 && told[0].contains("tun.exclude-interface: there is no interface wg7"), "{told:?}");
     }
 
     #[test]
@@ -78,10 +107,13 @@ mod tests {
         let found = check(&record);
         let problem = only_problem(&found).unwrap();
         assert!(problem.what.contains("dead (9.9.9.9:1080)") && problem.advice.contains("mine.yaml:7"), "{problem:?}");
-        // One that nothing goes to may be what the profile came with.
+        record.probes.servers = vec![Server { used: false, ..dead.clone() }];
+        assert!(only_problem(&check(&record)).is_none() && warnings(&check(&record)).len() == 1);
+        // What the profile came with is a remark, until something goes there.
         record.probes.servers = vec![Server { used: false, example: true, ..dead.clone() }];
-        assert!(only_problem(&check(&record)).is_none());
-        assert!(warnings(&check(&record))[0].contains("is a placeholder"), "{:?}", check(&record));
+        let found = check(&record);
+        assert!(found.iter().all(|it| it.severity == Severity::Fine) && found.len() == 2, "{found:?}");
+        assert!(found[0].what == "the profile can be run" && found[1].what.contains("must be replaced"), "{found:?}");
         record.probes.servers = vec![Server { example: true, ..dead }];
         assert!(only_problem(&check(&record)).unwrap().what.contains("is a placeholder"));
         record.probes.servers = vec![server("alive (9.9.9.8:1080)", Ok(()))];

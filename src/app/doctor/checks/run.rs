@@ -64,19 +64,22 @@ fn absent(record: &Record) -> Vec<Finding> {
     found
 }
 
-/// A kill switch that ought to be closed, and whose firewall table is not there.
+/// The firewall table of a kill switch that ought to be closed, if that is not there, or not whole.
+fn open_table(record: &Record) -> Option<&String> {
+    record.journal.as_ref().ok()?.as_ref().filter(|journal| journal.opened)?.kill_switch.as_ref()
+}
+
 fn opened(record: &Record) -> Option<Finding> {
-    let table = record.journal.as_ref().ok()?.as_ref()?.kill_switch.as_ref()?;
-    let found = KillSwitch::in_rules(record.firewall.ruleset.as_ref().ok()?);
-    let open = !matches!(record.run, RunState::Hidden) && found.iter().all(|found| found.table != *table);
-    open.then(|| Finding::problem(what_is_open(table), how_to_close(Path::new(&record.system.state.path))))
+    let table = open_table(record)?;
+    (!matches!(record.run, RunState::Hidden))
+        .then(|| Finding::problem(what_is_open(table), how_to_close(Path::new(&record.system.state.path))))
 }
 
 /// A kill switch that no run stands behind, whether a journal knows of it or not.
 fn closed(record: &Record) -> Option<Finding> {
-    let ruleset = record.firewall.ruleset.as_ref().ok()?;
     let has_tun = |found: &KillSwitch| record.links.iter().any(|link| link.name == found.tun);
-    let found = KillSwitch::in_rules(ruleset).into_iter().find(|found| !has_tun(found))?;
+    let is_open = |found: &KillSwitch| open_table(record) == Some(&found.table);
+    let found = record.firewall.closed.iter().find(|found| !has_tun(found) && !is_open(found))?;
     Some(Finding::problem(
         format!(
             "the kill switch of an earlier run is closed (firewall table inet {}): nothing leaves this host but to its own \
@@ -143,9 +146,7 @@ mod tests {
     #[test]
     fn a_kill_switch_that_nobody_stands_behind_is_named() {
         let mut record = quiet();
-        let table =
-            "table inet tunproxy {\n\tcomment \"kill switch of tunproxy0\"\n\tchain entrance {\n\t\taccept\n\t}\n}\n";
-        record.firewall.ruleset = Ok(table.to_owned());
+        record.firewall.closed = vec![KillSwitch { table: "tunproxy".to_owned(), tun: "tunproxy0".to_owned() }];
         let found = check(&record);
         assert!(only_problem(&found).unwrap().advice.contains("sudo tunproxy cleanup"), "{found:?}");
         assert!(closed(&quiet()).is_none());
@@ -180,13 +181,15 @@ mod tests {
 
     #[test]
     fn a_kill_switch_whose_table_somebody_flushed_is_missed() {
-        let journal = |table: Option<&str>| Journal { kill_switch: table.map(str::to_owned), ..Journal::default() };
-        let found = check(&Record { journal: Ok(Some(journal(Some("tunproxy")))), ..quiet() });
+        let journal = |opened| Journal { kill_switch: Some("tunproxy".to_owned()), opened, ..Journal::default() };
+        let mut record = Record { journal: Ok(Some(journal(true))), ..quiet() };
+        let found = check(&record);
         assert!(only_problem(&found).unwrap().what.contains("inet tunproxy is gone"), "{found:?}");
-        let mut record = Record { journal: Ok(Some(journal(Some("tunproxy")))), ..quiet() };
-        record.firewall.ruleset = Err("may not look".to_owned());
-        assert!(opened(&record).is_none());
-        assert!(opened(&Record { journal: Ok(Some(journal(None))), ..quiet() }).is_none());
+        // What is left of it is not called closed as well.
+        record.firewall.closed = vec![KillSwitch { table: "tunproxy".to_owned(), tun: "tunproxy0".to_owned() }];
+        assert!(opened(&record).is_some() && closed(&record).is_none());
+        record.journal = Ok(Some(journal(false)));
+        assert!(opened(&record).is_none() && closed(&record).is_some());
     }
 
     #[test]

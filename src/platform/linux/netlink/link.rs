@@ -10,7 +10,7 @@ use netlink_packet_route::link::{
     LinkInfo, LinkMessage,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use nix::net::if_::if_nametoindex;
+use nix::errno::Errno;
 
 use super::{CREATE, Netlink, NetlinkError};
 use crate::platform::routing::{Link, LinkState};
@@ -21,6 +21,13 @@ const NAME: u16 = 3;
 const MTU: u16 = 4;
 /// The length of `struct ifinfomsg` in bytes.
 const LINK_HEADER: usize = 16;
+
+nix::ioctl_read_bad!(
+    /// netdevice(7): the number of an interface.
+    interface_index,
+    libc::SIOCGIFINDEX,
+    libc::ifreq
+);
 
 impl Netlink {
     /// Every interface of the namespace.
@@ -90,12 +97,25 @@ impl Netlink {
         })
     }
 
-    /// The number of the interface `name`.
+    /// The number of the interface `name`. It takes no descriptor: if_nametoindex(3), which takes one, says that there is no
+    /// such interface where none is left.
     ///
     /// # Errors
     /// There is none of that name.
     pub fn index(&self, name: &str) -> Result<u32, NetlinkError> {
-        if_nametoindex(name).map_err(|error| NetlinkError::new(&format!("find the interface {name}"), error.into()))
+        let not_found = |errno: Errno| NetlinkError::new(&format!("find the interface {name}"), errno.into());
+        // SAFETY: all-zero bytes are a valid `ifreq`.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        if name.len() >= request.ifr_name.len() {
+            return Err(not_found(Errno::ENODEV));
+        }
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from.cast_signed();
+        }
+        // SAFETY: `request` outlives the call, which reads and writes one `ifreq`.
+        unsafe { interface_index(self.socket.as_raw_fd(), &raw mut request) }.map_err(not_found)?;
+        // SAFETY: the call has written this member of the union, which any bytes fill anyway.
+        Ok(unsafe { request.ifr_ifru.ifru_ifindex }.cast_unsigned())
     }
 
     /// Sets the interface up.

@@ -63,7 +63,7 @@ pub(super) fn hand_over(channel: &OwnedFd, queues: &[TunQueue]) -> Result<(), Ro
     } else {
         b"O"
     };
-    let descriptors: Vec<RawFd> = queues.iter().map(AsRawFd::as_raw_fd).collect();
+    let descriptors: Vec<RawFd> = queues.iter().flat_map(TunQueue::descriptors).collect();
     let rights = [ControlMessage::ScmRights(&descriptors)];
     sendmsg::<()>(channel.as_raw_fd(), &[IoSlice::new(word)], &rights, MsgFlags::MSG_NOSIGNAL, None)
         .map(drop)
@@ -108,8 +108,17 @@ pub fn receive(channel: &OwnedFd) -> Result<Vec<TunQueue>, ChildError> {
         b'-' => Framing::Plain,
         _ => Framing::Offload,
     };
-    let queues = descriptors.into_iter().map(|descriptor| TunQueue::from_descriptor(descriptor, framing));
-    Ok(queues.collect::<io::Result<_>>()?)
+    let mut descriptors = descriptors.into_iter();
+    let mut queues = Vec::new();
+    while let Some(descriptor) = descriptors.next() {
+        let queue = TunQueue::from_descriptor(descriptor, framing)?;
+        let beside = if framing == Framing::Packet { descriptors.next() } else { None };
+        queues.push(match beside {
+            Some(socket) => queue.beside(socket),
+            None => queue,
+        });
+    }
+    Ok(queues)
 }
 
 /// Lets the child become the command, and waits until it has: its end of the channel closes by that.
