@@ -174,7 +174,7 @@ fn routers_that_appear_renumber_and_withdraw_are_followed_and_nothing_leaks() {
             captures[1].prove(|mark| {
                 let mark = mark.to_owned();
                 host.enter(move || {
-                    escapes::send(Kind::Udp, Tie::Free, forbidden(), mark.as_bytes()).expect("it is sent")
+                    escapes::send(Kind::Udp, Tie::Free, forbidden(), mark.as_bytes()).expect("it is sent");
                 });
             });
         }

@@ -46,6 +46,7 @@ mod resolv_conf;
 mod restored;
 mod rootless;
 mod scans;
+mod scarce;
 mod service;
 mod stopping;
 mod together;

@@ -224,7 +224,11 @@ mod tests {
         assert!(!lines.iter().any(whole_family), "{lines:#?}");
         let only_v4 = HostOptions { route_address: nets(&["203.0.112.0/23"]), ..super::tests::options() };
         let text = written(only_v4, &plain());
-        assert!(!text.contains("ip6 daddr != "), "a family without a prefix is taken whole: {text}");
+        for chain in ["reroute", "forward"] {
+            let lines = super::tests::lines(&text, chain);
+            let past = lines.iter().any(|line| line.contains("ip6 daddr != "));
+            assert!(!past, "a family without a prefix is taken whole: {lines:#?}");
+        }
     }
 
     #[test]

@@ -128,7 +128,8 @@ static ASKING: Mutex<()> = Mutex::new(());
 /// Has it found out while the start does other things: it takes the kernel its time.
 pub fn ask_ahead() {
     if program().is_some() {
-        std::thread::spawn(knows);
+        // Without one it is asked when it is needed.
+        let _ = std::thread::Builder::new().name("asks-nft".to_owned()).spawn(knows);
     }
 }
 
