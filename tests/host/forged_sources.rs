@@ -6,13 +6,13 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::leaks::{profile, seen};
-use super::support::client::act_in;
+use super::support::client::{Session, act_in};
 use super::support::forged;
 use super::support::netns::veth;
 use super::support::packet::{Packet, inject, protocol};
-use super::support::sites::{V4, V6};
-use super::support::topology::{CLIENT_V4, HOST_LAN_V4, HOST_LAN_V6, HOST_V4, HOST_V6};
-use super::support::tunproxy::Tunproxy;
+use super::support::sites::{NAME, V4, V6};
+use super::support::topology::{CLIENT_V4, GATEWAY_V4, HOST_LAN_V4, HOST_LAN_V6, HOST_V4, HOST_V6};
+use super::support::tunproxy::{Place, Tunproxy};
 use super::support::{Capture, Netns, Sites, Topology, run, world};
 
 const TUN: &str = "/dev/net/tun";
@@ -212,6 +212,44 @@ fn a_network_behind_another_router_and_one_with_two_links_are_carried() {
         lab.client().ip("-6 route replace default via fd00:7::3 dev eth1");
         ask("by the second link", [CLIENT_V4, "fd00:7::2"]);
         assert_eq!(dropped(&lab.host), 0);
+    });
+}
+
+#[test]
+fn a_port_forward_to_a_name_answers_whoever_comes_by_the_uplink_and_nobody_who_pretends_to() {
+    run(&["dig", TUN], || {
+        let lab = Topology::with_lan().rp_filter("0");
+        let _sites = Sites::open(&lab);
+        let mut capture = capture_on_uplink(&lab);
+        let place = Place::new(
+            "tun: { enable: true, auto-forward: true }
+dns: { enable: true, enhanced-mode: fake-ip, nameserver: [192.168.1.1] }
+rules: ['MATCH,DIRECT']
+",
+        );
+        let tunproxy = place.start(&lab.host);
+        let fake = lab.host.run("dig", &["+short", &format!("@{GATEWAY_V4}"), NAME, "A"]).trim().to_owned();
+        assert!(fake.starts_with("198.18."), "{fake}");
+        lab.host.nft("add table ip administrator");
+        lab.host.nft("add chain ip administrator forwards { type nat hook prerouting priority dstnat; }");
+        for (device, port) in [("eth0", 7007), ("lan0", 7008)] {
+            let forward = format!("iifname {device} meta l4proto {{ tcp, udp }} th dport {port} dnat to {fake}:7");
+            lab.host.nft(&format!("add rule ip administrator forwards {forward}"));
+        }
+        let to = |host: &str, port: u16| SocketAddr::new(host.parse().expect("an address"), port);
+        let mut stranger = Session::open(&lab.internet, to("203.0.113.50", 0), to(HOST_V4, 7007));
+        assert_eq!(stranger.alive().map(drop), Ok(()), "{}", tunproxy.output());
+        let mut client = Session::open(lab.client(), to(CLIENT_V4, 0), to(HOST_LAN_V4, 7008));
+        assert_eq!(client.alive().map(drop), Ok(()), "{}", tunproxy.output());
+        assert_eq!(dropped(&lab.host), 0);
+        pretend(lab.client(), "lo", STRANGERS[0]);
+        let (source, target) = (to(STRANGERS[0], 0), to(HOST_LAN_V4, 7008));
+        lab.client().enter(move || {
+            let socket = UdpSocket::bind(source).expect("an address of its own");
+            socket.send_to(b"forged", target).expect("it is sent");
+        });
+        await_drops(&lab.host, 1, &tunproxy);
+        assert_unseen(&mut capture, "by a port forward");
     });
 }
 

@@ -24,8 +24,8 @@ impl Writer<'_> {
             "" => None,
             names => Some(format!("{word} {comparison}{{ {names} }} ")),
         };
-        // To a port forward of the administrator's own that leads to a fake address, strangers do come.
-        let mut lines = vec!["ct status dnat return".to_owned()];
+        // To a port forward of the administrator's own that leads to a fake address, strangers do come: by an uplink.
+        let mut lines = vec![format!("{} ct status dnat return", self.iif_tun())];
         if let Some(out) = by_uplink("oifname", "") {
             let answer = format!("{} {out}", self.iif_tun());
             lines.extend(of_nets("daddr != ", self.on_uplinks()).map(|nets| format!("{answer}{nets} counter drop")));
@@ -33,6 +33,7 @@ impl Writer<'_> {
         if self.survey.parameters.finds_ways_back {
             lines.push(format!("{} return", self.oif_tun("!= ")));
             lines.push("ct state established return".to_owned());
+            lines.extend(by_uplink("iifname", "").map(|here| format!("{here}ct status dnat return")));
             let elsewhere = by_uplink("iifname", "!= ").unwrap_or_default();
             lines.push(format!("{elsewhere}{WAY_BACK} return"));
             if let Some(here) = by_uplink("iifname", "") {

@@ -175,6 +175,14 @@ fn who_comes_by_an_uplink_is_its_neighbour_and_by_a_lan_whoever_is_answered_ther
 }
 
 #[test]
+fn strangers_come_by_port_forwards_of_uplinks_alone() {
+    let lines = forged(&plain());
+    let forwards: Vec<&String> = lines.iter().filter(|line| line.contains("dnat")).collect();
+    let wanted = ["iif \"tun7\" ct status dnat return;", "iifname { \"eth0\" } ct status dnat return;"];
+    assert_eq!(forwards, wanted);
+}
+
+#[test]
 fn a_point_to_point_uplink_has_no_neighbours() {
     let mut survey = plain();
     survey.routes.iter_mut().for_each(|route| route.on_link = true);
