@@ -175,7 +175,8 @@ pub(super) fn assume_a_firewall(survey: &mut Survey, unseen: &mut Vec<String>, a
              look: {again}"
         ));
         survey.nft = NftState::empty();
-        (survey.parameters.finds_sockets, survey.parameters.marks_connections) = (true, true);
+        let known = &mut survey.parameters;
+        (known.finds_sockets, known.marks_connections, known.finds_ways_back) = (true, true, true);
     }
 }
 

@@ -31,6 +31,17 @@ pub(super) fn explain_tun(name: &str, error: &io::Error) -> anyhow::Error {
     }
 }
 
+/// Why there is no thread for `what`.
+pub(super) fn explain_thread(what: &str, error: &io::Error) -> anyhow::Error {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOMEM) => anyhow!(
+            "cannot start the thread {what}: there may be no more threads of this user (`ulimit -u`), of this service \
+             (TasksMax=) or container (pids.max), or no memory is left"
+        ),
+        _ => anyhow!("cannot start the thread {what}: {error}"),
+    }
+}
+
 /// How a process like this one gets a capability.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Granting {

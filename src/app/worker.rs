@@ -9,12 +9,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use futures_util::future::join_all;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::Instant;
 
+use super::refusal::explain_thread;
 use crate::dispatch::{Core, Counters, Dispatcher};
 use crate::inbound::tun::{Crew, Hijack, Tunnel};
 use crate::inbound::{self, Accepted};
@@ -83,7 +83,7 @@ impl Worker {
                 let _ = ended.send(());
                 result
             })
-            .context("cannot start a worker thread")?;
+            .map_err(|error| explain_thread("of a worker", &error))?;
         Ok(Self { messages, thread: RefCell::new(Some(thread)) })
     }
 

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+mod forged;
 mod kill_switch;
 
 use super::closed;
@@ -148,7 +149,7 @@ impl Nft {
 
 impl Writer<'_> {
     fn chains(&self) -> Vec<String> {
-        let mut chains = vec![self.entrance(), self.forwarded_replies(), self.after_port_forward()];
+        let mut chains = vec![self.entrance(), self.forwarded_replies(), self.after_port_forward(), self.forged()];
         chains.extend(self.answers_leave_as_asked());
         let own = self.options.takes_own_traffic();
         if self.options.kill_switch {

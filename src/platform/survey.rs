@@ -63,6 +63,8 @@ pub struct Parameters {
     pub finds_sockets: bool,
     /// nftables can mark connections.
     pub marks_connections: bool,
+    /// nftables can ask, of what is forwarded, by which interface the way back to its source is.
+    pub finds_ways_back: bool,
     /// Interfaces that accept router advertisements only as long as they do not forward (`accept_ra` 1).
     pub host_only_advertisements: BTreeSet<String>,
 }
@@ -176,6 +178,7 @@ impl Survey {
                 Ok(knows) => {
                     self.parameters.finds_sockets = knows.sockets;
                     self.parameters.marks_connections = knows.connection_marks;
+                    self.parameters.finds_ways_back = knows.ways_back;
                 }
                 Err(why) => self.nft = NftState::Missing(why),
             }
@@ -287,9 +290,20 @@ impl Survey {
     #[must_use]
     pub fn own_networks(&self) -> BTreeSet<IpNet> {
         let uplinks = self.uplinks();
-        let on_link = |route: &&SeenRoute| {
-            route.table == RouteTable::MAIN && route.on_link && route.device.is_some_and(|it| !uplinks.contains(&it))
-        };
+        self.on_link(|device| !uplinks.contains(&device))
+    }
+
+    /// On-link prefixes of uplinks: their neighbours there.
+    #[must_use]
+    pub(super) fn uplink_networks(&self) -> BTreeSet<IpNet> {
+        let uplinks = self.uplinks();
+        // A point-to-point link has all of the internet on it.
+        self.on_link(|device| uplinks.contains(&device)).into_iter().filter(|to| !is_default_like(to)).collect()
+    }
+
+    fn on_link(&self, wanted: impl Fn(u32) -> bool) -> BTreeSet<IpNet> {
+        let on_link =
+            |route: &&SeenRoute| route.table == RouteTable::MAIN && route.on_link && route.device.is_some_and(&wanted);
         self.routes.iter().filter(on_link).map(|route| route.to.trunc()).collect()
     }
 }
@@ -345,7 +359,7 @@ pub(super) mod tests {
                 kill_switches: Vec::new(),
             },
             other_marks: 0,
-            parameters: Parameters { marks_connections: true, ..Parameters::default() },
+            parameters: Parameters { marks_connections: true, finds_ways_back: true, ..Parameters::default() },
             ipv6: true,
             kernel_ipv6: true,
             listening: BTreeSet::new(),

@@ -36,6 +36,8 @@ pub(super) struct Pool {
     mapped: usize,
     /// The last class whose rings are whole pages: memory is given back by the page.
     smallest: usize,
+    /// The system had no room for the last pair that was wanted.
+    exhausted: bool,
 }
 
 /// A pair of rings, one for each direction; goes back to its pool when dropped.
@@ -58,7 +60,14 @@ impl Pool {
     pub(super) fn new(budget: Rc<Budget>) -> Rc<RefCell<Self>> {
         let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().and_then(|page| usize::try_from(page).ok());
         let smallest = page.and_then(|page| SIZES.iter().rposition(|size| size % page == 0)).unwrap_or(0);
-        Rc::new(RefCell::new(Self { budget, free: Default::default(), mappings: Vec::new(), mapped: 0, smallest }))
+        Rc::new(RefCell::new(Self {
+            budget,
+            free: Default::default(),
+            mappings: Vec::new(),
+            mapped: 0,
+            smallest,
+            exhausted: false,
+        }))
     }
 
     /// A pair of rings for one more flow of `client`, beside `live` others of which `own` are of the same client. None when
@@ -68,9 +77,8 @@ impl Pool {
         let (usual, fair) = (STEPS.iter().take_while(|step| live >= **step).count(), inner.budget.fair(live, own));
         let fits = SIZES.iter().position(|size| 2 * size <= fair).unwrap_or(SIZES.len() - 1);
         let class = usual.max(fits).min(inner.smallest);
-        if inner.free[class].is_empty() {
-            inner.grow(class)?;
-        }
+        // Where the system has no room for more of these, smaller ones may fit.
+        let class = (class..=inner.smallest).find(|class| inner.has(*class))?;
         let base = inner.free[class].pop()?;
         Some(Rings { base, class, touched: 0, head: 0, client, share: None, pool: Rc::clone(pool) })
     }
@@ -78,6 +86,17 @@ impl Pool {
     /// Bytes of address space taken so far. They are given back with the pool.
     pub(super) fn mapped(&self) -> usize {
         self.mapped
+    }
+
+    /// Whether the last pair of rings that was wanted could not be had.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.exhausted
+    }
+
+    /// Whether there is a free pair of this class, or could be made.
+    fn has(&mut self, class: usize) -> bool {
+        self.exhausted = self.free[class].is_empty() && self.grow(class).is_none();
+        !self.exhausted
     }
 
     fn grow(&mut self, class: usize) -> Option<()> {

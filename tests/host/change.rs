@@ -20,7 +20,7 @@ use super::support::{Netns, Sites, Topology, run, world};
 const TUN: &str = "/dev/net/tun";
 pub(super) const BOTH: &[&str] = &["-4", "-6"];
 /// A site that is reached through the proxy.
-const PROXIED: &str = "203.0.113.20";
+pub(super) const PROXIED: &str = "203.0.113.20";
 /// Two seconds, on a machine that has nothing else to do.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -110,19 +110,26 @@ fn until(what: &str, since: Instant, tunproxy: &Tunproxy, host: &Netns, mut work
 }
 
 /// What a host does all day, over whichever families have a way.
-struct Day {
+pub(super) struct Day {
     talkers: Vec<Talker>,
     slowest: Duration,
 }
 
 impl Day {
-    fn new(host: &Netns) -> Self {
+    pub(super) fn new(host: &Netns) -> Self {
         let talkers = [format!("{V4}:7"), format!("{V6}:7"), format!("{PROXIED}:7")];
         Self { talkers: talkers.iter().map(|to| Talker::new(host, to)).collect(), slowest: Duration::ZERO }
     }
 
     /// New flows and old associations work again, soon after `since`.
-    fn goes_on(&mut self, event: &str, since: Instant, tunproxy: &Tunproxy, host: &Netns, families: &[&str]) {
+    pub(super) fn goes_on(
+        &mut self,
+        event: &str,
+        since: Instant,
+        tunproxy: &Tunproxy,
+        host: &Netns,
+        families: &[&str],
+    ) {
         let has = |family| families.contains(&family);
         let connects = |to: String| move || act_in(host, &format!("connect {to} 1")).is_ok();
         let mut took = vec![until(&format!("{event}: {NAME}"), since, tunproxy, host, connects(format!("{NAME}:80")))];
@@ -147,7 +154,7 @@ impl Day {
 }
 
 /// What others have on the host, as far as it has to do with us.
-fn of_others(host: &Netns) -> String {
+pub(super) fn of_others(host: &Netns) -> String {
     let tables = ["-4", "-6"].map(|family| host.ip(&format!("{family} rule")));
     let routes = ["2022", "2023"].map(|table| {
         // A table that is empty may not even exist.

@@ -330,11 +330,10 @@ fn ipv6_that_is_not_wanted_is_refused_at_once_and_never_leaks() {
             refuses_ipv6(lab.client(), &targets[..1], &["ENETUNREACH"]);
             // Another router says that it is one, and which prefix the link has.
             let router: Ipv6Addr = "fe80::77".parse().expect("an address");
-            let advertisement = frames::router_advertisement(
-                frames::mac(&lab.gateway, "eth1"),
-                router,
-                Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 0),
-            );
+            let prefix = "2001:db8:77::".parse().expect("a prefix");
+            let prefixes = [frames::Prefix { prefix, valid: 3600, preferred: 3600 }];
+            let mac = frames::mac(&lab.gateway, "eth1");
+            let advertisement = frames::router_advertisement(mac, router, 1800, &prefixes);
             inject(&lab.gateway, "eth1", &[advertisement]);
             let taken = world::poll_until(Duration::from_secs(20), || {
                 let taken = lab.host.ip("-6 addr show dev eth0").contains("2001:db8:77:");

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod advertisements;
 mod bad_input;
 mod change;
 mod command_line;
@@ -18,6 +19,8 @@ mod exec;
 mod failures;
 mod fairness;
 mod following;
+mod forged_sources;
+mod forgotten;
 mod gateway;
 mod half_close;
 mod hanging;
@@ -43,6 +46,7 @@ mod resolv_conf;
 mod restored;
 mod rootless;
 mod scans;
+mod scarce;
 mod service;
 mod shortage;
 mod spray;

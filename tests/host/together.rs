@@ -109,3 +109,40 @@ fn what_a_crashed_run_has_left_is_cleaned_up_beside_one_that_runs_without_touchi
         before.assert_same(&Dump::take(&lab.host));
     });
 }
+
+#[test]
+fn a_second_host_that_shares_the_state_directory_touches_nothing_of_the_first() {
+    run(&[TUN], || {
+        let lab = Topology::with_lan();
+        let other = lab.client();
+        let before = [&lab.host, other].map(Dump::take);
+        let shared = place("tun1", ", kill-switch: true");
+        let first = shared.start(&lab.host);
+        let refused = shared.try_start(other).err().expect("the directory is taken");
+        assert!(refused.contains("another") && !refused.contains("panicked"), "{refused}");
+        let cleaned = shared.ask(other, "cleanup");
+        assert!(!cleaned.succeeded(), "{cleaned:?}");
+        before[1].assert_same(&Dump::take(other));
+        first.assert_carries(&lab.host);
+        assert!(!first.output().contains("it is back"), "{}", first.output());
+
+        // It dies. From outside nobody can tell whether its namespace is still there.
+        let left = first.kill();
+        let closed = Dump::take(&lab.host);
+        let refused = shared.try_start(other).err().expect("another namespace's journal");
+        assert!(refused.contains("namespace"), "{refused}");
+        let cleaned = shared.ask(other, "cleanup");
+        assert!(!cleaned.succeeded() && cleaned.stderr.contains("namespace"), "{cleaned:?}");
+        before[1].assert_same(&Dump::take(other));
+        closed.assert_same(&Dump::take(&lab.host));
+        left.clean_up(&lab.host);
+        before[0].assert_same(&Dump::take(&lab.host));
+
+        let second = shared.start(other);
+        second.assert_carries(other);
+        end(second);
+        for (ns, before) in [&lab.host, other].into_iter().zip(&before) {
+            before.assert_same(&Dump::take(ns));
+        }
+    });
+}

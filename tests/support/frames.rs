@@ -69,14 +69,31 @@ pub(crate) fn datagram(
     ethernet(to, from, 0x0800, &ip)
 }
 
-/// A router advertisement with a prefix of 64 bits from which hosts make addresses (RFC 4861 sections 4.2 and 4.6.2).
-pub(crate) fn router_advertisement(from: Mac, router: Ipv6Addr, prefix: Ipv6Addr) -> Vec<u8> {
+/// What a router says of a prefix of 64 bits, from which hosts make addresses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Prefix {
+    /// The prefix.
+    pub(crate) prefix: Ipv6Addr,
+    /// For how many seconds its addresses are valid.
+    pub(crate) valid: u32,
+    /// For how many of these they are used for what is new.
+    pub(crate) preferred: u32,
+}
+
+/// A router advertisement (RFC 4861 sections 4.2 and 4.6.2). A router with a `lifetime` of 0 seconds is none any more.
+pub(crate) fn router_advertisement(from: Mac, router: Ipv6Addr, lifetime: u16, prefixes: &[Prefix]) -> Vec<u8> {
     const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-    // Hop limit 64, no flags, a lifetime of 1800 s, times unspecified.
-    let mut icmp = vec![134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
-    // Prefix option: on-link and autonomous, an hour each.
-    icmp.extend([3, 4, 64, 0xc0, 0, 0, 14, 16, 0, 0, 14, 16, 0, 0, 0, 0]);
-    icmp.extend(prefix.octets());
+    // Hop limit 64, no flags, times unspecified.
+    let [high, low] = lifetime.to_be_bytes();
+    let mut icmp = vec![134, 0, 0, 0, 64, 0, high, low, 0, 0, 0, 0, 0, 0, 0, 0];
+    for Prefix { prefix, valid, preferred } in prefixes {
+        // On-link and autonomous.
+        icmp.extend([3, 4, 64, 0xc0]);
+        icmp.extend(valid.to_be_bytes());
+        icmp.extend(preferred.to_be_bytes());
+        icmp.extend([0; 4]);
+        icmp.extend(prefix.octets());
+    }
     let length = icmp.len() as u16;
     let pseudo = [&router.octets()[..], &ALL_NODES.octets(), &u32::from(length).to_be_bytes(), &[0, 0, 0, 58]].concat();
     let sum = checksum(&[pseudo.as_slice(), &icmp].concat());

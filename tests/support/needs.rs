@@ -20,6 +20,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("tinyproxy", "tinyproxy"),
     ("setpriv", "util-linux"),
     ("unshare", "util-linux"),
+    ("prlimit", "util-linux"),
+    ("conntrack", "conntrack"),
     ("strace", "strace"),
     ("ping", "iputils-ping"),
     ("traceroute", "traceroute"),

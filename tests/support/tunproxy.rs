@@ -66,7 +66,15 @@ impl Place {
     /// # Errors
     /// All that it said, if it ended instead.
     pub(crate) fn try_start(&self, ns: &Netns) -> Result<Tunproxy, String> {
-        let program = Program::start("tunproxy", self.run_command(ns));
+        self.try_start_by(self.run_command(ns))
+    }
+
+    /// The same by a command that comes to [`Place::run_command`].
+    ///
+    /// # Errors
+    /// All that it said, if it ended instead.
+    pub(crate) fn try_start_by(&self, command: Command) -> Result<Tunproxy, String> {
+        let program = Program::start("tunproxy", command);
         program.wait_for(|line| line.starts_with("tunproxy ready"))?;
         Ok(Tunproxy { program, place: self.clone() })
     }

@@ -73,6 +73,11 @@ impl Uplinks {
         uplinks
     }
 
+    /// The gateway of the second way, whose `eth1` is on the host's link.
+    pub(crate) fn second(&self) -> &Netns {
+        &self.second
+    }
+
     /// The link comes up, with its addresses.
     pub(crate) fn up(&self, uplink: Uplink) {
         self.lab.host.ip(&format!("link set {} up", uplink.device));

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow};
 use tokio::sync::mpsc;
 
+use super::refusal::explain_thread;
 use crate::platform::{
     Applied, Fwmark, HostOptions, HostPlan, Hurry, Seen, SettleError, Settled, Stranded, Watch, Woken,
 };
@@ -51,7 +52,7 @@ impl Guard {
         let thread = Builder::new()
             .name("guard".to_owned())
             .spawn(move || watchman.stand(stopped, &trouble))
-            .context("cannot start the thread that guards the host's settings")?;
+            .map_err(|error| explain_thread("that guards the host's settings", &error))?;
         Ok(Self { thread, stop })
     }
 

@@ -27,7 +27,7 @@ impl Shortage {
         self.told.set(seen);
         self.last.set(Some(now));
         tracing::warn!(
-            "memory-limit is reached: since the last such line {} idle flows were ended and {} packets dropped",
+            "memory-limit is reached, or the system gives no more: since the last such line {} idle flows were ended and {} packets dropped",
             seen.0 - evicted,
             seen.1 - dropped
         );

@@ -2,12 +2,11 @@
 //! what it forwards. They need nobody behind them, and stay closed when we are gone. And those by which IPv6 is refused,
 //! where the TUN cannot have it.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 
 use super::super::layout::PRIVATE;
-use super::{Writer, chain, family, has_mark, quoted, set_mark};
+use super::forged::of_nets;
+use super::{Writer, chain, has_mark, quoted, set_mark};
 
 /// What a DHCP client sends to renew its lease: RFC 2131 section 4.1, RFC 8415 section 7.2.
 const DHCP: [&str; 2] = ["udp sport 68 udp dport 67 return", "udp sport 546 udp dport 547 return"];
@@ -133,15 +132,7 @@ impl Writer<'_> {
     }
 
     fn destinations(&self, comparison: &str, nets: impl Iterator<Item = IpNet>) -> Vec<String> {
-        // Overlaps are an error to nft.
-        let nets = IpNet::aggregate(&nets.map(|net| net.trunc()).collect());
-        let (v4, v6): (Vec<IpNet>, Vec<IpNet>) = nets.into_iter().partition(|net| matches!(net, IpNet::V4(_)));
-        let line = |nets: Vec<IpNet>| {
-            let first: IpAddr = nets.first()?.addr();
-            let list = nets.iter().map(IpNet::to_string).collect::<Vec<_>>().join(", ");
-            Some(format!("{} daddr {comparison}{{ {list} }} return", family(first)))
-        };
-        [v4, v6].into_iter().filter_map(line).collect()
+        of_nets(&format!("daddr {comparison}"), nets.collect()).map(|nets| format!("{nets} return")).collect()
     }
 }
 
@@ -233,7 +224,11 @@ mod tests {
         assert!(!lines.iter().any(whole_family), "{lines:#?}");
         let only_v4 = HostOptions { route_address: nets(&["203.0.112.0/23"]), ..super::tests::options() };
         let text = written(only_v4, &plain());
-        assert!(!text.contains("ip6 daddr != "), "a family without a prefix is taken whole: {text}");
+        for chain in ["reroute", "forward"] {
+            let lines = super::tests::lines(&text, chain);
+            let past = lines.iter().any(|line| line.contains("ip6 daddr != "));
+            assert!(!past, "a family without a prefix is taken whole: {lines:#?}");
+        }
     }
 
     #[test]

@@ -161,3 +161,70 @@ fn names_are_served_to_the_lan_but_never_to_an_uplink() {
     let only_uplink = HostOptions { lan_dns: vec!["eth0".to_owned()], ..options() };
     assert!(!written(&only_uplink, &plain()).text.contains("lan_dns"));
 }
+
+fn forged(survey: &Survey) -> Vec<String> {
+    let text = written(&options(), survey).text;
+    let chain = text.split("chain forged {").nth(1).and_then(|rest| rest.split("\n  };").next()).unwrap();
+    chain.lines().skip(1).map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn answers_leave_by_an_uplink_only_to_its_neighbours_and_to_private_addresses() {
+    let out: Vec<String> = forged(&plain()).into_iter().filter(|line| line.contains("oifname")).collect();
+    assert_eq!(out.len(), 2, "one a family: {out:#?}");
+    for (line, nets) in out.iter().zip([["192.0.2.0/24", "192.168.0.0/16"], ["2001:db8:1::/64", "fc00::/7"]]) {
+        assert!(line.starts_with("iif \"tun7\" oifname { \"eth0\" } ip") && line.ends_with("counter drop;"), "{line}");
+        assert!(nets.iter().all(|net| line.contains(net)) && line.contains("daddr != "), "{line}");
+        assert!(!line.contains("2001:db8:7::/64"), "the LAN is not behind the uplink: {line}");
+    }
+}
+
+#[test]
+fn who_comes_by_an_uplink_is_its_neighbour_and_by_a_lan_whoever_is_answered_there() {
+    let lines = forged(&plain());
+    let at = |words: &str| lines.iter().position(|line| line.contains(words)).unwrap_or_else(|| panic!("{lines:#?}"));
+    assert_eq!(lines.last().map(String::as_str), Some("counter drop;"));
+    assert!(at("oif != \"tun7\" return") < at("ct state established return"), "{lines:#?}");
+    assert_eq!(lines[at("fib saddr . iif")], "iifname != { \"eth0\" } fib saddr . iif oif exists return;");
+    let neighbours = &lines[at("iifname { \"eth0\" } ip saddr")];
+    assert!(
+        neighbours.contains("192.0.2.0/24") && neighbours.ends_with("fib saddr type unicast return;"),
+        "{lines:#?}"
+    );
+    assert_eq!(
+        lines[at("ip6 saddr { 2001:db8:7::/64 }")],
+        "ip6 saddr { 2001:db8:7::/64 } fib saddr type unicast return;"
+    );
+}
+
+#[test]
+fn strangers_come_by_port_forwards_of_uplinks_alone() {
+    let lines = forged(&plain());
+    let forwards: Vec<&String> = lines.iter().filter(|line| line.contains("dnat")).collect();
+    let wanted = ["iif \"tun7\" ct status dnat return;", "iifname { \"eth0\" } ct status dnat return;"];
+    assert_eq!(forwards, wanted);
+}
+
+#[test]
+fn a_point_to_point_uplink_has_no_neighbours() {
+    let mut survey = plain();
+    survey.routes.iter_mut().for_each(|route| route.on_link = true);
+    assert!(forged(&survey).iter().all(|line| !line.contains("0.0.0.0/0") && !line.contains(" ::/0")));
+}
+
+#[test]
+fn a_host_without_uplinks_has_clients_all_the_same() {
+    let mut survey = plain();
+    survey.routes.retain(|route| !crate::platform::survey::is_default_like(&route.to));
+    let lines = forged(&survey);
+    assert!(lines.contains(&"fib saddr . iif oif exists return;".to_owned()), "{lines:#?}");
+    assert!(lines.iter().all(|line| !line.contains("{  }")), "{lines:#?}");
+}
+
+#[test]
+fn where_nftables_cannot_ask_for_the_way_back_nobody_is_kept_out() {
+    let mut survey = plain();
+    survey.parameters.finds_ways_back = false;
+    let lines = forged(&survey);
+    assert!(lines.len() == 3 && lines[1..].iter().all(|line| line.contains("daddr != ")), "{lines:#?}");
+}

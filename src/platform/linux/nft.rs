@@ -134,6 +134,8 @@ pub(in crate::platform) struct Knows {
     pub(in crate::platform) sockets: bool,
     /// `ct mark`.
     pub(in crate::platform) connection_marks: bool,
+    /// `fib` for what is forwarded, since Linux 5.18.
+    pub(in crate::platform) ways_back: bool,
 }
 
 /// The last answer to which of them nft and the kernel know. That does not change while we run.
@@ -144,7 +146,8 @@ static ASKING: Mutex<()> = Mutex::new(());
 /// Has it found out while the start does other things: it takes the kernel its time.
 pub fn ask_ahead() {
     if program().is_some() {
-        std::thread::spawn(knows);
+        // Without one it is asked when it is needed.
+        let _ = std::thread::Builder::new().name("asks-nft".to_owned()).spawn(knows);
     }
 }
 
@@ -173,14 +176,20 @@ pub(in crate::platform) fn knows() -> Result<Knows, String> {
 fn ask() -> Result<Knows, String> {
     const SOCKETS: &str = "socket wildcard 1;";
     const MARKS: &str = "ct mark set ct mark | 1;";
+    // The hook to which it came last is asked; on that of prerouting it is older.
+    const WAYS_BACK: &str = "fib saddr . iif oif exists return;";
     let asked = |what: &str| {
         let table =
             format!("table inet tunproxy-asks {{ chain asks {{ type filter hook input priority 0; {what} }}; }};\n");
         NFT.run(&["--check", "--file", "-"], &table).map(|output| told(&output)).map_err(|error| error.to_string())
     };
-    let found = match asked(&format!("{SOCKETS} {MARKS}"))? {
-        Ok(()) => Knows { sockets: true, connection_marks: true },
-        Err(_) => Knows { sockets: asked(SOCKETS)?.is_ok(), connection_marks: asked(MARKS)?.is_ok() },
+    let found = match asked(&format!("{SOCKETS} {MARKS} {WAYS_BACK}"))? {
+        Ok(()) => Knows { sockets: true, connection_marks: true, ways_back: true },
+        Err(_) => Knows {
+            sockets: asked(SOCKETS)?.is_ok(),
+            connection_marks: asked(MARKS)?.is_ok(),
+            ways_back: asked(WAYS_BACK)?.is_ok(),
+        },
     };
     if found == Knows::default() {
         // One that does not take a chain without rules either takes none of ours.
@@ -188,6 +197,9 @@ fn ask() -> Result<Knows, String> {
     }
     if !found.sockets {
         tracing::debug!("nftables has no `socket` here: forged datagrams count as questions");
+    }
+    if !found.ways_back {
+        tracing::debug!("nftables has no `fib` for what is forwarded: sources that LAN clients forge come in");
     }
     if !found.connection_marks {
         tracing::warn!(

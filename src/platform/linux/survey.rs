@@ -92,6 +92,7 @@ fn parameters(knows: nft::Knows) -> Parameters {
         ephemeral_ports: ephemeral_ports().unwrap_or_default(),
         finds_sockets: knows.sockets,
         marks_connections: knows.connection_marks,
+        finds_ways_back: knows.ways_back,
         host_only_advertisements: named("ipv6", &|name| of("ipv6", name, "accept_ra") == 1),
     }
 }

@@ -87,7 +87,7 @@ impl Table {
         transmit: &mut dyn Transmit,
     ) -> Option<Event<'a>> {
         let Some(flow) = self.open(packet, segment, now) else {
-            if self.budget.is_short() {
+            if self.budget.is_short() || self.pool.borrow().is_exhausted() {
                 counters.no_memory += 1;
             } else {
                 counters.flooded += 1;
