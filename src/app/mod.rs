@@ -19,6 +19,7 @@ mod rights;
 mod run;
 mod status;
 mod supervisor;
+mod turn;
 mod worker;
 
 pub use cleanup::{Cleaned, cleanup};
