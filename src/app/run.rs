@@ -167,7 +167,11 @@ impl Run<'_> {
             tracing::warn!("{error}; trying again when the flows have ended");
         }
         drop(turn);
-        let mut asked = async || if cut { () } else { signals.end().await };
+        let mut asked = async || {
+            if !cut {
+                signals.end().await;
+            }
+        };
         worker::drain(&workers, DRAIN, asked()).await;
         signs.abort();
         // The next run makes a socket of that name as soon as the state directory is free.

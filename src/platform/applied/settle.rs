@@ -8,13 +8,13 @@ use super::look::Look;
 use super::look::stands_for;
 use super::{Applied, Done, HostError, Step};
 use crate::platform::PlanError;
+use crate::platform::Turn;
 use crate::platform::imp::nft::{self, OwnedTable};
 use crate::platform::layout;
 use crate::platform::plan::{HostOptions, HostPlan};
 use crate::platform::resolver::DnsPlan;
 use crate::platform::survey::NftState;
 use crate::platform::undo::Undo;
-use crate::platform::Turn;
 
 /// What failed is tried again after this, then after twice as long, and so on.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
@@ -109,7 +109,7 @@ impl Applied {
     }
 
     /// `turn`: that of this process to take numbers on this host, as long as this goes on.
-    fn settle_in(&mut self, turn: Option<Turn>, options: &HostOptions, seen: Seen) -> Result<Settled, SettleError> {
+    fn settle_in(&mut self, turn: Option<&Turn>, options: &HostOptions, seen: Seen) -> Result<Settled, SettleError> {
         let look = self.look(seen)?;
         let gone = || SettleError::Gone(self.plan.tun.clone());
         let device = look.link.ok_or_else(gone)?.index;
@@ -123,7 +123,7 @@ impl Applied {
         };
         // A run that starts just now may be about to take the same: what it has taken is to be seen.
         if numbers != self.plan.numbers && turn.is_none() {
-            return self.settle_in(Some(Turn::wait()), options, seen);
+            return self.settle_in(Some(&Turn::wait()), options, seen);
         }
         let mut settled = Settled::default();
         survey.resolv_conf = self.resolver_of_others(&mut settled)?;
@@ -198,7 +198,7 @@ impl Applied {
             // What needs no record, or has it, is done all the same: the kill switch before all.
             Err(error) => {
                 settled.failed.push(error.to_string());
-                planned.retain(|(.., undos)| !undos.iter().any(|undo| undo.outlives_us()));
+                planned.retain(|(.., undos)| !undos.iter().any(Undo::outlives_us));
                 Vec::new().into_iter()
             }
         };

@@ -239,18 +239,17 @@ mod tests {
     fn one_that_did_not_end_when_it_was_killed_holds_up_until_it_has_and_is_reaped() {
         static LATE: Program = program("sleep", &["sleep"]);
         assert!(!LATE.is_held_up());
-        let mut child = LATE.spawn(|command| _ = command.arg("1000")).unwrap();
-        let pid = Pid::from_raw(child.id().try_into().unwrap());
+        let call = LATE.begin(&["1000"]).unwrap();
+        let pid = Pid::from_raw(call.child.id().try_into().unwrap());
         LATE.late.lock().push(pid);
         assert!(LATE.is_held_up() && LATE.is_held_up());
-        child.kill().unwrap();
+        nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
         let end = Instant::now() + Duration::from_secs(60);
         while LATE.is_held_up() {
             assert!(Instant::now() < end, "it was killed");
         }
         assert!(nix::sys::signal::kill(pid, None).is_err(), "it is reaped");
-        let mut other = LATE.spawn(|command| _ = command.arg("1000")).unwrap();
-        LATE.give_up(&mut other);
+        drop(LATE.begin(&["1000"]).unwrap());
         assert!(!LATE.is_held_up(), "it ended at once");
     }
 
