@@ -20,6 +20,7 @@ mod run;
 mod signals;
 mod status;
 mod supervisor;
+mod turn;
 mod worker;
 
 pub use cleanup::{Cleaned, cleanup};

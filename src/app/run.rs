@@ -17,6 +17,7 @@ use super::limits::{enough_descriptors, raise_descriptor_limit};
 use super::nameservers::is_here;
 use super::refusal::explain_tun;
 use super::signals::Signals;
+use super::turn::beside;
 use super::worker::{self, Drain, Seed, Worker};
 use super::{rights, status, supervisor};
 use crate::dispatch::Core;
@@ -163,20 +164,25 @@ impl Run<'_> {
         }
         doors.iter().for_each(JoinHandle::abort);
         let mut applied = guard.map(Guard::dismiss).transpose()?;
-        let turn = applied.is_some().then(Turn::wait);
+        // Whoever asks a second time does not want to wait, for nothing of what follows.
+        let (turn, cut) = beside(applied.is_some(), signals.end()).await;
         if let Some(Err(error)) = applied.as_mut().map(Applied::release) {
             tracing::warn!("{error}; trying again when the flows have ended");
         }
         drop(turn);
-        // Whoever asks a second time does not want to wait.
-        worker::drain(&workers, DRAIN, signals.end()).await;
+        let mut asked = async || {
+            if !cut {
+                signals.end().await;
+            }
+        };
+        worker::drain(&workers, DRAIN, asked()).await;
         signs.abort();
         // The next run makes a socket of that name as soon as the state directory is free.
         answers.abort();
         let _ = answers.await;
         drop(control);
         // Until it is looked at.
-        let turn = applied.is_some().then(Turn::wait);
+        let (turn, _) = beside(applied.is_some(), asked()).await;
         // An end that nobody asked for opens no kill switch.
         let stays = applied.as_mut().filter(|_| result.is_err()).and_then(Applied::leave_closed);
         let mut given_back = applied.as_mut().filter(|_| stays.is_none());

@@ -317,8 +317,11 @@ impl Applied {
                     self.done.extend(done);
                 }
                 Err(error) => {
+                    let (doubtful, never): (Vec<_>, Vec<_>) =
+                        undos.into_iter().partition(|(_, undo)| undo.may_be_in_place());
+                    self.done.extend(doubtful.into_iter().map(|(id, undo)| Done::Change(id, undo)));
                     // Somebody else may have made just this, so its inverse is not ours to carry out.
-                    let mut void: Vec<u64> = undos.iter().filter_map(|(id, _)| *id).collect();
+                    let mut void: Vec<u64> = never.into_iter().filter_map(|(id, _)| id).collect();
                     if step.is_essential(&self.plan) {
                         void.extend(ids);
                         self.journal.void(&void)?;

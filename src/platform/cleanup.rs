@@ -200,9 +200,17 @@ impl Journal {
             }
             // Only what a second look finds gone counts as undone.
             let undos: Vec<&Undo> = done.iter().map(|(_, undo)| undo).collect();
-            let still: Vec<Undo> = still_in_place(&mut netlink, &undos)?.into_iter().cloned().collect();
+            let (still, unseen) = match still_in_place(&mut netlink, &undos) {
+                Ok(still) => (still.into_iter().cloned().collect::<Vec<Undo>>(), false),
+                Err(error) => {
+                    failed.push(error.to_string());
+                    (Vec::new(), true)
+                }
+            };
             for (id, undo) in done {
-                if still.contains(&undo) {
+                if unseen {
+                    kept.push((id, undo));
+                } else if still.contains(&undo) {
                     failed.push(format!("{undo}: it was done, and the change is there all the same"));
                     kept.push((id, undo));
                 } else {
@@ -214,11 +222,14 @@ impl Journal {
         kept.sort_by_key(|(id, _)| *id);
         self.leftovers.undos = kept;
         self.leftovers.unreadable = 0;
-        if failed.is_empty() {
-            self.forget(&void)?;
-            return Ok(report);
+        // Even where something is left: what is gone another run may come to make the very same, and that will not be this
+        // one's to undo.
+        match self.forget(&void) {
+            Err(error) if failed.is_empty() => return Err(error.into()),
+            Err(error) => failed.push(error.to_string()),
+            Ok(()) => {}
         }
-        Err(HostError::NotUndone(failed))
+        if failed.is_empty() { Ok(report) } else { Err(HostError::NotUndone(failed)) }
     }
 }
 

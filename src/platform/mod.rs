@@ -66,8 +66,8 @@ pub use own_sockets::{OwnSockets, Sending};
 pub use plan::{HostOptions, HostPlan, Sysctl};
 pub use resolver::{DnsPlan, nameservers};
 pub use routing::{
-    Family, Gateway, Link, LinkState, MarkMatch, Neighbour, Ports, Route, RouteKind, RouteTable, Rule, RuleAction,
-    SeenLink, SeenRoute,
+    DirectWay, Family, Gateway, Link, LinkState, MarkMatch, Neighbour, Ports, Route, RouteKind, RouteTable, Rule,
+    RuleAction, SeenLink, SeenRoute,
 };
 pub use selection::interface_not_there;
 pub use survey::{NftState, NoRoom, Numbers, Parameters, Survey, Wishes};

@@ -285,6 +285,17 @@ pub struct Gateway {
     pub one_of_several: bool,
 }
 
+/// A default route, or one of its next hops, that has no gateway: the device alone leads out, as that of a modem or a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirectWay {
+    /// The family of the route.
+    pub family: Family,
+    /// The device.
+    pub device: u32,
+    /// The preference of the route: lower wins.
+    pub metric: u32,
+}
+
 /// What the kernel knows of a neighbour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Neighbour {

@@ -168,7 +168,7 @@ impl Survey {
     /// # Errors
     /// As [`Survey::take`].
     pub fn begin() -> Result<Self, HostError> {
-        imp::survey::take(None, &[])
+        imp::survey::take(None, &[], true)
     }
 
     /// Has nft tell what it can do, for which it takes longest. One that cannot tell counts as missing.
@@ -185,12 +185,13 @@ impl Survey {
         }
     }
 
-    /// Looks at the host again, with all routes of `tables`; at the firewall only where `nft` does not say what is known.
+    /// Looks at the host again, with all routes of `tables`; at the firewall only where `nft` does not say what is known. The
+    /// marks in its rules, of which there may be very many, matter to a start alone.
     ///
     /// # Errors
     /// The kernel does not answer.
     pub(super) fn again(nft: Option<NftState>, tables: &[RouteTable]) -> Result<Self, HostError> {
-        imp::survey::take(nft, tables)
+        imp::survey::take(nft, tables, false)
     }
 
     /// Tries whether the TUN called `tun`, which must be there, can have IPv6, and takes note for the plan. A kernel

@@ -116,6 +116,18 @@ impl Undo {
         matches!(self, Self::ResolvConf { .. })
     }
 
+    /// Whether the change may be in place though making it failed, as far as a look tells. It is then undone like one that
+    /// was made, which does no harm where it was not.
+    pub(super) fn may_be_in_place(&self) -> bool {
+        match self {
+            // nft may have done its work, and only the look at it failed, or the patience for it was at its end.
+            Self::Table(_) => true,
+            Self::ResolvConf { path, ours, old } => resolv_conf::is_begun(path, ours, old),
+            // One act of the kernel's, whose answer came; and somebody else may have made just this.
+            Self::Rule(_) | Self::Route(_) | Self::Address { .. } | Self::Sysctl { .. } => false,
+        }
+    }
+
     /// Undoes the change.
     pub(super) fn perform(&self, netlink: &mut Netlink) -> Result<Undone, HostError> {
         match self {

@@ -198,3 +198,24 @@ fn the_command_stop_returns_when_the_host_is_as_it_was() {
         assert!(last.is_some_and(|tunproxy| tunproxy.wait().success()));
     });
 }
+
+#[test]
+fn a_second_signal_cuts_short_the_waiting_for_another_run_that_changes_the_host() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let before = Dump::take(&lab.host);
+        let place = profile("tun: { enable: true }");
+        let tunproxy = place.start(&lab.host);
+        // What another run would have, and which does not come to its end.
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", tunproxy.pid())).expect("its namespace");
+        let turn = nix::fcntl::Flock::lock(namespace, nix::fcntl::FlockArg::LockExclusive).expect("the turn");
+        tunproxy.signal(Signal::SIGTERM);
+        tunproxy.line("a second signal cuts that short");
+        tunproxy.signal(Signal::SIGTERM);
+        let said = tunproxy.line("the host is as it was");
+        assert!(!tunproxy.output().contains("does not come to its end"), "it waited to the end: {said}");
+        assert!(tunproxy.wait().success());
+        drop(turn);
+        assert_eq!(before.diff(&Dump::take(&lab.host)), "");
+    });
+}

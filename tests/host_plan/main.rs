@@ -6,6 +6,7 @@
 mod support;
 
 mod closed;
+mod doubtful;
 mod halves;
 mod host;
 mod marks;

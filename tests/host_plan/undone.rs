@@ -316,7 +316,7 @@ fn kill_9_alone_leaves_a_host_on_its_own_routes() {
 }
 
 /// Runs the victim until it has applied and waits, and kills it.
-fn kill_parked(state: &Path) {
+pub(crate) fn kill_parked(state: &Path) {
     let mut victim = Command::new(std::env::current_exe().expect("our own path"))
         .args(["undone::the_victim_of_kill_9", "--exact", "--ignored", "--nocapture"])
         .env(VICTIM, state)

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use super::record::{Probed, Record};
-use crate::platform::{Dialer, Family, Gateway, Neighbour, Netlink};
+use crate::platform::{Dialer, DirectWay, Family, Gateway, Neighbour, Netlink};
 
 /// How long the kernel asks before it gives a neighbour up: three times, a second apart, and a little for slow hosts.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -16,22 +16,25 @@ const LOOK: Duration = Duration::from_millis(20);
 /// "Discard" (RFC 863): what is sent there asks for nothing.
 const DISCARD: u16 = 9;
 
-/// Asks all of them. `past`: sockets whose packets go past a run.
-pub(super) async fn ask(past: &Dialer, record: &Record) -> Vec<Probed> {
-    let Ok(mut netlink) = Netlink::open() else { return Vec::new() };
-    let mut of = |family| netlink.gateways(family).unwrap_or_default();
-    let found: Vec<Gateway> = Family::BOTH.into_iter().flat_map(&mut of).collect();
+/// Asks all of them; tells also the ways out that have none. `past`: sockets whose packets go past a run.
+pub(super) async fn ask(past: &Dialer, record: &Record) -> (Vec<Probed>, Vec<DirectWay>) {
+    let Ok(mut netlink) = Netlink::open() else { return (Vec::new(), Vec::new()) };
+    let ways: Vec<_> =
+        Family::BOTH.into_iter().map(|family| netlink.default_ways(family).unwrap_or_default()).collect();
+    let (found, mut direct): (Vec<_>, Vec<_>) = ways.into_iter().unzip();
     // The TUN is no uplink, and one without a carrier is told of as such.
     let uplinks = record.uplinks();
-    let asked = found.into_iter().filter_map(|gateway| {
-        let link = uplinks.iter().find(|link| link.index == gateway.device && link.up && link.carrier)?;
+    let live = |device| uplinks.iter().find(|link| link.index == device && link.up && link.carrier);
+    direct.iter_mut().for_each(|of_family| of_family.retain(|way: &DirectWay| live(way.device).is_some()));
+    let asked = found.into_iter().flatten().filter_map(|gateway| {
+        let link = live(gateway.device)?;
         let dialer = Dialer { interface: Some(link.name.clone()), ..past.clone() };
         Some((gateway, dialer))
     });
-    join_all(
+    let answered = join_all(
         asked.map(|(gateway, dialer)| async move { Probed { answers: answers(&gateway, &dialer).await, gateway } }),
-    )
-    .await
+    );
+    (answered.await, direct.concat())
 }
 
 /// Whether a gateway answers. The kernel asks, as it would for any packet: for a neighbour that it remembers, if we may have

@@ -61,14 +61,14 @@ pub(super) async fn all(record: &Record, loaded: Option<&Loaded>) -> Probes {
         }
     };
     let gateways = gateways::ask(&past, record);
-    let (question, nameservers, servers, gateways) = tokio::join!(question, answers, connections, gateways);
+    let (question, nameservers, servers, (gateways, direct)) = tokio::join!(question, answers, connections, gateways);
     let listed = match record.run {
         RunState::Absent => listed_answer(&plain, &listed, &nameservers).await,
         _ => Vec::new(),
     };
     let way = |(family, ip): (Family, IpAddr)| (family, past.source_for(SocketAddr::new(ip, DISCARD)).is_some());
     let routed = if captured { Vec::new() } else { FAR.into_iter().map(way).collect() };
-    Probes { question, nameservers, listed, routed, gateways, servers, captured }
+    Probes { question, nameservers, listed, routed, gateways, direct, servers, captured }
 }
 
 /// Those in resolv.conf.

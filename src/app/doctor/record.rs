@@ -6,7 +6,9 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
-use crate::platform::{Family, Gateway, HostPlan, KillSwitch, Rule, RuleAction, SeenLink, SeenRoute, Survey};
+use crate::platform::{
+    DirectWay, Family, Gateway, HostPlan, KillSwitch, Rule, RuleAction, SeenLink, SeenRoute, Survey,
+};
 
 /// A host at one moment.
 #[derive(Debug, Clone)]
@@ -189,6 +191,8 @@ pub(super) struct Probes {
     pub(super) routed: Vec<(Family, bool)>,
     /// The gateways of the default routes.
     pub(super) gateways: Vec<Probed>,
+    /// Those ways of default routes that have none: there is nobody to ask.
+    pub(super) direct: Vec<DirectWay>,
     /// The proxy servers of the profile, connected to past the run.
     pub(super) servers: Vec<Server>,
     /// Probes could not be sent past the run, and were left out.

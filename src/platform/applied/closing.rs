@@ -13,10 +13,10 @@ impl HostPlan {
         self.nft.as_ref().is_some_and(|nft| nft.comment.is_some())
     }
 
-    /// Whether the kill switch of this plan is in force, as a look at the firewall tells. It takes as long as nft does.
+    /// Whether the kill switch of this plan is in force, as the kernel tells.
     ///
     /// # Errors
-    /// Nobody knows: nft cannot be run, or does not say.
+    /// Nobody knows: the kernel does not tell (no CAP_NET_ADMIN, no descriptor left).
     pub fn is_closed(&self) -> io::Result<bool> {
         match self.nft.as_ref().filter(|_| self.has_kill_switch()) {
             Some(nft) => nft::is_loaded(nft),

@@ -8,6 +8,7 @@ use super::look::Look;
 use super::look::stands_for;
 use super::{Applied, Done, HostError, Step};
 use crate::platform::PlanError;
+use crate::platform::Turn;
 use crate::platform::imp::nft::{self, OwnedTable};
 use crate::platform::layout;
 use crate::platform::plan::{HostOptions, HostPlan};
@@ -104,7 +105,11 @@ impl Applied {
     /// # Errors
     /// [`SettleError`]: the run had better end. What merely failed is in [`Settled::failed`].
     pub fn settle(&mut self, options: &HostOptions, seen: Seen) -> Result<Settled, SettleError> {
-        let mut settled = Settled::default();
+        self.settle_in(None, options, seen)
+    }
+
+    /// `turn`: that of this process to take numbers on this host, as long as this goes on.
+    fn settle_in(&mut self, turn: Option<&Turn>, options: &HostOptions, seen: Seen) -> Result<Settled, SettleError> {
         let look = self.look(seen)?;
         let gone = || SettleError::Gone(self.plan.tun.clone());
         let device = look.link.ok_or_else(gone)?.index;
@@ -112,12 +117,17 @@ impl Applied {
             return Err(gone());
         }
         let mut survey = self.without_ours(look.survey.clone(), device);
-        survey.resolv_conf = self.resolver_of_others(&mut settled)?;
-        let unfinished = self.resolver_is_unfinished(survey.resolv_conf.as_deref(), &mut settled);
         let numbers = match options.auto_route {
             true => survey.before_others(self.plan.numbers),
             false => self.plan.numbers,
         };
+        // A run that starts just now may be about to take the same: what it has taken is to be seen.
+        if numbers != self.plan.numbers && turn.is_none() {
+            return self.settle_in(Some(&Turn::wait()), options, seen);
+        }
+        let mut settled = Settled::default();
+        survey.resolv_conf = self.resolver_of_others(&mut settled)?;
+        let unfinished = self.resolver_is_unfinished(survey.resolv_conf.as_deref(), &mut settled);
         let mut plan = HostPlan::with_numbers(options, &survey, numbers)?;
         if unfinished {
             plan.dns = self.resolver_meanwhile();
@@ -171,7 +181,7 @@ impl Applied {
     ) -> Result<(), SettleError> {
         // A device that was made too small for IPv6 takes nothing of it until it is as large as it was.
         open.sort_by_key(|step| *step != Step::Link);
-        let planned: Vec<(Step, bool, Vec<Undo>)> = open
+        let mut planned: Vec<(Step, bool, Vec<Undo>)> = open
             .into_iter()
             .map(|step| {
                 let before = self.was_done(&step, look);
@@ -183,7 +193,15 @@ impl Applied {
             return Ok(());
         }
         let lasting = planned.iter().flat_map(|(.., undos)| undos).filter(|undo| undo.outlives_us());
-        let mut ids = self.journal.record(lasting).map_err(HostError::from)?.into_iter();
+        let mut ids = match self.journal.record(lasting) {
+            Ok(ids) => ids.into_iter(),
+            // What needs no record, or has it, is done all the same: the kill switch before all.
+            Err(error) => {
+                settled.failed.push(error.to_string());
+                planned.retain(|(.., undos)| !undos.iter().any(Undo::outlives_us));
+                Vec::new().into_iter()
+            }
+        };
         let mut acts = Vec::new();
         let mut void = Vec::new();
         for (step, before, undos) in planned {
@@ -195,7 +213,10 @@ impl Applied {
                     acts.push((step, before));
                 }
                 Err(error) => {
-                    void.extend(undos.iter().filter_map(|(id, _)| *id));
+                    let (doubtful, never): (Vec<_>, Vec<_>) =
+                        undos.into_iter().partition(|(_, undo)| undo.may_be_in_place());
+                    void.extend(self.keep(&step, doubtful, None));
+                    void.extend(never.into_iter().filter_map(|(id, _)| id));
                     settled.failed.push(error.to_string());
                 }
             }

@@ -74,18 +74,22 @@ pub(super) fn output(child: &mut Child, input: &[u8], deadline: Deadline) -> io:
     outcome
 }
 
-/// Kills and reaps a child.
-pub(super) fn give_up(child: &mut Child) {
+/// Kills and reaps a child. False: it has not ended in time, and does what it is held up in.
+pub(super) fn give_up(child: &mut Child) -> bool {
     // It may have ended by itself meanwhile.
     let _ = child.kill();
-    reap(child, Instant::now() + LAST_BREATH);
+    reap(child, Instant::now() + LAST_BREATH)
 }
 
-/// Waits for the end of a child that was killed. One that is held up within the kernel stays until we end.
-fn reap(child: &mut Child, deadline: Instant) {
-    while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
+/// Waits for the end of a child that was killed; tells whether it came. One that is held up within the kernel stays.
+fn reap(child: &mut Child, deadline: Instant) -> bool {
+    while matches!(child.try_wait(), Ok(None)) {
+        if Instant::now() >= deadline {
+            return false;
+        }
         std::thread::sleep(LOOK);
     }
+    true
 }
 
 fn talk(child: &mut Child, input: &[u8], deadline: Deadline) -> io::Result<Output> {

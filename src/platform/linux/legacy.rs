@@ -11,6 +11,8 @@ use super::netlink::marks::of_extension;
 
 /// More than any firewall has. In bytes.
 const LARGEST: usize = 64 << 20;
+/// So often a table that is being replaced is asked for anew.
+const ATTEMPTS: usize = 20;
 /// A table's name with its zero (`XT_TABLE_MAXNAMELEN`).
 const NAME: usize = 32;
 /// `struct ipt_getinfo`: the name, which hooks, where they begin and end, how many entries, and of how many bytes.
@@ -70,13 +72,29 @@ pub(super) fn mark_bits() -> u32 {
 /// The entries of a table that is there.
 fn entries(kind: Kind, table: &str) -> io::Result<Vec<u8>> {
     let socket = socket(kind.family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    entries_by(|option, question| ask(socket.as_fd(), kind.level, option, question), table)
+}
+
+/// The same by `ask`, which has the kernel answer. It says EAGAIN where somebody has replaced the table since it told how
+/// large it is.
+fn entries_by(mut ask: impl FnMut(libc::c_int, &mut [u8]) -> io::Result<()>, table: &str) -> io::Result<Vec<u8>> {
+    let mut attempts = 1..ATTEMPTS;
+    loop {
+        match entries_once(&mut ask, table) {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && attempts.next().is_some() => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+fn entries_once(ask: &mut impl FnMut(libc::c_int, &mut [u8]) -> io::Result<()>, table: &str) -> io::Result<Vec<u8>> {
     let named = |size: usize| {
         let mut request = vec![0; size];
         request.iter_mut().zip(table.bytes().take(NAME - 1)).for_each(|(to, from)| *to = from);
         request
     };
     let mut info = named(INFO);
-    ask(socket.as_fd(), kind.level, GET_INFO, &mut info)?;
+    ask(GET_INFO, &mut info)?;
     let size = word(&info, INFO - 4).and_then(|size| usize::try_from(size).ok()).unwrap_or_default();
     if size > LARGEST {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is larger than any"));
@@ -84,7 +102,7 @@ fn entries(kind: Kind, table: &str) -> io::Result<Vec<u8>> {
     let mut request = named(ENTRIES + size);
     let length = u32::try_from(size).unwrap_or_default().to_ne_bytes();
     request[NAME..NAME + 4].copy_from_slice(&length);
-    ask(socket.as_fd(), kind.level, GET_ENTRIES, &mut request)?;
+    ask(GET_ENTRIES, &mut request)?;
     Ok(request.split_off(ENTRIES))
 }
 
@@ -154,6 +172,34 @@ mod tests {
         }
         bytes.extend(target);
         bytes
+    }
+
+    #[test]
+    fn a_table_that_is_replaced_while_it_is_read_is_read_again_and_not_for_ever() {
+        let mut sizes = [8_u32, 16, 24].into_iter();
+        let mut now = 0;
+        let read = entries_by(
+            |option, question| {
+                if option == GET_INFO {
+                    now = sizes.next().unwrap_or(now);
+                    question[INFO - 4..].copy_from_slice(&now.to_ne_bytes());
+                } else if now < 24 {
+                    return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+                }
+                Ok(())
+            },
+            "mangle",
+        );
+        assert_eq!(read.unwrap().len(), 24);
+        let mut asked = 0;
+        let never = entries_by(
+            |option, _| {
+                asked += usize::from(option == GET_ENTRIES);
+                if option == GET_INFO { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EAGAIN)) }
+            },
+            "mangle",
+        );
+        assert_eq!((never.unwrap_err().raw_os_error(), asked), (Some(libc::EAGAIN), ATTEMPTS));
     }
 
     #[test]

@@ -43,11 +43,11 @@ pub fn ruleset() -> Result<String, String> {
 }
 
 /// What is in force, as the plan needs it; and the marks that rules touch, where nft cannot be used and they are there all
-/// the same.
-pub(in crate::platform) fn survey() -> (NftState, u32) {
+/// the same. Without `marks` there are none.
+pub(in crate::platform) fn survey(marks: bool) -> (NftState, u32) {
     let found = Nftables::open().and_then(|mut nftables| {
         let (tables, dropping) = (nftables.tables()?, nftables.dropping_forward()?);
-        Ok((tables, dropping, nftables.mark_bits()?))
+        Ok((tables, dropping, if marks { nftables.mark_bits()? } else { 0 }))
     });
     match found {
         Ok((_, _, marks)) if program().is_none() => (NftState::Missing(NOT_INSTALLED.to_owned()), marks),
@@ -86,7 +86,7 @@ pub(in crate::platform) fn kill_switches_in(tables: &[SeenTable]) -> Vec<(String
         let tun = table.comment.as_deref()?.strip_prefix(KILL_SWITCH_OF)?;
         Some((table.name.clone(), tun.to_owned()))
     };
-    inet.filter_map(ours).collect()
+    inet.filter(|table| !table.dormant).filter_map(ours).collect()
 }
 
 /// The kill switches that still say no: somebody may have emptied a table without deleting it. None of ours has a chain
@@ -239,10 +239,26 @@ impl Ready {
         match self {
             Self::Owner(owner) => owner.load(nft).map(Some),
             Self::Once(call) => {
+                let before = tables()?;
                 told(&call.end(&nft.text)?)?;
-                seen_loaded(nft).map(|_| None)
+                seen_loaded(nft).map(|_| None).map_err(|why| taken_back(nft, &before, why))
             }
         }
+    }
+}
+
+/// Takes down what was loaded of `nft` and is not what it should be: it may not even bear the words by which it would be
+/// found later (kernels before 5.10 keep no comments). `before`: the tables that were there before. Returns `why`, and what
+/// is left, if it cannot be done.
+fn taken_back(nft: &Nft, before: &[SeenTable], why: io::Error) -> io::Error {
+    let delete = || {
+        let new = |seen: &SeenTable| seen.name == nft.table && !before.iter().any(|old| old.is(seen));
+        let removal: String = tables()?.iter().filter(|seen| new(seen)).map(deletion).collect();
+        if removal.is_empty() { Ok(()) } else { told(&NFT.run(&["--file", "-"], &removal)?) }
+    };
+    match delete() {
+        Ok(()) => why,
+        Err(error) => io::Error::new(why.kind(), format!("{why}; and what it has loaded cannot be deleted: {error}")),
     }
 }
 
@@ -269,7 +285,7 @@ pub(in crate::platform) fn stand_again(stood: Option<&Nft>, nft: &Nft) -> io::Re
     seen_loaded(nft).map(|_| ())
 }
 
-/// Whether the tables are in force, with every chain and as many rules in each as it should have.
+/// Whether the tables are in force, with every chain and as many rules in each as it should have, and none switched off.
 ///
 /// # Errors
 /// The kernel does not tell: nobody knows then.
@@ -286,6 +302,9 @@ fn loaded(nft: &Nft) -> io::Result<Option<Vec<u64>>> {
         table.name == nft.table && table.comment == nft.comment && wanted.iter().any(|(of, ..)| *of == table.family())
     };
     let tables: Vec<SeenTable> = nftables.tables().map_err(unknown)?.into_iter().filter(ours).collect();
+    if tables.iter().any(|table| table.dormant) {
+        return Ok(None);
+    }
     for table in &tables {
         let found = nftables.rules_of(table.family(), &table.name).map_err(unknown)?;
         let mut chains = wanted.iter().filter(|(of, ..)| *of == table.family());
@@ -309,6 +328,10 @@ fn seen_loaded(nft: &Nft) -> io::Result<Vec<u64>> {
 pub(in crate::platform) fn take_down(table: &TableId) -> io::Result<Undone> {
     let (removal, foreign) = removal(table)?;
     if removal.is_empty() {
+        // It is not there yet, maybe.
+        if NFT.is_held_up() {
+            return Err(io::Error::other("an nft that was killed has not ended, and may load it yet"));
+        }
         return Ok(if foreign { Undone::LeftAlone } else { Undone::AlreadyGone });
     }
     told(&NFT.run(&["--file", "-"], &removal).map_err(explained)?)?;
@@ -320,8 +343,11 @@ fn removal(table: &TableId) -> io::Result<(String, bool)> {
     let families = |seen: &SeenTable| seen.name == table.name && matches!(seen.family(), "inet" | "arp");
     let (ours, others): (Vec<SeenTable>, Vec<SeenTable>) =
         tables()?.into_iter().filter(families).partition(|seen| seen.comment.as_ref() == Some(&table.comment));
-    let delete = |seen: &SeenTable| format!("delete table {} {};\n", seen.family(), seen.name);
-    Ok((ours.iter().map(delete).collect(), !others.is_empty()))
+    Ok((ours.iter().map(deletion).collect(), !others.is_empty()))
+}
+
+fn deletion(table: &SeenTable) -> String {
+    format!("delete table {} {};\n", table.family(), table.name)
 }
 
 /// Only nft can open again what it has closed.

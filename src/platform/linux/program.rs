@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::{getpid, getppid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, getpid, getppid};
+use parking_lot::Mutex;
 
 use super::bounded::{self, Deadline};
 use super::capability;
@@ -27,11 +29,17 @@ pub(super) static NFT: Program = Program {
     places: &["/usr/sbin/nft", "/sbin/nft", "/usr/local/sbin/nft", "/usr/bin/nft", "/run/current-system/sw/bin/nft"],
     trusted: Some(&[("LC_ALL", "C"), ("HOME", "/nonexistent"), ("TERM", "dumb")]),
     hung: AtomicBool::new(false),
+    late: Mutex::new(Vec::new()),
 };
 
 /// Tells systemd-resolved of a link, by a bus that may never answer. It needs nothing of ours.
-pub(super) static RESOLVECTL: Program =
-    Program { name: "resolvectl", places: &["resolvectl"], trusted: None, hung: AtomicBool::new(false) };
+pub(super) static RESOLVECTL: Program = Program {
+    name: "resolvectl",
+    places: &["resolvectl"],
+    trusted: None,
+    hung: AtomicBool::new(false),
+    late: Mutex::new(Vec::new()),
+};
 
 /// A program of the system.
 pub(in crate::platform) struct Program {
@@ -42,6 +50,8 @@ pub(in crate::platform) struct Program {
     trusted: Option<&'static [(&'static str, &'static str)]>,
     /// The last call did not end.
     hung: AtomicBool,
+    /// Those that were killed and had not ended when nobody waited for them any longer.
+    late: Mutex<Vec<Pid>>,
 }
 
 impl Program {
@@ -98,6 +108,20 @@ impl Program {
         Deadline::after(self.patience())
     }
 
+    /// Kills one that was started by this entry, and waits a little for its end.
+    pub(super) fn give_up(&self, child: &mut Child) {
+        if !bounded::give_up(child) {
+            self.late.lock().extend(child.id().try_into().map(Pid::from_raw));
+        }
+    }
+
+    /// Whether one that was killed has not ended: what it was told may still be done. Reaps those that have.
+    pub(super) fn is_held_up(&self) -> bool {
+        let mut late = self.late.lock();
+        late.retain(|child| matches!(waitpid(*child, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive)));
+        !late.is_empty()
+    }
+
     fn patience(&self) -> Duration {
         if self.hung.load(Relaxed) { LITTLE_PATIENCE } else { PATIENCE }
     }
@@ -143,7 +167,7 @@ impl Drop for Call {
     fn drop(&mut self) {
         // It has ended, or nobody needs it.
         if matches!(self.child.try_wait(), Ok(None)) {
-            bounded::give_up(&mut self.child);
+            self.program.give_up(&mut self.child);
         }
     }
 }
@@ -185,8 +209,11 @@ fn end_with_us(command: &mut Command) {
 mod tests {
     use super::*;
 
-    static SLEEPER: Program =
-        Program { name: "sleep", places: &["/nowhere/sleep", "sleep"], trusted: None, hung: AtomicBool::new(false) };
+    const fn program(name: &'static str, places: &'static [&'static str]) -> Program {
+        Program { name, places, trusted: None, hung: AtomicBool::new(false), late: Mutex::new(Vec::new()) }
+    }
+
+    static SLEEPER: Program = program("sleep", &["/nowhere/sleep", "sleep"]);
 
     #[test]
     fn after_a_call_that_did_not_end_the_next_gets_less_time() {
@@ -203,9 +230,27 @@ mod tests {
     #[test]
     fn a_program_is_looked_for_in_one_place_after_the_other() {
         assert!(SLEEPER.run(&["0"], "").unwrap().status.success());
-        let missing = Program { name: "no", places: &["/nowhere/no"], trusted: None, hung: AtomicBool::new(false) };
+        let missing = program("no", &["/nowhere/no"]);
         let error = missing.spawn(|_| {}).unwrap_err();
         assert_eq!((error.kind(), missing.place()), (io::ErrorKind::NotFound, None));
+    }
+
+    #[test]
+    fn one_that_did_not_end_when_it_was_killed_holds_up_until_it_has_and_is_reaped() {
+        static LATE: Program = program("sleep", &["sleep"]);
+        assert!(!LATE.is_held_up());
+        let call = LATE.begin(&["1000"]).unwrap();
+        let pid = Pid::from_raw(call.child.id().try_into().unwrap());
+        LATE.late.lock().push(pid);
+        assert!(LATE.is_held_up() && LATE.is_held_up());
+        nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        while LATE.is_held_up() {
+            assert!(Instant::now() < end, "it was killed");
+        }
+        assert!(nix::sys::signal::kill(pid, None).is_err(), "it is reaped");
+        drop(LATE.begin(&["1000"]).unwrap());
+        assert!(!LATE.is_held_up(), "it ended at once");
     }
 
     #[test]

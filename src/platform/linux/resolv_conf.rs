@@ -61,19 +61,45 @@ fn old_file(path: &Path) -> io::Result<OldFile> {
     Ok(OldFile::File { content: fs::read(path)?, mode, uid: metadata.uid(), gid: metadata.gid() })
 }
 
-/// Writes `text` to `path` and reads it back. A link is replaced by a file, never written through.
+/// Whether what is at `path` is what we wrote over `old`, or the beginning of it; or nobody can tell.
+pub(in crate::platform) fn is_begun(path: &Path, ours: &str, old: &OldFile) -> bool {
+    old_file(path).map_or(true, |now| now != *old && is_beginning(&now, ours))
+}
+
+/// A crash, or a full disk, may have cut short what was written in place: a beginning of it is ours too.
+fn is_beginning(now: &OldFile, ours: &str) -> bool {
+    matches!(now, OldFile::File { content, .. } if ours.as_bytes().starts_with(content))
+}
+
+/// Writes `text` to `path` and reads it back. A link is replaced by a file, never written through. What was there comes back
+/// where that fails half way.
 pub(in crate::platform) fn replace(path: &Path, text: &str) -> io::Result<()> {
+    replace_and(path, text, sync_directory)
+}
+
+fn replace_and(path: &Path, text: &str, sync: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let old = old_file(path)?;
-    let (mode, owner) = match &old {
+    let written = write_over(path, text, &old).and_then(|()| sync(path)).and_then(|()| {
+        match fs::read(path)? == text.as_bytes() {
+            true => Ok(()),
+            false => Err(io::Error::other("it was written, but reads back as something else")),
+        }
+    });
+    if written.is_err()
+        && is_begun(path, text, &old)
+        && let Err(error) = restore(path, text, &old)
+    {
+        tracing::debug!("{} as it was: {error}", path.display());
+    }
+    written
+}
+
+fn write_over(path: &Path, text: &str, old: &OldFile) -> io::Result<()> {
+    let (mode, owner) = match old {
         OldFile::File { mode, uid, gid, .. } => (*mode, Some((*uid, *gid))),
         OldFile::Missing | OldFile::Link(_) => (0o644, None),
     };
-    place(path, text.as_bytes(), mode, owner).map_err(explained)?;
-    sync_directory(path)?;
-    if fs::read(path)? != text.as_bytes() {
-        return Err(io::Error::other("it was written, but reads back as something else"));
-    }
-    Ok(())
+    place(path, text.as_bytes(), mode, owner).map_err(explained)
 }
 
 /// Puts `old` back, if `path` still holds what we wrote.
@@ -83,9 +109,7 @@ pub(in crate::platform) fn restore(path: &Path, ours: &str, old: &OldFile) -> io
     if now == *old {
         return Ok(Undone::AlreadyGone);
     }
-    // A crash may have cut short what was written in place: a beginning of it is ours too.
-    let is_ours = matches!(&now, OldFile::File { content, .. } if ours.as_bytes().starts_with(content));
-    if !is_ours {
+    if !is_beginning(&now, ours) {
         return Ok(Undone::LeftAlone);
     }
     match old {
@@ -269,6 +293,38 @@ mod tests {
         fs::write(&path, "nameserver 9.9.9.9\n").unwrap();
         assert_eq!(restore(&path, OURS, &old).unwrap(), Undone::LeftAlone);
         assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 9.9.9.9\n");
+    }
+
+    #[test]
+    fn a_write_that_fails_when_it_is_all_but_done_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        for old in ["nameserver 192.0.2.53\n", ""] {
+            fs::write(&path, old).unwrap();
+            let failing = |at: &Path| {
+                assert_eq!(fs::read_to_string(at).unwrap(), OURS, "it was there");
+                Err(io::Error::from_raw_os_error(libc::EIO))
+            };
+            assert_eq!(replace_and(&path, OURS, failing).unwrap_err().raw_os_error(), Some(libc::EIO));
+            assert_eq!(fs::read_to_string(&path).unwrap(), old);
+        }
+        fs::remove_file(&path).unwrap();
+        symlink("stub", &path).unwrap();
+        replace_and(&path, OURS, |_| Err(io::ErrorKind::Other.into())).unwrap_err();
+        assert_eq!(fs::read_link(&path).unwrap(), Path::new("stub"));
+    }
+
+    #[test]
+    fn what_is_there_of_a_write_that_failed_tells_whether_there_is_something_to_undo() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        fs::write(&path, "nameserver 192.0.2.53\n").unwrap();
+        let Some(made @ Undo::ResolvConf { .. }) = undo(&path, OURS) else { panic!("no way back") };
+        assert!(!made.may_be_in_place(), "nothing has been written");
+        for (text, begun) in [("", true), (&OURS[..9], true), (OURS, true), ("nameserver 9.9.9.9\n", false)] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(made.may_be_in_place(), begun, "{text:?}");
+        }
     }
 
     #[test]

@@ -10,8 +10,12 @@ use crate::platform::survey::{NftState, Parameters, Survey, is_default_like};
 use crate::platform::{HostError, Netlink};
 
 /// Takes stock. Reads only. `known`: the firewall as it was seen before, where nobody has changed it. Of `tables`, all
-/// routes that lead anywhere are kept.
-pub(in crate::platform) fn take(known: Option<NftState>, tables: &[RouteTable]) -> Result<Survey, HostError> {
+/// routes that lead anywhere are kept. Without `marks`, those in firewalls are not looked for: that takes reading all rules.
+pub(in crate::platform) fn take(
+    known: Option<NftState>,
+    tables: &[RouteTable],
+    marks: bool,
+) -> Result<Survey, HostError> {
     let whole = tables;
     let mut netlink = Netlink::open()?;
     let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
@@ -19,8 +23,8 @@ pub(in crate::platform) fn take(known: Option<NftState>, tables: &[RouteTable]) 
     let (nft, other_marks) = match known {
         Some(nft) => (nft, 0),
         None => {
-            let (nft, marks) = nft::survey();
-            (nft, marks | legacy::mark_bits())
+            let (nft, others) = nft::survey(marks);
+            (nft, if marks { others | legacy::mark_bits() } else { 0 })
         }
     };
     let mut survey = Survey {

@@ -30,10 +30,12 @@ impl Turn {
                     file = again;
                     std::thread::sleep(LOOK);
                 }
+                Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                    tracing::warn!("another run changes this host at the same time, and does not come to its end");
+                    return Self(None);
+                }
                 Err((_, error)) => {
-                    tracing::warn!(
-                        "another run changes this host at the same time, and does not come to its end ({error})"
-                    );
+                    tracing::warn!("nobody can tell whether another run changes this host at the same time: {error}");
                     return Self(None);
                 }
             }

@@ -126,7 +126,10 @@ fn gateways(record: &Record, family: Family) -> Vec<Finding> {
     let taken: Vec<&Probed> = of_family().filter(|it| it.gateway.metric == best).collect();
     // IPv6 makes one route of those with the same metric; IPv4 takes the first.
     let shared = |it: &Probed| it.gateway.one_of_several || family == Family::V6;
-    let is_taken = |it: &Probed| it.gateway.metric == best && (shared(it) || taken.first() == Some(&it));
+    // A modem's route, or a tunnel's, has no gateway that could be asked, and is taken all the same.
+    let of_family_direct = record.probes.direct.iter().filter(|way| way.family == family);
+    let is_behind = of_family_direct.map(|way| way.metric).min().is_some_and(|direct| direct <= best);
+    let is_taken = |it: &Probed| !is_behind && it.gateway.metric == best && (shared(it) || taken.first() == Some(&it));
     let all_dead = taken.iter().all(|it| it.answers == Some(false));
     let dead = of_family().filter(|it| it.answers == Some(false));
     let family = name(family);
@@ -146,7 +149,7 @@ fn gateways(record: &Record, family: Family) -> Vec<Finding> {
                 format!("{what}, so that the part of {family} that the kernel sends there gets no further"),
                 advice,
             ),
-            (false, _) => Finding::warning(format!("{what}; {family} has another gateway besides"), advice),
+            (false, _) => Finding::warning(format!("{what}; {family} has another way out besides"), advice),
         }
     };
     dead.map(tell).collect()
@@ -255,6 +258,24 @@ mod tests {
         assert!(only_problem(&check(&record)).unwrap().what.contains("the part of IPv4"));
         record.probes.gateways = vec![probed("192.168.1.1", 2, 0, None)];
         assert!(only_problem(&check(&record)).is_none());
+    }
+
+    #[test]
+    fn a_dead_gateway_behind_a_modem_whose_route_has_none_is_no_problem() {
+        let mut record = quiet();
+        record.probes.gateways = vec![probed("192.168.1.1", 2, 100, Some(false))];
+        let direct = |family, metric| crate::platform::DirectWay { family, device: 3, metric };
+        for (way, problem) in [
+            (direct(Family::V4, 50), false),
+            (direct(Family::V4, 100), false),
+            (direct(Family::V4, 200), true),
+            (direct(Family::V6, 50), true),
+        ] {
+            record.probes.direct = vec![way];
+            let found = check(&record);
+            assert_eq!(only_problem(&found).is_some(), problem, "{way:?}: {found:?}");
+            assert_eq!(warnings(&found).is_empty(), problem, "{way:?}: {found:?}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::route::{address_family, attribute, number};
 use super::{Netlink, NetlinkError};
-use crate::platform::routing::{Family, Gateway, Neighbour, RouteTable};
+use crate::platform::routing::{DirectWay, Family, Gateway, Neighbour, RouteTable};
 
 /// The lengths of `struct rtmsg`, `struct rtnexthop` and `struct ndmsg` in bytes.
 const ROUTE: usize = 12;
@@ -28,19 +28,22 @@ const PROBE: u16 = 0x10;
 const FAILED: u16 = 0x20;
 
 impl Netlink {
-    /// The gateways of the main table's default routes of a family; one with several next hops has several.
+    /// The gateways of the main table's default routes of a family, of which one with several next hops has several; and the
+    /// ways of them that have none.
     ///
     /// # Errors
     /// The kernel did not answer.
-    pub fn gateways(&mut self, family: Family) -> Result<Vec<Gateway>, NetlinkError> {
+    pub fn default_ways(&mut self, family: Family) -> Result<(Vec<Gateway>, Vec<DirectWay>), NetlinkError> {
         let act = "list the default routes";
         let mut request = RouteMessage::default();
         request.header.address_family = address_family(family);
-        self.dump(act, &RouteNetlinkMessage::GetRoute(request), |found: &mut Vec<Gateway>, _, payload| {
+        self.dump(act, &RouteNetlinkMessage::GetRoute(request), |found: &mut (Vec<_>, Vec<_>), _, payload| {
             let header = RouteHeader::parse(payload).map_err(|error| NetlinkError::garbled(act, error))?;
             if header.kind == RouteType::Unicast && header.destination_prefix_length == 0 {
                 let table = u32::from(header.table);
-                found.extend(of_route(family, table, payload.get(ROUTE..).unwrap_or_default()));
+                let (gateways, direct) = of_route(family, table, payload.get(ROUTE..).unwrap_or_default());
+                found.0.extend(gateways);
+                found.1.extend(direct);
             }
             Ok(())
         })
@@ -51,20 +54,23 @@ impl Netlink {
     /// # Errors
     /// The kernel did not answer.
     pub fn neighbour(&mut self, gateway: &Gateway) -> Result<Option<Neighbour>, NetlinkError> {
+        Ok(self.known_neighbour(gateway)?.map(|header| state(u16::from(header.state))))
+    }
+
+    fn known_neighbour(&mut self, gateway: &Gateway) -> Result<Option<NeighbourHeader>, NetlinkError> {
         let act = "look at a neighbour";
         let mut request = NeighbourMessage::default();
         request.header.family = family_of(gateway.address);
-        let states =
-            self.dump(act, &RouteNetlinkMessage::GetNeighbour(request), |states: &mut Vec<Neighbour>, _, payload| {
-                let header = NeighbourHeader::parse(payload).map_err(|error| NetlinkError::garbled(act, error))?;
-                let mut attributes = NlasIterator::new(payload.get(NEIGHBOUR..).unwrap_or_default()).flatten();
-                let address = attributes.find(|it| it.kind() == NDA_DST).and_then(|it| ip(it.value()));
-                if header.ifindex == gateway.device && address == Some(gateway.address) {
-                    states.push(state(u16::from(header.state)));
-                }
-                Ok(())
-            })?;
-        Ok(states.first().copied())
+        let found = self.dump(act, &RouteNetlinkMessage::GetNeighbour(request), |found: &mut Vec<_>, _, payload| {
+            let header = NeighbourHeader::parse(payload).map_err(|error| NetlinkError::garbled(act, error))?;
+            let mut attributes = NlasIterator::new(payload.get(NEIGHBOUR..).unwrap_or_default()).flatten();
+            let address = attributes.find(|it| it.kind() == NDA_DST).and_then(|it| ip(it.value()));
+            if header.ifindex == gateway.device && address == Some(gateway.address) {
+                found.push(header);
+            }
+            Ok(())
+        })?;
+        Ok(found.into_iter().next())
     }
 
     /// Has the kernel ask a neighbour that it knows whether it is still there, as it does by itself before it goes on to use
@@ -77,6 +83,8 @@ impl Netlink {
         message.header.family = family_of(gateway.address);
         message.header.ifindex = gateway.device;
         message.header.state = NeighbourState::Probe;
+        // What is not said of it again it would lose: that it is a router, or was entered by a program.
+        message.header.flags = self.known_neighbour(gateway)?.map(|known| known.flags).unwrap_or_default();
         let address = match gateway.address {
             IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
             IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
@@ -101,8 +109,8 @@ fn state(bits: u16) -> Neighbour {
     }
 }
 
-/// The gateways of a default route, if it stands in the main table.
-fn of_route(family: Family, mut table: u32, attributes: &[u8]) -> Vec<Gateway> {
+/// The gateways of a default route, if it stands in the main table, and the ways of it without.
+fn of_route(family: Family, mut table: u32, attributes: &[u8]) -> (Vec<Gateway>, Vec<DirectWay>) {
     let (mut address, mut device, mut metric, mut hops) = (None, None, 0, Vec::new());
     for found in NlasIterator::new(attributes).flatten() {
         let value = found.value();
@@ -116,12 +124,16 @@ fn of_route(family: Family, mut table: u32, attributes: &[u8]) -> Vec<Gateway> {
         }
     }
     if RouteTable(table) != RouteTable::MAIN {
-        return Vec::new();
+        return (Vec::new(), Vec::new());
     }
-    let one = |(address, device), one_of_several| Gateway { family, address, device, metric, one_of_several };
-    let single = address.zip(device).map(|hop| one(hop, false));
-    let several = hops.into_iter().map(|hop| one(hop, true));
-    single.into_iter().chain(several).collect()
+    let single = device.map(|device| (address, device, false));
+    let ways: Vec<_> = single.into_iter().chain(hops.into_iter().map(|(to, device)| (to, device, true))).collect();
+    let gateway = |&(address, device, one_of_several): &(Option<IpAddr>, u32, bool)| {
+        address.map(|address| Gateway { family, address, device, metric, one_of_several })
+    };
+    let direct = ways.iter().filter(|(address, ..)| address.is_none());
+    let direct = direct.map(|(_, device, _)| DirectWay { family, device: *device, metric }).collect();
+    (ways.iter().filter_map(gateway).collect(), direct)
 }
 
 /// An address by itself, or behind its family in two bytes (`struct rtvia`).
@@ -134,15 +146,15 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
     v4().or_else(|| <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from))
 }
 
-/// The gateways in a list of `struct rtnexthop`, each with its device.
-fn in_hops(mut list: &[u8]) -> Vec<(IpAddr, u32)> {
+/// The devices in a list of `struct rtnexthop`, each with its gateway, if it has one.
+fn in_hops(mut list: &[u8]) -> Vec<(Option<IpAddr>, u32)> {
     let mut found = Vec::new();
     while let (Some(length), Some(device)) = (list.first_chunk(), list.get(4..8).and_then(number)) {
         let length = usize::from(u16::from_ne_bytes(*length)).max(HOP);
         let inside = list.get(HOP..length.min(list.len())).unwrap_or_default();
         let mut attributes = NlasIterator::new(inside).flatten();
         let way = attributes.find(|it| matches!(it.kind(), attribute::GATEWAY | attribute::VIA));
-        found.extend(way.and_then(|it| Some((gateway(it.kind(), it.value())?, device))));
+        found.push((way.and_then(|it| gateway(it.kind(), it.value())), device));
         list = list.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     found
@@ -180,13 +192,19 @@ mod tests {
             let address = IpAddr::from([192, 168, last, 1]);
             Gateway { family: Family::V4, address, device, metric, one_of_several }
         };
-        assert_eq!(found, [wanted(1, 2, 100, false)]);
-        let hops = [hop(2, [192, 168, 1, 1]), hop(3, [192, 168, 2, 1])].concat();
+        assert_eq!(found, (vec![wanted(1, 2, 100, false)], vec![]));
+        let bare = [&8_u16.to_ne_bytes()[..], &[0, 0], &4_u32.to_ne_bytes()].concat();
+        let hops = [hop(2, [192, 168, 1, 1]), hop(3, [192, 168, 2, 1]), bare].concat();
         let found = of_route(Family::V4, 254, &attribute(attribute::MULTIPATH, &hops));
-        assert_eq!(found, [wanted(1, 2, 0, true), wanted(2, 3, 0, true)]);
+        let direct = |device, metric| DirectWay { family: Family::V4, device, metric };
+        assert_eq!(found, (vec![wanted(1, 2, 0, true), wanted(2, 3, 0, true)], vec![direct(4, 0)]));
         // Of another table, and without a gateway.
-        assert_eq!(of_route(Family::V4, 77, &attribute(attribute::GATEWAY, &[192, 168, 1, 1])), []);
-        assert_eq!(of_route(Family::V4, 254, &attribute(attribute::DEVICE, &2_u32.to_ne_bytes())), []);
+        assert_eq!(of_route(Family::V4, 77, &one[8..]).0, []);
+        assert_eq!(of_route(Family::V4, 77, &attribute(attribute::DEVICE, &2_u32.to_ne_bytes())), (vec![], vec![]));
+        assert_eq!(of_route(Family::V4, 254, &attribute(attribute::GATEWAY, &[192, 168, 1, 1])), (vec![], vec![]));
+        let bare = [(attribute::DEVICE, 2_u32), (attribute::METRIC, 50)];
+        let bare: Vec<u8> = bare.iter().flat_map(|(kind, value)| attribute(*kind, &value.to_ne_bytes())).collect();
+        assert_eq!(of_route(Family::V4, 254, &bare), (vec![], vec![direct(2, 50)]));
     }
 
     #[test]

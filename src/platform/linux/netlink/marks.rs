@@ -14,8 +14,10 @@ struct Register {
     mark: bool,
     /// In network order.
     swapped: bool,
-    /// Of something else: the bits that it may have.
+    /// Of something else: the bits that it may have. Of a mark: those that were changed in it.
     bits: u32,
+    /// The bits of a mark that are looked at, if it is compared.
+    seen: Option<u32>,
 }
 
 /// The bits that a value means, or that a mask leaves: "mark & 0xffffbfff | 0x4000" touches those that its first number
@@ -33,10 +35,16 @@ pub(super) fn value(data: &[u8]) -> Option<u32> {
 /// The bits that one rule reads or writes, by the list of its expressions. The elements of sets are not among them.
 pub(super) fn of_rule(expressions: &[u8]) -> u32 {
     let mut registers = BTreeMap::new();
-    attributes(expressions).fold(0, |found, (_, expression)| {
+    let found = attributes(expressions).fold(0, |found, (_, expression)| {
         let name = text(expression, 1).unwrap_or_default();
         found | attribute(expression, 2).map_or(0, |data| step(&mut registers, &name, data))
-    })
+    });
+    found | touched(&registers)
+}
+
+/// What was changed in marks that nobody has compared with anything.
+fn touched(registers: &BTreeMap<u32, Register>) -> u32 {
+    registers.values().filter(|held| held.mark).fold(0, |found, held| found | held.bits)
 }
 
 /// What one expression adds, and what it leaves in the registers.
@@ -51,18 +59,22 @@ fn step(registers: &mut BTreeMap<u32, Register>, name: &str, data: &[u8]) -> u32
             let mark = number(data, 2) == Some(MARK);
             let source = held(if name == "meta" { 3 } else { 4 });
             match number(data, 1) {
-                Some(to) => _ = registers.insert(to, Register { mark, ..Register::default() }),
-                None if mark && !source.mark => return source.bits,
-                None => {}
+                Some(to) => {
+                    let old = registers.insert(to, Register { mark, ..Register::default() });
+                    old.filter(|old| old.mark).map_or(0, |old| old.bits)
+                }
+                None if mark => source.bits,
+                None => 0,
             }
-            0
         }
         "bitwise" => {
             let source = held(1);
-            let touched = at(4, source) | at(5, source);
-            let left = Register { bits: source.bits | touched, ..source };
+            let mask =
+                attribute(data, 4).and_then(value).map(|mask| if source.swapped { u32::from_be(mask) } else { mask });
+            let seen = source.seen.or(mask).zip(mask).map(|(before, now)| before & now);
+            let left = Register { bits: source.bits | at(4, source) | at(5, source), seen, ..source };
             registers.extend(number(data, 2).map(|to| (to, left)));
-            if source.mark { touched } else { 0 }
+            0
         }
         "byteorder" => {
             let source = held(1);
@@ -74,14 +86,29 @@ fn step(registers: &mut BTreeMap<u32, Register>, name: &str, data: &[u8]) -> u32
             registers.extend(number(data, 1).map(|to| (to, constant)));
             0
         }
-        "cmp" if held(1).mark => at(3, held(1)),
-        "range" if held(1).mark => at(3, held(1)) | at(4, held(1)),
+        "cmp" | "range" | "lookup" if held(1 + u16::from(name == "lookup")).mark => {
+            let source = held(1 + u16::from(name == "lookup"));
+            let with = match name {
+                "cmp" => at(3, source),
+                "range" => at(3, source) | at(4, source),
+                // Of a set the elements are counted; what a map gives is no mark of a packet.
+                _ => {
+                    number(data, 3).map(|to| registers.remove(&to));
+                    0
+                }
+            };
+            // Whatever bears one of these bits besides is no longer what was meant. Without a mask one value is.
+            let seen = source.seen.unwrap_or_default();
+            registers.values_mut().filter(|held| held.mark && held.seen == source.seen).for_each(|held| held.bits = 0);
+            with | seen
+        }
         "cmp" | "range" | "counter" | "limit" | "log" | "quota" => 0,
         "match" | "target" => of_extension(&text(data, 1).unwrap_or_default(), attribute(data, 3).unwrap_or_default()),
         // Whatever it puts where is no mark.
         _ => {
+            let found = touched(registers);
             registers.clear();
-            0
+            found
         }
     }
 }
@@ -153,6 +180,19 @@ mod tests {
         assert_eq!(rule(&[load(), set]), 0, "a copy");
         let connection = ("ct", numbers(&[(2, MARK), (4, 1)]));
         assert_eq!(rule(&[constant(0x20), connection]), 0x20);
+    }
+
+    #[test]
+    fn of_a_mask_that_is_compared_with_the_bits_count_that_it_leaves_however_many() {
+        assert_eq!(rule(&[load(), and_xor(0x00ff_ffff, 0), compared(0x12_3456)]), 0x00ff_ffff);
+        assert_eq!(rule(&[load(), and_xor(0xffff_ff00, 0), compared(0x100)]), 0xffff_ff00);
+        let looked_up = ("lookup", numbers(&[(2, 1)]));
+        assert_eq!(rule(&[load(), and_xor(0x00ff_fff0, 0), looked_up]), 0x00ff_fff0);
+        // Of one that is written, those that it takes away.
+        let set = ("meta", numbers(&[(2, MARK), (3, 1)]));
+        assert_eq!(rule(&[load(), and_xor(0xffff_ff00, 0x10), set]), 0xff | 0x10);
+        let twice = [load(), and_xor(0x10, 0), compared(0x10), load(), and_xor(0xffff_bfff, 0x4000)];
+        assert_eq!(rule(&twice), 0x4010);
     }
 
     #[test]

@@ -18,11 +18,13 @@ const GET_SET: u16 = 10;
 const GET_ELEMENTS: u16 = 13;
 /// The families by the names that nft has for them (`NFPROTO_*`).
 const FAMILIES: [(u8, &str); 6] = [(1, "inet"), (2, "ip"), (3, "arp"), (5, "netdev"), (7, "bridge"), (10, "ip6")];
-/// `NF_INET_FORWARD`, the same in all families that forward (`NF_BR_FORWARD` too).
+/// `NF_INET_FORWARD`.
 const FORWARD: u32 = 2;
 const DROP: u32 = 0;
 /// `NFNL_UDATA_TABLE_COMMENT` of libnftnl.
 const COMMENT: u8 = 0;
+/// `NFT_TABLE_F_DORMANT`: the table is there, and none of its chains is asked.
+const DORMANT: u32 = 1;
 /// What nft calls the type of marks (`TYPE_MARK`); the kernel only keeps the number.
 const TYPE_MARK: u32 = 19;
 /// `NFT_SET_INTERVAL`: keys are in network order, so that they can be compared.
@@ -38,12 +40,19 @@ pub(in crate::platform) struct SeenTable {
     pub(in crate::platform) handle: u64,
     /// What it says of itself.
     pub(in crate::platform) comment: Option<String>,
+    /// It is switched off as a whole.
+    pub(in crate::platform) dormant: bool,
 }
 
 impl SeenTable {
     /// The name of its family.
     pub(in crate::platform) fn family(&self) -> &'static str {
         family_name(self.family)
+    }
+
+    /// Whether `other` is this very table, whatever has been changed in it.
+    pub(in crate::platform) fn is(&self, other: &Self) -> bool {
+        (self.family, &self.name, self.handle) == (other.family, &other.name, other.handle)
     }
 }
 
@@ -94,18 +103,21 @@ impl Nftables {
                     name: text(table, 1).unwrap_or_default(),
                     handle: long(table, 4).unwrap_or_default(),
                     comment: attribute(table, 6).and_then(comment),
+                    dormant: number(table, 2).is_some_and(|flags| flags & DORMANT != 0),
                 });
             },
         )
     }
 
-    /// Chains on the forward hook whose policy is drop, as `family table chain`.
+    /// Chains whose policy is to drop what this host forwards as a router, as `family table chain`.
     ///
     /// # Errors
     /// As [`Nftables::tables`].
     pub(in crate::platform) fn dropping_forward(&mut self) -> Result<Vec<String>, NetlinkError> {
         let chains = self.chains(0)?;
-        let dropping = chains.into_iter().filter(|chain| chain.drops_forwarded);
+        // What a bridge or ARP drops there is on its way between ports of that bridge.
+        let routed = |family| matches!(family_name(family), "inet" | "ip" | "ip6");
+        let dropping = chains.into_iter().filter(|chain| chain.drops_forwarded && routed(chain.family));
         Ok(dropping.map(|chain| format!("{} {} {}", family_name(chain.family), chain.table, chain.name)).collect())
     }
 

@@ -161,9 +161,9 @@ impl Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        // The kernel takes an owned table down before the owner's exit is seen.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // The kernel takes an owned table down before the owner's exit is seen. One that is held up keeps it: then nobody
+        // can load another of that name, and a look finds it still there.
+        NFT.give_up(&mut self.child);
     }
 }
 
