@@ -44,6 +44,7 @@ mod restored;
 mod rootless;
 mod scans;
 mod service;
+mod shut_window;
 mod stopping;
 mod together;
 mod system_proxy;
