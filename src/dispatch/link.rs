@@ -51,7 +51,7 @@ pub(super) struct Flow {
     used: Cell<Instant>,
     account: RefCell<Option<Account>>,
     _held: Option<Held>,
-    _sending: Option<Sending>,
+    sending: RefCell<Option<Sending>>,
 }
 
 /// What is needed to make a [`Flow`].
@@ -70,7 +70,7 @@ impl Flow {
         account.opened();
         let idle = if to.port == DNS_PORT { DNS_IDLE.min(usual) } else { usual };
         let (used, account) = (Cell::new(Instant::now()), RefCell::new(Some(account)));
-        Rc::new(Self { to, client, quoted, idle, used, account, _held: held, _sending: sending })
+        Rc::new(Self { to, client, quoted, idle, used, account, _held: held, sending: RefCell::new(sending) })
     }
 
     /// When its last datagram passed.
@@ -113,6 +113,8 @@ pub(super) struct Link {
     added: Notify,
     /// The client's address for whatever answers: the association was opened for one name.
     name: Option<Address>,
+    /// The transport may have closed the socket by which it reached somebody; the next one has another port.
+    moved: Cell<bool>,
     used: Cell<Instant>,
     answered: Cell<bool>,
     ended: Cell<bool>,
@@ -138,6 +140,7 @@ impl Link {
             flows: RefCell::default(),
             added: Notify::new(),
             name,
+            moved: Cell::new(false),
             used: Cell::new(Instant::now()),
             answered: Cell::new(false),
             ended: Cell::new(false),
@@ -187,6 +190,21 @@ impl Link {
         self.datagram.try_borrow_mut().ok()?.port_towards(to)
     }
 
+    /// Notes for all flows by which ports they leave now, before anything does.
+    fn follow(&self) {
+        self.moved.set(false);
+        // One socket of a family serves all its peers.
+        let mut ports = [None; 2];
+        for flow in self.flows.borrow().values() {
+            let (Some(real), Some(sending)) = (flow.to.socket(), &mut *flow.sending.borrow_mut()) else { continue };
+            let port = ports[usize::from(real.is_ipv6())].get_or_insert_with(|| self.port_towards(&flow.to));
+            match *port {
+                Some(port) => sending.follow(port),
+                None => self.moved.set(true),
+            }
+        }
+    }
+
     /// Whether `real` stands for another of the client's addresses here.
     pub(super) fn is_taken(&self, real: &Address, client: &Address) -> bool {
         self.flows.borrow().get(real).is_some_and(|flow| flow.client != *client)
@@ -229,6 +247,9 @@ impl Link {
     pub(super) fn send(&self, payload: &[u8], size: Option<NonZeroU16>, flow: &Rc<Flow>, dont_fragment: bool) {
         let now = Instant::now();
         self.used.set(now);
+        if self.moved.get() {
+            self.follow();
+        }
         let mut outbox = self.outbox.borrow_mut();
         let each = size.map_or(payload.len().max(1), |size| usize::from(size.get()));
         let mut rest = Some(payload);
@@ -281,6 +302,9 @@ impl Link {
     /// Sends what had to wait, as far as the transport takes it.
     fn poll_outbox(&self, cx: &mut Context<'_>) {
         let mut outbox = self.outbox.borrow_mut();
+        if self.moved.get() && !outbox.is_empty() {
+            self.follow();
+        }
         while let Some((waiting, flow)) = outbox.front() {
             let outcome =
                 self.datagram.borrow_mut().poll_send_to(cx, &waiting.payload, &flow.to, waiting.dont_fragment);
@@ -294,6 +318,10 @@ impl Link {
     }
 
     fn send_failed(&self, error: &io::Error, flow: &Flow) {
+        let gone = [libc::ENODEV, libc::ENXIO, libc::ENETUNREACH, libc::EHOSTUNREACH];
+        if error.raw_os_error().is_some_and(|code| gone.contains(&code)) {
+            self.moved.set(true);
+        }
         let why = match error.raw_os_error() {
             // What does not fit is followed by the network's own word, which knows the MTU.
             Some(libc::EMSGSIZE) => return,

@@ -64,3 +64,35 @@ async fn an_association_that_has_ended_sends_and_brings_nothing() {
     assert_eq!(counters.datagrams_dropped.load(Relaxed), 1);
     assert_eq!(counters.associations.load(Relaxed), 0);
 }
+
+/// Sends by one port after the other: each is closed when the network is gone.
+struct Moving(u16);
+
+impl Datagram for Moving {
+    fn poll_send_to(&mut self, _: &mut Context<'_>, _: &[u8], _: &Address, _: bool) -> Poll<io::Result<()>> {
+        self.0 += 1;
+        Poll::Ready(Err(io::Error::from_raw_os_error(libc::ENETUNREACH)))
+    }
+
+    fn poll_recv_from(&mut self, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<Received>> {
+        Poll::Pending
+    }
+
+    fn port_towards(&mut self, _: &Address) -> Option<u16> {
+        Some(self.0)
+    }
+}
+
+#[tokio::test]
+async fn a_socket_that_was_opened_anew_is_known_by_its_new_port_before_it_sends() {
+    let (own, to) = (crate::platform::OwnSockets::new("tun7", None), address("127.0.0.9", 7));
+    let real = to.socket().unwrap();
+    let link = Link::new(source(), Heard::back(), Box::new(Moving(40000)), None, Arc::default());
+    let flow = flow(&link, &to);
+    *flow.sending.borrow_mut() = Some(own.sends(40000, real));
+    let known = |port: u16| own.is_our_datagram(SocketAddr::new([127, 0, 0, 1].into(), port), real);
+    link.send(b"fails", None, &flow, false);
+    assert!(known(40000) && !known(40001));
+    link.send(b"by another", None, &flow, false);
+    assert!(known(40001) && !known(40000));
+}

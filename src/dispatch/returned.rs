@@ -20,24 +20,19 @@ pub(super) fn refusal() -> DialError {
 impl Core {
     /// Whether a flow that begins is one of our own sockets, come back. Then it was counted, and told.
     pub(super) fn has_come_back(&self, session: &Session) -> bool {
-        let Some((own, to)) = self.own.as_ref().zip(session.destination.socket()) else { return false };
-        let came_back = session.inbound == Inbound::Tun
-            && match session.network {
-                Network::Tcp => own.is_our_connection(session.source, to),
-                Network::Udp => own.is_our_datagram(session.source, to),
-                // Each round takes one from its time to live.
-                Network::Icmp => false,
-            };
-        if came_back {
-            self.tell_return(to);
-        }
-        came_back
+        let Some(to) = session.destination.socket().filter(|_| session.inbound == Inbound::Tun) else { return false };
+        self.has_question_come_back(session.network, session.source, to)
     }
 
-    /// The same for a question to `to`, which no flow is made of.
+    /// The same for a question to `to`, which no flow is made of, or for the stream on which it is asked.
     #[must_use]
-    pub fn has_question_come_back(&self, from: SocketAddr, to: SocketAddr) -> bool {
-        let came_back = self.own.as_ref().is_some_and(|own| own.is_our_datagram(from, to));
+    pub fn has_question_come_back(&self, network: Network, from: SocketAddr, to: SocketAddr) -> bool {
+        let came_back = self.own.as_ref().is_some_and(|own| match network {
+            Network::Tcp => own.is_our_connection(from, to),
+            Network::Udp => own.is_our_datagram(from, to),
+            // Each round takes one from its time to live.
+            Network::Icmp => false,
+        });
         if came_back {
             self.tell_return(to);
         }

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::net::{Address, DialError, Host, Lookup, LookupError, Name, Reach};
-use crate::platform::{DatagramSocket, Dialer, EchoSocket};
+use crate::platform::{DatagramSocket, Dialer, EchoSocket, Sending};
 
 /// RFC 8305 section 8: the recommended Connection Attempt Delay.
 const STAGGER: Duration = Duration::from_millis(250);
@@ -65,6 +65,12 @@ impl Egress {
     pub fn with_interface(mut self, interface: String) -> Self {
         self.dialer.interface = Some(interface);
         self
+    }
+
+    /// Notes that `socket` sends to `to`, so that its datagrams are known should they come back by the TUN.
+    pub fn notes(&self, socket: &DatagramSocket, to: SocketAddr) -> Option<Sending> {
+        let (own, port) = self.dialer.own.as_ref().zip(socket.port())?;
+        Some(own.sends(port, to))
     }
 
     /// Connects to `to`. The addresses of a name are tried in turn, the next one as soon as the last has failed or

@@ -101,6 +101,17 @@ impl OwnSockets {
     }
 }
 
+impl Sending {
+    /// The datagrams leave by `port` from now on.
+    pub fn follow(&mut self, port: u16) {
+        if let Way::Datagrams(before, to) = self.way
+            && before != port
+        {
+            *self = self.sockets.sends(port, to);
+        }
+    }
+}
+
 impl Drop for Sending {
     fn drop(&mut self) {
         let mut ways = self.sockets.ways.lock();
@@ -145,10 +156,15 @@ mod tests {
     fn datagrams_are_ours_by_port_and_peer_and_by_the_address_that_we_would_send_from() {
         let own = OwnSockets::new("tun7", None);
         let to = at("127.0.0.9:7");
-        let _sending = own.sends(40000, to);
+        let mut sending = own.sends(40000, to);
         assert!(own.is_our_datagram(at("127.0.0.1:40000"), to));
         assert!(!own.is_our_datagram(at("10.0.0.7:40000"), to), "another host has the same port");
         assert!(!own.is_our_datagram(at("127.0.0.1:40001"), to));
         assert!(!own.is_our_datagram(at("127.0.0.1:40000"), at("127.0.0.9:8")));
+        sending.follow(40001);
+        assert!(own.is_our_datagram(at("127.0.0.1:40001"), to), "it has another socket now");
+        assert!(!own.is_our_datagram(at("127.0.0.1:40000"), to));
+        drop(sending);
+        assert!(own.ways.lock().is_empty());
     }
 }

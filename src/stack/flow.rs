@@ -14,8 +14,9 @@ use super::Tuple;
 use super::budget::Share;
 use super::heartbeat::Heartbeat;
 use super::port::Cut;
-use super::progress::Progress;
+use super::progress::{Progress, is_ahead};
 use super::ring::Rings;
+use super::tcp::Segment;
 
 /// How a flow is turned away, as its client will see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,11 +109,17 @@ impl Shared {
         wakers.for_each(Waker::wake);
     }
 
-    pub(super) fn mark(&self, flow: &Rc<RefCell<Flow>>, inner: &mut Flow) {
+    /// Has the flow served in the stack's next turn.
+    pub(super) fn queue(&self, flow: &Rc<RefCell<Flow>>, inner: &mut Flow) {
         if !inner.dirty {
             inner.dirty = true;
             self.dirty.borrow_mut().push(Rc::clone(flow));
         }
+    }
+
+    /// The same, and wakes the stack.
+    pub(super) fn mark(&self, flow: &Rc<RefCell<Flow>>, inner: &mut Flow) {
+        self.queue(flow, inner);
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
@@ -198,6 +205,20 @@ impl Flow {
         let (written, socket) = (self.progress.recovery.written(), self.socket());
         let closing = matches!(socket.state(), State::FinWait2 | State::TimeWait | State::Closed);
         written.wrapping_sub(low_bits(socket.send_queue())).wrapping_add(u32::from(closing))
+    }
+
+    /// The sequence number of bare acknowledgements: see [`Progress::place`].
+    pub(super) fn place_of_bare(&mut self) -> Option<u32> {
+        let start = self.unacknowledged();
+        self.progress.place(start)
+    }
+
+    /// Whether `segment` acknowledges nothing that was never sent, and nothing older than the largest window before what
+    /// is not acknowledged (RFC 5961 section 5.2).
+    pub(super) fn is_sane(&mut self, segment: &Segment) -> bool {
+        let (start, most) = (self.unacknowledged(), self.socket().send_capacity());
+        let Some((end, number)) = self.progress.end().zip(segment.acknowledgement) else { return false };
+        is_ahead(end, number) && (is_ahead(number, start) || start.wrapping_sub(number) as usize <= most)
     }
 
     /// Whether both directions have come to their ends, so that nobody needs a task any more.

@@ -1,8 +1,10 @@
 //! ICMP and ICMPv6: errors about packets that cannot go on, and echo replies for addresses that are ours.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use super::Tuple;
+use super::allowance::Allowance;
 use super::echo;
 use super::frame::Transmit;
 use super::ip::{self, Packet};
@@ -50,43 +52,51 @@ impl Unreachable {
 
 /// Tells the sender of `quoted` (an IP packet, or its first bytes) that it cannot reach its destination. The error
 /// claims to come from that destination. Nothing is said about packets that must not be answered (RFC 1122 3.2.2,
-/// RFC 4443 2.4 e): errors, fragments beyond the first, and what names no single host. False: it was one of these.
+/// RFC 4443 2.4 e): errors, fragments beyond the first, and what names no single host. False: it was one of these, or the
+/// device is full.
 pub(super) fn unreachable(quoted: &[u8], why: Unreachable, transmit: &mut dyn Transmit) -> bool {
     let Some((source, destination)) = addresses(quoted) else { return false };
     if ip::is_not_unicast(destination) || ip::is_not_unicast(source) || !may_be_answered(quoted) {
         return false;
     }
     let (kind, code, word) = why.fields(source.is_ipv6());
-    say((destination, source), (kind, code, word), &[quoted], transmit);
-    true
+    say((destination, source), (kind, code, word), &[quoted], transmit)
 }
 
 /// Tells the sender of a packet whose protocol nobody here speaks that it went nowhere: a tunnel's or SCTP's then fails at
-/// once and not after minutes. False: it carries a message of ICMP, or nothing, and must not be answered.
-pub(super) fn unknown_protocol(packet: &Packet<'_>, transmit: &mut dyn Transmit) -> bool {
+/// once and not after minutes. False: it carries a message of ICMP, or nothing, and must not be answered; or there were
+/// too many of them.
+pub(super) fn unknown_protocol(
+    packet: &Packet<'_>,
+    errors: &mut Allowance,
+    now: Instant,
+    transmit: &mut dyn Transmit,
+) -> bool {
     let named_at = match packet.source {
         IpAddr::V4(_) => Ok(9),
         IpAddr::V6(_) => ip::walk_extensions(packet.bytes).map(|walk| walk.named_at),
     };
     let at = named_at.ok().and_then(|at| u32::try_from(at).ok());
     let known = [ip::ICMP, ip::ICMPV6, ip::NOTHING].contains(&packet.protocol);
-    at.filter(|_| !known).is_some_and(|at| unreachable(packet.bytes, Unreachable::Protocol(at), transmit))
+    let mut may = || !known && may_be_answered(packet.bytes) && errors.take(now);
+    at.filter(|_| may()).is_some_and(|at| unreachable(packet.bytes, Unreachable::Protocol(at), transmit))
 }
 
-/// Tells the sender of `quoted` that the packet's time was over at `hop`. False: the packet must not be answered.
+/// Tells the sender of `quoted` that the packet's time was over at `hop`. False: the packet must not be answered, or the
+/// device is full.
 pub(super) fn time_exceeded(hop: IpAddr, quoted: &[u8], transmit: &mut dyn Transmit) -> bool {
     let Some((source, _)) = addresses(quoted).filter(|_| may_be_answered(quoted)) else { return false };
-    say((hop, source), (EXPIRED[usize::from(source.is_ipv6())], 0, 0), &[quoted], transmit);
-    true
+    say((hop, source), (EXPIRED[usize::from(source.is_ipv6())], 0, 0), &[quoted], transmit)
 }
 
-/// An error from the first of two hosts to the other. The packet that it quotes may stand in several places.
+/// An error from the first of two hosts to the other. The packet that it quotes may stand in several places. False: the
+/// device is full.
 pub(super) fn say(
     (from, to): (IpAddr, IpAddr),
     (kind, code, word): (u8, u8, u32),
     quoted: &[&[u8]],
     transmit: &mut dyn Transmit,
-) {
+) -> bool {
     let v6 = to.is_ipv6();
     // IPv4: as much as fits into 576 bytes (RFC 1812 4.3.2.3); IPv6: into the minimum MTU (RFC 4443 2.4 c).
     let most = if v6 { 1280 - 48 } else { 576 - 28 };
@@ -97,7 +107,7 @@ pub(super) fn say(
         body[4..8].copy_from_slice(&word.to_be_bytes());
         let bytes = quoted.iter().copied().flatten();
         body[8..].iter_mut().zip(bytes).for_each(|(to, byte)| *to = *byte);
-    });
+    })
 }
 
 /// What a router says of a TCP segment of ours: its next link carries no packet of that size (RFC 1191, RFC 8201).
@@ -173,9 +183,9 @@ fn emit(
     rest: usize,
     transmit: &mut dyn Transmit,
     write: &mut dyn FnMut(&mut [u8]),
-) {
+) -> bool {
     if !transmit.ready() {
-        return;
+        return false;
     }
     let v6 = source.is_ipv6();
     let (header, protocol) = if v6 { (40, ip::ICMPV6) } else { (20, ip::ICMP) };
@@ -190,6 +200,7 @@ fn emit(
         };
         packet[header + 2..header + 4].copy_from_slice(&sum.to_be_bytes());
     });
+    true
 }
 
 /// Source and destination of what may be only the beginning of a packet.

@@ -6,6 +6,7 @@
 //! A turn of the worker is: [`Stack::ingest`] for each packet read, then the woken flow tasks move bytes in and out of
 //! the rings, then [`Stack::poll`] emits once per touched flow, so that one acknowledgement answers a batch.
 
+mod allowance;
 mod budget;
 mod checksum;
 mod datagram;
@@ -146,6 +147,8 @@ pub struct Stack {
     reassembly: fragment::Reassembly,
     next_id: u32,
     counters: Counters,
+    /// For errors about protocols that nobody speaks.
+    errors: allowance::Allowance,
 }
 
 impl Stack {
@@ -154,7 +157,8 @@ impl Stack {
     pub fn new(config: Config, now: Instant) -> Self {
         let table = Table::new(&config, now);
         let next_id = (config.seed >> 32) as u32;
-        Self { config, table, reassembly: fragment::Reassembly::default(), next_id, counters: Counters::default() }
+        let (reassembly, counters) = (fragment::Reassembly::default(), Counters::default());
+        Self { config, table, reassembly, next_id, counters, errors: allowance::Allowance::new(now) }
     }
 
     /// Takes one packet in. Answers that cannot wait go to `transmit`; what somebody else has to do is returned.
@@ -174,8 +178,62 @@ impl Stack {
         if let Some(fragment) = packet.fragment {
             return self.gather(&packet, fragment, now).map(Event::Whole);
         }
-        let Self { config, table, counters, .. } = self;
-        deliver(config, table, counters, packet, frame.header, now, transmit)
+        self.deliver(packet, frame.header, now, transmit)
+    }
+
+    /// Sorts a whole packet to where it belongs.
+    fn deliver<'a>(
+        &mut self,
+        packet: Packet<'a>,
+        header: VirtioHeader,
+        now: Instant,
+        transmit: &mut dyn Transmit,
+    ) -> Option<Event<'a>> {
+        let Self { config, table, counters, errors, .. } = self;
+        if packet.source.is_ipv6() && !config.ipv6 {
+            counters.ignored += u64::from(!refuse_v6(&packet, transmit));
+            return None;
+        }
+        match packet.protocol {
+            ip::TCP => {
+                let segment = match tcp::Segment::read(&packet, header.checksum_trusted()) {
+                    Ok(segment) => segment,
+                    Err(why) => {
+                        counters.drop(why);
+                        return None;
+                    }
+                };
+                table.segment(&packet, &segment, counters, now, transmit)
+            }
+            ip::UDP => {
+                if !header.checksum_trusted() && !datagram::checksum_holds(&packet) {
+                    counters.bad_header += 1;
+                    return None;
+                }
+                let datagram = datagram::read(&packet, header.datagram_size());
+                counters.bad_length += u64::from(datagram.is_none());
+                datagram.map(Event::Datagram)
+            }
+            _ if icmp::is_echo_request(&packet) => {
+                if !header.checksum_trusted() && !icmp::checksum_holds(&packet) {
+                    counters.bad_header += 1;
+                    return None;
+                }
+                pass_echo(config, counters, &packet, transmit)
+            }
+            _ => {
+                let told =
+                    icmp::TooBig::read(&packet).filter(|_| header.checksum_trusted() || icmp::checksum_holds(&packet));
+                match told {
+                    Some(message) if !table.too_big(&message, now) => Some(Event::Stray(message.tuple)),
+                    Some(_) => None,
+                    None => {
+                        counters.ignored += u64::from(!icmp::unknown_protocol(&packet, errors, now, transmit));
+                        None
+                    }
+                }
+            }
+        }
     }
 
     /// Adds a piece to its packet; returns that once it is whole.
@@ -333,62 +391,6 @@ impl Stack {
             return false;
         }
         true
-    }
-}
-
-/// Sorts a whole packet to where it belongs.
-fn deliver<'a>(
-    config: &Config,
-    table: &mut Table,
-    counters: &mut Counters,
-    packet: Packet<'a>,
-    header: VirtioHeader,
-    now: Instant,
-    transmit: &mut dyn Transmit,
-) -> Option<Event<'a>> {
-    if packet.source.is_ipv6() && !config.ipv6 {
-        counters.ignored += u64::from(!refuse_v6(&packet, transmit));
-        return None;
-    }
-    match packet.protocol {
-        ip::TCP => {
-            let segment = match tcp::Segment::read(&packet, header.checksum_trusted()) {
-                Ok(segment) => segment,
-                Err(why) => {
-                    counters.drop(why);
-                    return None;
-                }
-            };
-            table.segment(&packet, &segment, counters, now, transmit)
-        }
-        ip::UDP => {
-            if !header.checksum_trusted() && !datagram::checksum_holds(&packet) {
-                counters.bad_header += 1;
-                return None;
-            }
-            let datagram = datagram::read(&packet, header.datagram_size());
-            counters.bad_length += u64::from(datagram.is_none());
-            datagram.map(Event::Datagram)
-        }
-        _ if icmp::is_echo_request(&packet) => {
-            if !header.checksum_trusted() && !icmp::checksum_holds(&packet) {
-                counters.bad_header += 1;
-                return None;
-            }
-            pass_echo(config, counters, &packet, transmit)
-        }
-        _ => {
-            let told =
-                icmp::TooBig::read(&packet).filter(|_| header.checksum_trusted() || icmp::checksum_holds(&packet));
-            match told {
-                Some(message) if !table.too_big(&message, now) => Some(Event::Stray(message.tuple)),
-                Some(_) => None,
-                None => {
-                    counters.ignored += u64::from(!icmp::unknown_protocol(&packet, transmit));
-                    None
-                }
-            }
-        }
     }
 }
 

@@ -79,7 +79,7 @@ pub(super) struct Port<'a> {
     pub(super) capabilities: &'a DeviceCapabilities,
     /// Set where packets are cut by [`Cut`]'s measure.
     pub(super) cut: Option<Cut>,
-    /// The end of everything that this flow has sent so far.
+    /// The sequence number of bare acknowledgements.
     pub(super) end: Option<u32>,
     /// What is sent again is not smoltcp's affair: see [`Known`].
     pub(super) known: Option<Known>,
@@ -204,7 +204,7 @@ impl phy::TxToken for Outgoing<'_> {
         if (sent.acknowledgement, sent.window) != known.said {
             // What it says beside the data is news.
             let bare = without_fin(&packet, 0);
-            let alone = Outgoing { transmit: self.transmit, last: &mut None, end: Some(known.end), gso: None, ..self };
+            let alone = Outgoing { transmit: self.transmit, last: &mut None, gso: None, ..self };
             alone.pass(bare.len(), |space| space.copy_from_slice(&bare));
         }
         *self.last = Some(sent);
@@ -259,7 +259,8 @@ impl Outgoing<'_> {
     }
 }
 
-/// Gives a bare acknowledgement the sequence number behind everything that was sent (SND.NXT, RFC 9293 section 3.10.7.4).
+/// Gives a bare acknowledgement the sequence number `end`: behind everything that was sent (SND.NXT, RFC 9293 section
+/// 3.10.7.4), as far as the client's window goes.
 /// smoltcp takes the one to which a retransmission has gone back. The client has that behind it and so must drop the
 /// acknowledgement unread; if it does the same, the two repeat themselves for ever.
 fn advance(packet: &mut [u8], end: u32, sums: bool) {

@@ -31,6 +31,8 @@ pub(super) struct Progress {
     pub(super) announced: u16,
     /// The client's last window, as it stood there, and what smoltcp has for it; None: nobody knows.
     pub(super) window: (u16, Option<u16>),
+    /// The right edge of that window, in sequence numbers; None: none was announced since the handshake.
+    pub(super) limit: Option<u32>,
     /// The shift of the client's windows.
     pub(super) scale: u8,
     /// The highest acknowledgement of the client.
@@ -73,6 +75,7 @@ impl Progress {
             sent: (0, 0),
             announced: 0,
             window: (0, None),
+            limit: None,
             scale: scale.unwrap_or(0),
             acknowledged: 0,
             past_syn: false,
@@ -100,6 +103,16 @@ impl Progress {
     /// The sequence number behind everything that was sent; None before the SYN-ACK.
     pub(super) fn end(&self) -> Option<u32> {
         (self.sent != (0, 0)).then_some(self.sent.0)
+    }
+
+    /// The sequence number of bare acknowledgements: behind everything that was sent, but not beyond the client's window.
+    /// There a probe of a shut one reaches, and an acknowledgement behind it would be dropped unread. What lies before
+    /// `start` is acknowledged. None before the SYN-ACK.
+    pub(super) fn place(&self, start: u32) -> Option<u32> {
+        let end = self.end()?;
+        let least = if is_ahead(start, self.acknowledged) { start } else { self.acknowledged };
+        let limit = self.limit.map(|limit| if is_ahead(least, limit) { least } else { limit });
+        Some(limit.filter(|limit| is_ahead(end, *limit)).unwrap_or(end))
     }
 
     pub(super) fn note_sent(&mut self, sent: Sent, now: Instant) {

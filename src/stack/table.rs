@@ -178,10 +178,7 @@ impl Table {
             if let Some(cut) = flow.cut {
                 flow.progress.recovery.shrink(cut.segment.get().into());
             }
-            if !flow.dirty {
-                flow.dirty = true;
-                self.shared.dirty.borrow_mut().push(Rc::clone(handle));
-            }
+            self.shared.queue(handle, &mut flow);
         }
         true
     }
@@ -312,13 +309,14 @@ impl Table {
                 return false;
             }
             self.restrain(flow, now, transmit);
+            let end = flow.place_of_bare();
             let side = &mut self.sides[usize::from(flow.tuple.server.is_ipv6())];
             let mut port = Port {
                 incoming: None,
                 transmit,
                 capabilities: &side.capabilities,
                 cut: flow.cut,
-                end: flow.progress.end(),
+                end,
                 known: flow.progress.known(now),
                 keep: flow.progress.reception.has_news(),
                 last: None,
@@ -358,10 +356,7 @@ impl Table {
                 flow.socket().abort();
                 flow.aborted = true;
             }
-            if !flow.dirty {
-                flow.dirty = true;
-                self.shared.dirty.borrow_mut().push(Rc::clone(handle));
-            }
+            self.shared.queue(handle, &mut flow);
         }
     }
 

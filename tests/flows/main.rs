@@ -17,6 +17,8 @@ mod rough;
 #[cfg(test)]
 mod gaps;
 #[cfg(test)]
+mod told;
+#[cfg(test)]
 mod paths;
 #[cfg(test)]
 mod limits;

@@ -166,6 +166,25 @@ fn an_error_or_a_neighbours_question_is_ignored_and_counted() {
 }
 
 #[test]
+fn a_flood_of_a_protocol_that_nobody_speaks_is_answered_in_part_and_an_honest_packet_soon_again() {
+    on_every_net(|world| async move {
+        let esp = packet::ip(world.net().peer(), world.net().server(), 50, &pattern(0, 40));
+        let answers = || std::iter::from_fn(|| world.inbox()).count();
+        for _ in 0..5000 {
+            world.inject(&esp);
+        }
+        world.settle().await;
+        let answered = answers();
+        assert!((1..100).contains(&answered), "{answered}");
+        assert_eq!(world.stack().counters().ignored, 5000 - answered as u64);
+        world.sleep(std::time::Duration::from_millis(100)).await;
+        world.inject(&esp);
+        world.settle().await;
+        assert_eq!(answers(), 1);
+    });
+}
+
+#[test]
 fn a_protocol_that_nobody_speaks_is_refused_as_such_and_points_to_its_name() {
     on_every_net(|world| async move {
         let (v6, from, to) = (world.net().v6, world.net().peer(), world.net().server());

@@ -49,6 +49,7 @@ mod scans;
 mod scarce;
 mod service;
 mod shortage;
+mod shut_window;
 mod spray;
 mod stopping;
 mod together;

@@ -20,7 +20,7 @@ use crate::dispatch::{Back, EchoBack, Ping};
 use crate::dns::{Answer, Dns, Question, Transport};
 use crate::net::{Echo, Reach};
 use crate::session::{Inbound, Network, Session};
-use crate::stack::{self, Claim, Datagram, Event, Frame, Tuple, VirtioHeader};
+use crate::stack::{self, Claim, Datagram, Event, Frame, Refusal, Tuple, VirtioHeader};
 
 /// Packets read before flows get their turn.
 const BATCH: usize = 64;
@@ -136,6 +136,9 @@ impl Tunnel {
     fn incoming(&self, tuple: Tuple, incoming: stack::FlowStream) {
         let dispatcher = Rc::clone(&self.dispatcher);
         if self.hijack.takes(tuple.server) {
+            if dispatcher.core().has_question_come_back(Network::Tcp, tuple.client, tuple.server) {
+                return incoming.refuse(Refusal::Network);
+            }
             spawn_local(stream(dispatcher, Rc::clone(&self.streams), tuple.client.ip(), incoming));
         } else {
             spawn_local(dispatcher.flow(tuple, incoming));
@@ -145,7 +148,7 @@ impl Tunnel {
     fn datagram(&self, datagram: &Datagram<'_>, header: VirtioHeader, now: Instant, replies: &mut Vec<Reply>) {
         if self.hijack.takes(datagram.destination) {
             let (from, to) = (datagram.source, datagram.destination);
-            if self.dispatcher.core().has_question_come_back(from, to) {
+            if self.dispatcher.core().has_question_come_back(Network::Udp, from, to) {
                 let quoted = &datagram.packet[..datagram.packet.len().min(QUOTED)];
                 return Back::unreachable(&*self.back, &to.into(), from, quoted, Reach::Port);
             }

@@ -14,7 +14,7 @@ use super::{Credentials, refusal};
 use crate::net::{Address, BoxStream, Datagram, DialError, Host, LONGER_HEADER, Reach, Received};
 use crate::outbound::egress::Egress;
 use crate::outbound::upstream::Upstream;
-use crate::platform::{Arrival, DatagramSocket};
+use crate::platform::{Arrival, DatagramSocket, Sending};
 
 pub(super) const NO_METHOD: &str = "wants another kind of authentication";
 pub(super) const WRONG_PASSWORD: &str = "refused the user name and password";
@@ -58,7 +58,9 @@ pub(super) async fn open(
     };
     let socket = upstream.egress.datagrams(relay.ip())?;
     let way = Way::to(relay, Arc::clone(&upstream.egress));
-    Ok(Association { control, socket, relay, way, reader: None, drops, buffer: Vec::new(), too_big: None })
+    let sending = upstream.egress.notes(&socket, relay);
+    let (reader, buffer, too_big) = (None, Vec::new(), None);
+    Ok(Association { control, socket, _sending: sending, relay, way, reader, drops, buffer, too_big })
 }
 
 async fn authenticate(
@@ -150,6 +152,8 @@ fn moved() -> io::Error {
 pub(super) struct Association {
     control: BoxStream,
     socket: DatagramSocket,
+    /// Should its datagrams come back by the TUN, they are known.
+    _sending: Option<Sending>,
     relay: SocketAddr,
     way: Way,
     /// Who waits for datagrams, and so hears of the end.

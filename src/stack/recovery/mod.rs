@@ -227,6 +227,9 @@ impl Recovery {
         let start = self.flight.start;
         if let Some(over) = self.episode.take_if(|episode| is_ahead(start, episode.until)) {
             self.recovered = Some(over.until);
+            if let Some(window) = &mut self.window {
+                window.episode_over();
+            }
         }
         self.recovered = self.recovered.filter(|until| *until == start || !is_ahead(start, *until));
         let gone = self.find_lost(now);

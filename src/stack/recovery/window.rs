@@ -53,6 +53,8 @@ struct Undo {
     /// Bytes that seemed lost, of so many.
     lost: usize,
     of: usize,
+    /// Rounds until that evidence is all there; None: the episode in which it was cut goes on.
+    rounds: Option<u32>,
 }
 
 /// Whether no radio loses so much.
@@ -114,6 +116,10 @@ impl Window {
     /// What was sent at the beginning of the round has arrived. `least` is the least round trip of this path.
     pub(super) fn round_over(&mut self, least: Duration) {
         let round = std::mem::take(&mut self.round);
+        if let Some(rounds) = self.undo.as_mut().and_then(|undo| undo.rounds.as_mut()) {
+            *rounds -= 1;
+        }
+        self.undo = self.undo.filter(|undo| undo.rounds != Some(0));
         self.returned = round.returned;
         let slack = (least / 4).max(QUEUED);
         let queued = round.least.is_some_and(|of_round| of_round > least + slack);
@@ -142,22 +148,40 @@ impl Window {
         undo.lost = undo.lost.saturating_sub(bytes);
         if !is_heavy(undo.lost, undo.of, self.segment) {
             (self.bytes, self.threshold) = (self.bytes.max(undo.bytes), undo.threshold);
-            (self.highest, self.origin, self.since) = (undo.highest.max(self.bytes), 0.0, None);
-            self.undo = None;
+            (self.highest, self.since, self.undo) = (undo.highest.max(self.bytes), None, None);
+            self.origin = self.way_back();
         }
     }
 
     /// A queue has overflowed.
     pub(super) fn cut(&mut self) {
         let (lost, of) = (self.round.lost, self.round.arrived + self.round.lost);
-        let now = Undo { bytes: self.bytes, threshold: self.threshold, highest: self.highest, lost, of };
-        let undo = self.undo.map_or(now, |before| Undo { lost: before.lost + lost, of: before.of + of, ..before });
+        let now = Undo { bytes: self.bytes, threshold: self.threshold, highest: self.highest, lost, of, rounds: None };
+        let undo = self.undo.map_or(now, |before| Undo {
+            lost: before.lost + lost,
+            of: before.of + of,
+            rounds: None,
+            ..before
+        });
         self.undo = (self.queued == 0).then_some(undo);
         self.highest = self.bytes;
         self.bytes = ((self.bytes as f64 * BETA) as usize).max(2 * self.segment);
         self.threshold = self.bytes;
-        self.origin = (self.highest as f64 / self.segment as f64 * (1.0 - BETA) / CUBIC).cbrt();
+        self.origin = self.way_back();
         self.since = None;
+    }
+
+    /// Everything that was on its way when it was cut has arrived. What was sent again may still come twice: the word of
+    /// that is on its way in the round that goes on, and in the one behind it.
+    pub(super) fn episode_over(&mut self) {
+        if let Some(undo) = &mut self.undo {
+            undo.rounds = Some(2);
+        }
+    }
+
+    /// Seconds from here to `highest` (RFC 9438 section 4.2).
+    fn way_back(&self) -> f64 {
+        (self.highest.saturating_sub(self.bytes) as f64 / self.segment as f64 / CUBIC).cbrt()
     }
 
     /// Nothing has arrived for long (RFC 5681 section 3.1). `missing`: bytes that have not arrived; None: the same was
@@ -174,5 +198,49 @@ impl Window {
     /// Nothing was sent for longer than the retransmission timeout (RFC 5681 section 4.1).
     pub(super) fn idle(&mut self) {
         self.bytes = self.bytes.min(INITIAL * self.segment);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEGMENT: usize = 1000;
+    const TRIP: Duration = Duration::from_millis(100);
+
+    /// A window of a hundred segments that was cut for ten of them.
+    fn cut() -> Window {
+        let mut window = Window::new(SEGMENT);
+        window.bytes = 100 * SEGMENT;
+        window.highest = 300 * SEGMENT;
+        window.threshold = 80 * SEGMENT;
+        window.lost(30 * SEGMENT);
+        window.cut();
+        window
+    }
+
+    #[test]
+    fn a_cut_that_is_taken_back_leaves_the_curve_as_it_was() {
+        let (mut window, now) = (cut(), Instant::now());
+        window.returned(30 * SEGMENT);
+        assert_eq!((window.bytes, window.highest), (100 * SEGMENT, 300 * SEGMENT));
+        // K is the cube root of 200 / 0.4: near its beginning the curve grows by less than a half in a round trip.
+        assert!((window.origin - 500.0_f64.cbrt()).abs() < 0.001, "{}", window.origin);
+        window.arrived(100 * SEGMENT, Some(TRIP), true, now);
+        window.arrived(100 * SEGMENT, Some(TRIP), true, now + TRIP);
+        assert!(window.bytes < 120 * SEGMENT, "{}", window.bytes);
+    }
+
+    #[test]
+    fn a_cut_is_taken_back_no_more_when_the_word_of_it_must_have_come() {
+        for (rounds, back) in [(1, true), (2, false)] {
+            let mut window = cut();
+            window.round_over(TRIP);
+            window.round_over(TRIP);
+            window.episode_over();
+            (0..rounds).for_each(|_| window.round_over(TRIP));
+            window.returned(30 * SEGMENT);
+            assert_eq!(window.bytes == 100 * SEGMENT, back, "{rounds} rounds later: {}", window.bytes);
+        }
     }
 }

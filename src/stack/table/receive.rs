@@ -57,7 +57,13 @@ impl Table {
                     self.take(&flow, &bytes, segment, now, transmit);
                 }
                 Verdict::Beyond => counters.ignored += 1,
-                Verdict::Challenge => self.tell(&mut flow.borrow_mut(), transmit),
+                Verdict::Challenge => {
+                    let mut inner = flow.borrow_mut();
+                    self.tell(&mut inner, transmit);
+                    if inner.progress.reception.owes() {
+                        self.shared.queue(&flow, &mut inner);
+                    }
+                }
                 Verdict::Surplus => counters.ignored += 1,
                 Verdict::Anew => {
                     self.forget(&flow);
@@ -291,11 +297,13 @@ impl Table {
         let welcome = flow.welcome(segment);
         let arrival = flow.arrival(segment);
         let side = &mut self.sides[usize::from(flow.tuple.server.is_ipv6())];
-        let measure = Measure { cut: flow.cut, end: flow.progress.end(), keep: arrival.is_some() };
+        let measure = Measure { cut: flow.cut, end: flow.place_of_bare(), keep: arrival.is_some() };
         let (echo, sockets, time) = (flow.is_echo(segment), &mut flow.sockets, since(self.epoch, now));
         let ingest = || if echo { None } else { side.ingest(bytes, measure, sockets, time, transmit) };
         let Some(sent) = contained(ingest) else {
-            return flow.give_up();
+            flow.give_up();
+            // Its reset is still to be sent, and whoever waits for it to be told.
+            return self.shared.queue(handle, flow);
         };
         if let Some(sent) = sent {
             flow.progress.note_sent(sent, now);
@@ -320,16 +328,18 @@ impl Table {
             flow.rings.touch(segment.payload);
             self.warm_up(flow, now);
         }
-        if !flow.dirty {
-            flow.dirty = true;
-            self.shared.dirty.borrow_mut().push(Rc::clone(handle));
-        }
+        self.shared.queue(handle, flow);
     }
 }
 
-/// Asks the client whether it means that, by an acknowledgement of what has come.
+/// Asks the client whether it means that, by an acknowledgement of what has come. Before the SYN-ACK there is nothing to
+/// acknowledge with.
 fn challenge(flow: &mut Flow, now: Instant) -> Verdict {
-    if flow.progress.may_challenge(now) { Verdict::Challenge } else { Verdict::Surplus }
+    if flow.progress.end().is_some() && flow.progress.may_challenge(now) {
+        Verdict::Challenge
+    } else {
+        Verdict::Surplus
+    }
 }
 
 /// The packet without its IPv6 extension headers, which have done their work.

@@ -78,6 +78,7 @@ impl Flow {
         let current = !refused && segment.acknowledgement == Some(start);
         if current {
             self.progress.window.0 = segment.window;
+            self.progress.limit = Some(start.wrapping_add(u32::from(segment.window) << self.progress.scale));
         }
         self.progress.window.1 = (current && welcome == Welcome::Exact).then_some(segment.window);
         let bare = current && segment.payload == 0 && !segment.is_last();
@@ -145,7 +146,7 @@ impl Table {
         let next = flow.expects().0.wrapping_add(u32::from(flow.progress.finished));
         let bytes = acknowledgement(flow.tuple, next, flow.unacknowledged(), window);
         let side = &mut self.sides[usize::from(flow.tuple.server.is_ipv6())];
-        let measure = Measure { cut: flow.cut, end: flow.progress.end(), keep: false };
+        let measure = Measure { cut: flow.cut, end: flow.place_of_bare(), keep: false };
         let sockets = &mut flow.sockets;
         if contained(|| side.ingest(&bytes, measure, sockets, since(self.epoch, now), transmit)).is_none() {
             flow.give_up();

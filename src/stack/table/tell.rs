@@ -8,7 +8,7 @@ use super::super::flow::Flow;
 use super::super::frame::Transmit;
 use super::super::port::Sent;
 use super::super::progress::is_ahead;
-use super::super::tcp::{Acknowledgement, Blocks, Segment, with_acknowledgement};
+use super::super::tcp::{Acknowledgement, Segment, with_acknowledgement};
 use super::Table;
 
 /// Data that does not simply come next, before smoltcp has seen it.
@@ -37,8 +37,8 @@ impl Flow {
         if plain || segment.payload == 0 || segment.is_reset() || progress.finished {
             return None;
         }
-        let (end, edge) = (progress.end()?, progress.edge);
-        let sane = segment.acknowledgement.is_some_and(|number| is_ahead(end, number));
+        progress.end()?;
+        let (edge, sane) = (progress.edge, self.is_sane(segment));
         Some(Arrival { data: (segment.sequence, segment.end()), next, edge, sane })
     }
 
@@ -67,10 +67,8 @@ impl Table {
         // smoltcp says nothing where it takes nothing for want of a place; the client is to know the rest of it all the
         // same, and that something is missing.
         let full = said.is_none() && beyond && reception.is_full();
-        if flow.progress.selective {
-            reception.note(data, before, edge, sane && said.is_some());
-            reception.advance(next);
-        }
+        reception.note(data, before, edge, sane && said.is_some());
+        reception.advance(next);
         if full || said.is_some_and(|said| said.kept) {
             self.tell(flow, transmit);
         }
@@ -85,7 +83,7 @@ impl Table {
             return None;
         }
         let (next, end, edge) = (flow.expects().0, segment.end(), flow.progress.edge);
-        let sane = segment.acknowledgement.is_some_and(|number| is_ahead(flow.progress.end().unwrap_or(0), number));
+        let sane = flow.is_sane(segment);
         if segment.is_last() && sane && is_ahead(end, next) && is_ahead(edge, end) {
             flow.progress.reception.end = Some(end);
             if end != next && segment.payload == 0 {
@@ -103,9 +101,10 @@ impl Table {
         if !transmit.ready() {
             return flow.progress.reception.owe();
         }
-        let (sequence, acknowledgement) = flow.progress.sent;
-        let blocks = if flow.progress.selective { flow.progress.reception.blocks() } else { Blocks::default() };
-        let window = flow.progress.announced;
+        let ((end, acknowledgement), window) = (flow.progress.sent, flow.progress.announced);
+        let sequence = flow.place_of_bare().unwrap_or(end);
+        // A client that does not want the blocks is told as often.
+        let blocks = Some(flow.progress.reception.blocks()).filter(|_| flow.progress.selective).unwrap_or_default();
         Acknowledgement { tuple: flow.tuple, sequence, acknowledgement, window, blocks }.send(self.offload, transmit);
     }
 }
