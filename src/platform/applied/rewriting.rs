@@ -81,6 +81,12 @@ impl Applied {
         }
     }
 
+    /// Whether somebody has replaced what we wrote since it was looked at: what they want is to be read before it is written
+    /// over.
+    pub(super) fn is_overtaken(&self) -> bool {
+        self.rewritten().is_some_and(|(ours, _)| !resolv_conf::is_ours(Path::new(resolv_conf::PATH), ours))
+    }
+
     /// What we wrote, and what was there.
     fn rewritten(&self) -> Option<(&String, &OldFile)> {
         self.done.iter().find_map(|done| match done {

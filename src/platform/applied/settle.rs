@@ -207,6 +207,11 @@ impl Applied {
         for (step, before, undos) in planned {
             let number = |undo: Undo| (undo.outlives_us().then(|| ids.next()).flatten(), undo);
             let undos: Vec<(Option<u64>, Undo)> = undos.into_iter().map(number).collect();
+            if step == Step::Resolver && self.is_overtaken() {
+                void.extend(undos.into_iter().filter_map(|(id, _)| id));
+                settled.again = Some(Duration::ZERO);
+                continue;
+            }
             match self.do_again(&step) {
                 Ok(done) => {
                     void.extend(self.keep(&step, undos, done));

@@ -99,7 +99,7 @@ fn write_over(path: &Path, text: &str, old: &OldFile) -> io::Result<()> {
         OldFile::File { mode, uid, gid, .. } => (*mode, Some((*uid, *gid))),
         OldFile::Missing | OldFile::Link(_) => (0o644, None),
     };
-    place(path, text.as_bytes(), mode, owner).map_err(explained)
+    place(path, text.as_bytes(), mode, owner, old).map_err(explained)
 }
 
 /// Puts `old` back, if `path` still holds what we wrote.
@@ -118,7 +118,10 @@ pub(in crate::platform) fn restore(path: &Path, ours: &str, old: &OldFile) -> io
             let new = new_name(path);
             symlink(target, &new).and_then(|()| fs::rename(&new, path))
         }
-        OldFile::File { content, mode, uid, gid } => place(path, content, *mode, Some((*uid, *gid))),
+        OldFile::File { content, mode, uid, gid } => match place(path, content, *mode, Some((*uid, *gid)), &now) {
+            Err(error) if is_overtaken(&error) => return Ok(Undone::LeftAlone),
+            placed => placed,
+        },
     }
     .map_err(explained)?;
     sync_directory(path)?;
@@ -129,10 +132,16 @@ pub(in crate::platform) fn restore(path: &Path, ours: &str, old: &OldFile) -> io
 }
 
 /// Whole or not at all, by renaming; in place where the file is a mount of its own, as in containers.
-fn place(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
+/// Not where somebody has replaced `over` meanwhile ([`is_overtaken`]): it takes its time to get a file to the disk.
+fn place(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>, over: &OldFile) -> io::Result<()> {
     let new = new_name(path);
     remove_if_there(&new)?;
-    let renamed = write_new(&new, content, mode, owner).and_then(|()| fs::rename(&new, path));
+    let written = write_new(&new, content, mode, owner);
+    let still = written.and_then(|()| match old_file(path)? == *over {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::ResourceBusy, "somebody has replaced it at the same moment")),
+    });
+    let renamed = still.and_then(|()| fs::rename(&new, path));
     match renamed {
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
             remove_if_there(&new)?;
@@ -147,6 +156,11 @@ fn place(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> i
         }
         Ok(()) => Ok(()),
     }
+}
+
+/// Whether that was not the system's word, but ours.
+fn is_overtaken(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ResourceBusy && error.raw_os_error().is_none()
 }
 
 fn write_new(new: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
@@ -312,6 +326,18 @@ mod tests {
         symlink("stub", &path).unwrap();
         replace_and(&path, OURS, |_| Err(io::ErrorKind::Other.into())).unwrap_err();
         assert_eq!(fs::read_link(&path).unwrap(), Path::new("stub"));
+    }
+
+    #[test]
+    fn what_somebody_has_put_there_at_the_same_moment_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        fs::write(&path, "nameserver 192.0.2.53\n").unwrap();
+        let seen = old_file(&path).unwrap();
+        fs::write(&path, "nameserver 9.9.9.9\n").unwrap();
+        assert!(is_overtaken(&place(&path, OURS.as_bytes(), 0o644, None, &seen).unwrap_err()));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 9.9.9.9\n");
+        assert!(!new_name(&path).exists());
     }
 
     #[test]
