@@ -70,7 +70,7 @@ pub(super) fn end<'a>(netlink: &mut Netlink, rules: impl Iterator<Item = &'a Rul
             }
         }
         Err(error) => {
-            tracing::warn!("whether connections that were begun through the TUN live on is not known: {error}")
+            tracing::warn!("whether connections that were begun through the TUN live on is not known: {error}");
         }
     }
 }
