@@ -9,6 +9,7 @@ use super::imp::nft;
 use super::journal::{Journal, Origin};
 use super::proof::{firewall, still_in_place};
 use super::routing::Rule;
+use super::severed;
 use super::undo::{Undo, Undone};
 use super::{Netlink, Turn};
 
@@ -176,6 +177,12 @@ impl Journal {
         let (mut failed, mut kept, mut void, mut done) = (Vec::new(), Vec::new(), due.died, Vec::new());
         if !due.undos.is_empty() {
             let mut netlink = Netlink::open()?;
+            // While the rules that hold them back still stand.
+            let rules = due.undos.iter().filter(|(_, undo)| !stays(undo)).filter_map(|(_, undo)| match undo {
+                Undo::Rule(rule) => Some(rule),
+                _ => None,
+            });
+            severed::end(&mut netlink, rules);
             for (id, undo) in due.undos {
                 if stays(&undo) {
                     report.stays_closed = true;

@@ -214,7 +214,7 @@ mod tests {
         journal.record(&undos).unwrap();
         let mut crashed = plain();
         crashed.rules.extend(plan.rules.clone());
-        assert_eq!(crashed.numbers(&Wishes::default()).unwrap().first_priority, 9100);
+        assert_eq!(crashed.numbers(&Wishes::default()).unwrap().first_priority, 8900, "before what it refuses");
         let journalled = Journalled::read(dir.path()).unwrap();
         assert!(journalled.is_of_here() && !journalled.is_empty());
         assert_eq!(crashed.without(&journalled).numbers(&Wishes::default()), plain().numbers(&Wishes::default()));

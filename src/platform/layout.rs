@@ -24,10 +24,13 @@ mod offset {
     pub(super) const BOUND_TO_TUN: u32 = 3;
     pub(super) const CAPTURE: u32 = 4;
     pub(super) const FAKE: u32 = 5;
+    pub(super) const FAKE_GONE: u32 = 6;
     pub(super) const INTERFACE: u32 = 10;
     pub(super) const OTHER_INTERFACES: u32 = 11;
     pub(super) const USERS: u32 = 12;
     pub(super) const DNS_UNBOUND: u32 = 20;
+    pub(super) const FROM_TUN_ADDRESS: u32 = 21;
+    pub(super) const TUN_ADDRESS_GONE: u32 = 22;
     pub(super) const DNS_LOCAL_END: u32 = 24;
     pub(super) const DNS: u32 = 25;
     pub(super) const DNS_END: u32 = 30;
@@ -35,7 +38,6 @@ mod offset {
     pub(super) const MULTICAST: u32 = 32;
     pub(super) const OWN_NETWORK: u32 = 33;
     pub(super) const UNBOUND: u32 = 40;
-    pub(super) const FROM_TUN_ADDRESS: u32 = 41;
     pub(super) const BOUND: u32 = 42;
     pub(super) const REST: u32 = 43;
     pub(super) const END: u32 = 90;
@@ -110,6 +112,8 @@ pub(super) fn stage(rule: &Rule, numbers: &Numbers) -> u8 {
             // Nothing carries our capture mark, and nothing is bound to the TUN, before nftables is loaded.
             if rule.mark.is_some() || rule.oif.is_some() { 2 } else { CAPTURE_STAGE }
         }
+        // Behind what they are the end of, so that they never stand alone while that is made.
+        RuleAction::UNREACHABLE => CAPTURE_STAGE,
         _ => 1,
     }
 }
@@ -128,9 +132,12 @@ impl Layout<'_> {
     fn rules(&self) -> Vec<Rule> {
         let mut rules = self.marks_and_devices();
         rules.extend(self.left_out());
+        let mut taken = self.begun_through_us();
         if self.options.dns_hijack {
-            rules.extend(self.dns());
+            taken.extend(self.dns());
         }
+        taken.sort_by_key(|rule| rule.priority);
+        rules.extend(taken);
         rules.extend(self.kept_on_their_path());
         rules.extend(self.captures());
         rules.push(self.rule(offset::END, RuleAction::Nop));
@@ -150,11 +157,22 @@ impl Layout<'_> {
             Rule { oif: tun(), ..self.rule(offset::BOUND_TO_TUN, self.always()) },
             Rule { mark: Some(self.numbers.capture), ..self.rule(offset::CAPTURE, self.always()) },
         ]);
-        rules.extend(
-            self.ours(&self.options.fake)
-                .map(|fake| Rule { to: Some(fake.trunc()), ..self.rule(offset::FAKE, self.always()) }),
-        );
+        for (at, action) in [(offset::FAKE, self.always()), (offset::FAKE_GONE, RuleAction::UNREACHABLE)] {
+            let fakes = self.ours(&self.options.fake);
+            rules.extend(fakes.map(|fake| Rule { to: Some(fake.trunc()), ..self.rule(at, action) }));
+        }
         rules
+    }
+
+    /// What has the TUN's address was begun through us. It goes nowhere else: not to the LAN, and not when the TUN is gone,
+    /// although a socket of IPv6 keeps an address that the host has lost.
+    fn begun_through_us(&self) -> Vec<Rule> {
+        let ends = [(offset::FROM_TUN_ADDRESS, self.always()), (offset::TUN_ADDRESS_GONE, RuleAction::UNREACHABLE)];
+        let of = |(at, action)| {
+            self.tun_addresses()
+                .map(move |ip| Rule { from: Some(IpNet::from(ip)), ..self.local(self.rule(at, action)) })
+        };
+        ends.into_iter().flat_map(of).collect()
     }
 
     /// Port 53, whatever the address. IPv4 takes bound sockets out, because a reverse-path check looks a reply up with
@@ -169,15 +187,8 @@ impl Layout<'_> {
         if self.family == Family::V6 {
             return forwarded.into();
         }
-        let mut sources = vec![net(UNBOUND)];
-        sources.extend(self.tun_addresses().map(IpNet::from));
-        let mut rules = Vec::new();
-        for source in sources {
-            rules.extend(
-                [UDP, TCP]
-                    .map(|protocol| Rule { from: Some(source), ..self.local(to_dns(offset::DNS_UNBOUND, protocol)) }),
-            );
-        }
+        let unbound = |rule| Rule { from: Some(net(UNBOUND)), ..self.local(rule) };
+        let mut rules: Vec<Rule> = [UDP, TCP].map(|protocol| unbound(to_dns(offset::DNS_UNBOUND, protocol))).into();
         let past = RuleAction::Goto(self.numbers.first_priority + offset::DNS_END);
         rules.push(self.local(self.rule(offset::DNS_LOCAL_END, past)));
         rules.extend(forwarded);
@@ -221,9 +232,6 @@ impl Layout<'_> {
         if self.family == Family::V4 {
             rules.push(from(net(UNBOUND), self.rule(offset::UNBOUND, captured)));
         }
-        rules.extend(
-            self.tun_addresses().map(|ip| from(IpNet::from(ip), self.rule(offset::FROM_TUN_ADDRESS, captured))),
-        );
         match self.family {
             Family::V4 => rules.push(self.local(self.rule(offset::BOUND, self.to_end()))),
             Family::V6 => {
@@ -291,10 +299,11 @@ pub(super) mod tests {
 9003 oif tun7 lookup 2023
 9004 fwmark 0x2000000/0x2000000 lookup 2023
 9005 to 198.18.0.0/15 lookup 2023
+9006 to 198.18.0.0/15 unreachable
 9020 from 0.0.0.0/32 iif lo ipproto udp dport 53 lookup 2023
 9020 from 0.0.0.0/32 iif lo ipproto tcp dport 53 lookup 2023
-9020 from 198.18.0.1/32 iif lo ipproto udp dport 53 lookup 2023
-9020 from 198.18.0.1/32 iif lo ipproto tcp dport 53 lookup 2023
+9021 from 198.18.0.1/32 iif lo lookup 2023
+9022 from 198.18.0.1/32 iif lo unreachable
 9024 iif lo goto 9030
 9025 ipproto udp dport 53 lookup 2023
 9025 ipproto tcp dport 53 lookup 2023
@@ -307,7 +316,6 @@ pub(super) mod tests {
 9032 to 224.0.0.0/4 goto 9090
 9032 to 255.255.255.255/32 goto 9090
 9040 from 0.0.0.0/32 iif lo lookup 2022
-9041 from 198.18.0.1/32 iif lo lookup 2022
 9042 iif lo goto 9090
 9043 lookup 2022
 9090 nop";
@@ -322,13 +330,15 @@ pub(super) mod tests {
 9003 oif tun7 lookup 2023
 9004 fwmark 0x2000000/0x2000000 lookup 2023
 9005 to fdfe:dcba:9877::/64 lookup 2023
+9006 to fdfe:dcba:9877::/64 unreachable
+9021 from fdfe:dcba:9877::1/128 iif lo lookup 2023
+9022 from fdfe:dcba:9877::1/128 iif lo unreachable
 9025 ipproto udp dport 53 lookup 2023
 9025 ipproto tcp dport 53 lookup 2023
 9031 to fc00::/7 lookup main suppress_prefixlength 6
 9031 to fe80::/10 lookup main suppress_prefixlength 9
 9032 to ff00::/8 goto 9090
 9033 to 2001:db8:7::/64 lookup main suppress_prefixlength 0
-9041 from fdfe:dcba:9877::1/128 iif lo lookup 2022
 9042 from ::/1 iif lo goto 9090
 9042 from 8000::/1 iif lo goto 9090
 9043 lookup 2022
@@ -371,7 +381,8 @@ pub(super) mod tests {
         let survey = plain();
         let numbers = survey.numbers(&Wishes::default()).unwrap();
         let ordered = in_order_of_installation(rules(&options(), &numbers, &survey), &numbers);
-        let takes = |rule: &Rule| matches!(rule.action, RuleAction::Lookup(RouteTable(2022 | 2023)));
+        let takes =
+            |rule: &Rule| matches!(rule.action, RuleAction::Lookup(RouteTable(2022 | 2023)) | RuleAction::UNREACHABLE);
         let first_capture = ordered.iter().position(takes).unwrap();
         assert!(ordered[first_capture..].iter().all(takes));
         assert!(ordered[..4].iter().all(|rule| rule.action == RuleAction::Nop || !takes(rule)));

@@ -20,6 +20,7 @@ mod proof;
 mod resolver;
 mod routing;
 mod selection;
+mod severed;
 #[cfg(test)]
 mod specification;
 mod survey;

@@ -107,8 +107,13 @@ pub enum RuleAction {
     Goto(u32),
     /// Nothing: a target for [`RuleAction::Goto`].
     Nop,
-    /// Any other action of the kernel's, by its number (`FR_ACT_*`). We only read these.
+    /// Any other action of the kernel's, by its number (`FR_ACT_*`). We only read these, but for [`Self::UNREACHABLE`].
     Other(u8),
+}
+
+impl RuleAction {
+    /// Nowhere: whoever sends is told so at once (ENETUNREACH; of others, ICMP).
+    pub const UNREACHABLE: Self = Self::Other(UNREACHABLE);
 }
 
 /// Sockets that must match: a transport protocol and, of it, a range of ports.

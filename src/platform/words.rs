@@ -52,6 +52,7 @@ pub fn rule(act: &str, rule: &Rule) -> String {
         RuleAction::Lookup(table) => add("lookup", Some(table.to_string())),
         RuleAction::Goto(priority) => add("goto", Some(priority.to_string())),
         RuleAction::Nop => line.push_str(" nop"),
+        RuleAction::UNREACHABLE => line.push_str(" unreachable"),
         // Never one of ours.
         RuleAction::Other(number) => add("action", Some(number.to_string())),
     }

@@ -10,6 +10,7 @@ mod bad_input;
 mod change;
 mod command_line;
 mod control;
+mod crashed;
 mod crowded;
 mod datagrams;
 mod direct;

@@ -455,6 +455,8 @@ fn the_tun_address_is_nobodys_business_on_the_lan() {
         let _tun = open_tun(TUN);
         let mut planned = plan(&options());
         let nft = planned.nft.take();
+        // What the host answers by itself enters the TUN, with these; the firewall is to do without.
+        planned.rules.retain(|rule| rule.from.is_none_or(|from| from.addr() != IpAddr::from([198, 18, 0, 1])));
         let mut open = planned.clone().apply(Journal::open(state.path()).unwrap()).unwrap();
         assert_eq!(sh(probe), "answered\n", "the probe must be able to succeed");
         open.revert().unwrap();

@@ -3,12 +3,19 @@
 use super::{Applied, Done, HostError};
 use crate::platform::imp::resolv_conf;
 use crate::platform::proof::still_in_place;
+use crate::platform::severed;
 use crate::platform::undo::{Undo, Undone};
 
 impl Applied {
     pub(super) fn undo_all(&mut self) -> Result<(), HostError> {
         self.reverted = true;
         self.back.get_or_insert_default();
+        // While the rules that hold them back still stand.
+        let rules = self.done.iter().filter_map(|done| match done {
+            Done::Change(_, Undo::Rule(rule)) => Some(rule),
+            _ => None,
+        });
+        severed::end(&mut self.netlink, rules);
         let (mut failed, mut undone, mut void) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(done) = self.done.pop() {
             match (self.undo(&done), done) {

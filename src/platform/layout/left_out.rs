@@ -41,7 +41,7 @@ mod tests {
     /// The rules between those for fake addresses and those for DNS.
     fn between(options: &HostOptions, survey: &Survey, family: Family) -> Vec<String> {
         let rules = listed(options, survey, family).into_iter();
-        rules.filter(|rule| ("9006".."9020").contains(&&rule[..4])).collect()
+        rules.filter(|rule| ("9010".."9020").contains(&&rule[..4])).collect()
     }
 
     fn names(list: &[&str]) -> Vec<String> {

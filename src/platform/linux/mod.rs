@@ -2,6 +2,8 @@
 
 pub(super) mod bounded;
 pub(super) mod capability;
+pub(super) mod connections;
+mod diag;
 pub(super) mod echo;
 pub(super) mod holder;
 pub(super) mod inherited;

@@ -19,9 +19,25 @@ impl Survey {
             let main = rule.action == RuleAction::Lookup(RouteTable::MAIN) && rule.suppress_prefix_length.is_some();
             main && takes_ours(rule, own)
         };
-        let first = self.rules.iter().filter(|rule| self.takes_all(rule, own) || main_first(rule));
+        let takes = |rule: &&Rule| self.takes_all(rule, own) || main_first(rule) || self.is_abandoned_refusal(rule);
+        let first = self.rules.iter().filter(takes);
         // The kernel's own rule stands there, and is no other program's.
         first.map(|rule| rule.priority).min().unwrap_or(MAIN_PRIORITY).min(MAIN_PRIORITY)
+    }
+
+    /// Whether a rule refuses what was to go through the TUN of a run that has crashed: it may have had the very addresses that
+    /// we have. While that run is alive it takes them itself, and is no rival.
+    fn is_abandoned_refusal(&self, rule: &Rule) -> bool {
+        let is_ours = |rule: &Rule| rule.origin == Rule::KERNEL && rule.priority > 0;
+        let is_gone = |tun: &String| !self.links.iter().any(|link| link.name == *tun);
+        let block = rule.priority.saturating_sub(BLOCK)..rule.priority;
+        let of_gone = |it: &Rule| {
+            is_ours(it)
+                && it.family == rule.family
+                && block.contains(&it.priority)
+                && it.oif.as_ref().is_some_and(is_gone)
+        };
+        rule.action == RuleAction::UNREACHABLE && is_ours(rule) && self.rules.iter().any(of_gone)
     }
 
     /// Whether a rule stands where a run would take its priorities from `first` on.
@@ -83,7 +99,7 @@ fn takes_ours(rule: &Rule, own: MarkMatch) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::platform::routing::{Family, SeenRoute};
+    use crate::platform::routing::{Family, Link, SeenRoute};
     use crate::platform::survey::Wishes;
     use crate::platform::survey::tests::plain;
 
@@ -113,6 +129,18 @@ mod tests {
         let moved = with_wg_quick(8999).before_others(numbers());
         assert_eq!(moved, Numbers { first_priority: 8800, ..numbers() });
         assert_eq!(with_wg_quick(8999).before_others(moved), moved, "once is enough");
+    }
+
+    #[test]
+    fn the_refusals_of_a_run_that_has_crashed_are_overtaken_and_those_of_one_that_lives_are_not() {
+        let mut survey = plain();
+        let bound = Rule::new(Family::V4, 8903, RuleAction::Lookup(RouteTable(2024)));
+        survey.rules.push(Rule { oif: Some("tun9".to_owned()), ..bound });
+        let to = Some("198.18.0.0/15".parse().unwrap());
+        survey.rules.push(Rule { to, ..Rule::new(Family::V4, 8906, RuleAction::UNREACHABLE) });
+        assert_eq!(survey.before_others(numbers()).first_priority, 8800);
+        survey.links.push(Link { index: 99, name: "tun9".to_owned() });
+        assert_eq!(survey.before_others(numbers()), numbers());
     }
 
     #[test]
