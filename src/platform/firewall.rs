@@ -167,12 +167,12 @@ impl Writer<'_> {
         chains
     }
 
-    /// Linux answers for any of its addresses on any interface; the TUN's own is nobody's business outside. An interface
-    /// that has one of the same addresses is another run's.
+    /// Linux answers for any of its addresses on any interface; the TUN's own is nobody's business outside. Another run's
+    /// TUN is not outside.
     fn entrance(&self) -> String {
         let mut lines = vec![format!("{} return", self.iif_tun()), FROM_LOOPBACK.to_owned()];
-        let runs = self.other_runs();
-        lines.extend((!runs.is_empty()).then(|| format!("iifname {{ {runs} }} return")));
+        let runs = self.names(self.survey.runs_and_twins(&self.options.addresses));
+        lines.extend(runs.map(|names| format!("iifname {{ {names} }} return")));
         let addresses = self.options.addresses.iter().map(IpNet::addr);
         lines.extend(addresses.map(|address| format!("{} daddr {address} drop", family(address))));
         chain("entrance", "filter hook prerouting priority raw", &lines)
@@ -182,7 +182,9 @@ impl Writer<'_> {
     fn forwarded_replies(&self) -> String {
         let set = set_mark(self.numbers.own);
         let reply = format!("{} fib daddr type != local {set}", self.is_answer());
-        let lines = [format!("{} return", self.iif_tun()), reply];
+        let mut lines = vec![format!("{} return", self.iif_tun())];
+        lines.extend(self.of_other_runs("iifname"));
+        lines.push(reply);
         // Behind those who give packets the mark of their connection back (wg-quick does).
         chain("forwarded_replies", "filter hook prerouting priority mangle + 1", &lines)
     }
@@ -196,10 +198,10 @@ impl Writer<'_> {
         let marks = format!("{tun} ct state new ct mark set ct mark | {capture:#x}");
         let mut lines: Vec<String> = self.survey.parameters.marks_connections.then_some(marks).into_iter().collect();
         lines.push(format!("{tun} meta mark set {capture:#x} return"));
+        lines.extend(self.of_other_runs("iifname"));
         lines.extend(fake.map(|net| format!("{} daddr {} return", family(net.addr()), net.trunc())));
         lines.push(format!("ct status dnat {}", set_mark(self.numbers.own)));
-        let (uplinks, others) = self.links_apart();
-        if !uplinks.is_empty() && !others.is_empty() {
+        if let (Some(uplinks), Some(others)) = self.links_apart() {
             // By the destination's interface: a client that shares the uplink's link is to be captured.
             let inwards = format!("iifname {{ {uplinks} }} fib daddr oifname {{ {others} }}");
             lines.push(format!("{inwards} {}", set_mark(self.numbers.own)));
@@ -278,6 +280,7 @@ impl Writer<'_> {
         );
         lines.push(format!("{} {} {} return", self.oif_tun(""), self.is_answer(), set_mark(own)));
         lines.push(format!("{} return", self.oif_tun("")));
+        lines.extend(self.of_other_runs("oifname"));
         lines.extend(self.foreign_marks());
         lines
     }
@@ -339,30 +342,34 @@ impl Writer<'_> {
         if self.options.kill_switch { "name" } else { "" }
     }
 
-    /// The names of interfaces that have an address of our TUN.
-    fn other_runs(&self) -> String {
-        let ours = |ip: IpAddr| self.options.addresses.iter().any(|net| net.addr() == ip);
-        let same = self.survey.addresses.iter().filter(|(_, net)| ours(net.addr())).map(|(index, _)| *index);
-        let names: BTreeSet<&str> = same.filter_map(|index| self.survey.link_name(index)).collect();
-        let plain = names.into_iter().filter(|name| !name.contains(['"', '*', '\\']) && *name != self.options.tun);
-        plain.map(quoted).collect::<Vec<_>>().join(", ")
+    /// Ends a chain for what another run has taken, or gives out: `by` says which, `iifname` or `oifname`.
+    fn of_other_runs(&self, by: &str) -> Option<String> {
+        self.names(self.survey.runs()).map(|names| format!("{by} {{ {names} }} return"))
     }
 
-    /// The names of the uplinks, and those of all other links but loopback and the TUN.
-    fn links_apart(&self) -> (String, String) {
-        let uplinks = self.survey.uplinks();
+    /// The inside of a set of such names but the TUN's; none for an empty one.
+    fn names(&self, names: BTreeSet<&str>) -> Option<String> {
         // A quote ends a name, and a star makes it a pattern.
-        let plain = |link: &&Link| !link.name.contains(['"', '*', '\\']);
-        let links = self.survey.links.iter().filter(plain);
-        let links = links.filter(|link| link.name != "lo" && link.name != self.options.tun);
-        let (up, other): (Vec<_>, Vec<_>) = links.partition(|link| uplinks.contains(&link.index));
-        let list = |links: Vec<&Link>| links.iter().map(|link| quoted(&link.name)).collect::<Vec<_>>().join(", ");
+        let plain = names.into_iter().filter(|name| !name.contains(['"', '*', '\\']) && *name != self.options.tun);
+        let list: Vec<String> = plain.map(quoted).collect();
+        (!list.is_empty()).then(|| list.join(", "))
+    }
+
+    /// The names of the uplinks, and those of all other links but loopback, the TUN and those of other runs.
+    fn links_apart(&self) -> (Option<String>, Option<String>) {
+        let (uplinks, runs) = (self.survey.uplinks(), self.survey.runs());
+        let links = self.survey.links.iter().filter(|link| link.name != "lo" && !runs.contains(link.name.as_str()));
+        let (up, other): (Vec<&Link>, Vec<&Link>) = links.partition(|link| uplinks.contains(&link.index));
+        let list = |links: Vec<&Link>| self.names(links.into_iter().map(|link| link.name.as_str()).collect());
         (list(up), list(other))
     }
 
     fn local_addresses(&self) -> Vec<IpAddr> {
         let tun: Vec<IpAddr> = self.options.addresses.iter().map(IpNet::addr).collect();
-        let mut found: Vec<IpAddr> = self.survey.addresses.iter().map(|(_, net)| net.addr()).collect();
+        let runs = self.survey.runs();
+        let of_run = |index: u32| self.survey.link_name(index).is_some_and(|name| runs.contains(name));
+        let others = self.survey.addresses.iter().filter(|(index, _)| !of_run(*index));
+        let mut found: Vec<IpAddr> = others.map(|(_, net)| net.addr()).collect();
         found.retain(|ip| !ip.is_loopback() && !is_link_local(*ip) && !tun.contains(ip));
         found.sort_unstable();
         found.dedup();

@@ -15,6 +15,8 @@ use super::survey::{Numbers, Survey};
 
 /// How far a rule of ours that lets a foreign mark pass leads.
 pub(super) const PAST_FOREIGN: u32 = offset::END - offset::FOREIGN;
+/// How far the rule leads that lets pass what comes out of the TUN; no other of ours leads so far.
+pub(super) const PAST_TUN: u32 = offset::END - offset::FROM_TUN;
 
 /// Offsets of the rules within our block of priorities. The gaps are room for more of a kind.
 mod offset {

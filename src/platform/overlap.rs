@@ -1,7 +1,5 @@
 //! Addresses of ours that somebody has already: the fake ranges and the TUN's own beside the networks that this host is in.
 
-use std::collections::BTreeSet;
-
 use ipnet::IpNet;
 
 use super::plan::HostOptions;
@@ -43,12 +41,10 @@ fn share(a: &IpNet, b: &IpNet) -> bool {
 }
 
 /// The networks that this host is in, each with the words for it: those of its addresses, and those on-link. Not those of
-/// another run, which has the very address that we want: the first of the fake range, on a network of four.
+/// other runs, which may have what we want: where both would take it, one does.
 fn networks(options: &HostOptions, survey: &Survey) -> Vec<(IpNet, String)> {
-    let same = |net: &IpNet| net.addr().is_ipv4() && options.addresses.contains(net);
-    let other_runs: BTreeSet<u32> =
-        survey.addresses.iter().filter_map(|(index, net)| same(net).then_some(*index)).collect();
-    let name = |index: u32| survey.link_name(index).filter(|name| *name != options.tun && !other_runs.contains(&index));
+    let runs = survey.runs_and_twins(&options.addresses);
+    let name = |index: u32| survey.link_name(index).filter(|name| *name != options.tun && !runs.contains(name));
     let uplinks = survey.uplinks();
     let words = |index: u32, name: &str| {
         let uplink = if uplinks.contains(&index) { ", an uplink" } else { "" };
@@ -115,6 +111,12 @@ mod tests {
         survey.links.push(crate::platform::Link { index: 77, name: "tun9".to_owned() });
         survey.addresses.extend(options().addresses.iter().map(|net| (77, *net)));
         assert_eq!(overlap(&options(), &survey), None);
+        // One with rules may have other addresses, of which a part is ours.
+        let mut beside = survey.clone();
+        let tun9 = HostOptions { tun: "tun9".to_owned(), ..options() };
+        beside.rules.extend(HostPlan::new(&tun9, &plain()).unwrap().rules);
+        beside.addresses.push((77, "198.18.64.1/30".parse().unwrap()));
+        assert_eq!(overlap(&options(), &beside), None);
         let other: IpNet = format!("{}/24", options().addresses[0].addr()).parse().unwrap();
         survey.addresses.retain(|(index, _)| *index != 77);
         survey.addresses.push((77, other));

@@ -274,6 +274,9 @@ fn wishes_passed_over(wishes: &Wishes, numbers: &Numbers, survey: &Survey) -> Ve
         let first = numbers.first_priority;
         let why = match survey.has_rules_from(wish) {
             true => format!("rule priorities from {wish} on are in use"),
+            false if !survey.is_behind_runs(wish) => {
+                format!("rules from {wish} on would come before those of another run, which was here first")
+            }
             false => format!("rules from {wish} on would come after another program's that takes all traffic"),
         };
         warnings.push(format!("{why}; taking those from {first} on instead"));

@@ -12,6 +12,7 @@ use marks::free_bit;
 
 mod before;
 mod marks;
+mod runs;
 
 /// Priorities that one run takes: rules stand at the first of them plus an offset below this.
 pub(super) const BLOCK: u32 = 100;
@@ -279,10 +280,14 @@ impl Survey {
         self.links.iter().find(|link| link.index == index).map(|link| link.name.as_str())
     }
 
-    /// Interfaces by which a whole internet can be reached, in whatever table the route to it stands.
+    /// Interfaces by which a whole internet can be reached, in whatever table the route to it stands. Another run's TUN only
+    /// leads to those.
     #[must_use]
     pub fn uplinks(&self) -> BTreeSet<u32> {
-        self.routes.iter().filter(|route| is_default_like(&route.to)).filter_map(|route| route.device).collect()
+        let runs = self.runs();
+        let leads_out = |device: &u32| self.link_name(*device).is_none_or(|name| !runs.contains(name));
+        let wide = self.routes.iter().filter(|route| is_default_like(&route.to));
+        wide.filter_map(|route| route.device).filter(leads_out).collect()
     }
 
     /// On-link prefixes of interfaces that are no uplinks: our own networks, even where their addresses are global.

@@ -20,10 +20,8 @@ impl Writer<'_> {
     /// one that is dropped here begins none.
     pub(super) fn forged(&self) -> String {
         let (uplinks, _) = self.links_apart();
-        let by_uplink = |word: &str, comparison: &str| match uplinks.as_str() {
-            "" => None,
-            names => Some(format!("{word} {comparison}{{ {names} }} ")),
-        };
+        let by_uplink =
+            |word: &str, comparison: &str| uplinks.as_ref().map(|names| format!("{word} {comparison}{{ {names} }} "));
         // To a port forward of the administrator's own that leads to a fake address, strangers do come: by an uplink.
         let mut lines = vec![format!("{} ct status dnat return", self.iif_tun())];
         if let Some(out) = by_uplink("oifname", "") {

@@ -79,6 +79,7 @@ impl Writer<'_> {
     /// What may be forwarded past the TUN, and a refusal for the rest.
     fn forwarded_past_us(&self) -> Vec<String> {
         let mut lines = vec![format!("{} return", has_mark(self.numbers.own))];
+        lines.extend(["iifname", "oifname"].into_iter().filter_map(|by| self.of_other_runs(by)));
         lines.extend(self.foreign_marks());
         lines.extend(self.interfaces_left_out());
         lines.extend([format!("{} return", self.is_answer()), "ct status dnat return".to_owned()]);

@@ -1,4 +1,5 @@
 use super::*;
+use crate::platform::HostPlan;
 use crate::platform::plan::tests::options;
 use crate::platform::routing::{RouteTable, Rule, RuleAction};
 use crate::platform::survey::Wishes;
@@ -44,6 +45,33 @@ fn an_interface_that_has_our_address_too_is_another_runs_and_goes_on_being_answe
     let lines = entrance(&shared);
     let drop = format!("daddr {} drop", ours.addr());
     assert!(lines.find("iifname { \"lan0\" } return").unwrap() < lines.find(&drop).unwrap(), "{lines}");
+}
+
+#[test]
+fn what_another_run_has_taken_is_neither_marked_nor_refused_and_its_tun_is_no_address_to_be_asked_at() {
+    let mut survey = plain();
+    let other = HostOptions { tun: "tun9".to_owned(), ..options() };
+    survey.rules.extend(HostPlan::new(&other, &survey).unwrap().rules);
+    survey.links.push(Link { index: 77, name: other.tun });
+    survey.addresses.push((77, "198.18.64.1/30".parse().unwrap()));
+    let chain = |options: &HostOptions, chain: &str| {
+        let text = written(options, &survey).text;
+        text.split(&format!("chain {chain} {{")).nth(1).and_then(|rest| rest.split("\n  };").next()).unwrap().to_owned()
+    };
+    let closed = HostOptions { kill_switch: true, ..options() };
+    let takes = |lines: &str, word: &str| lines.find(word).unwrap_or_else(|| panic!("{word} in {lines}"));
+    for (options, what) in [(options(), "jump capture_dns"), (closed.clone(), "meta mark set meta mark | ")] {
+        let lines = chain(&options, "reroute");
+        assert!(takes(&lines, "oifname { \"tun9\" } return") < lines.rfind(what).unwrap(), "{lines}");
+    }
+    for side in ["iifname", "oifname"] {
+        let lines = chain(&closed, "forward");
+        assert!(takes(&lines, &format!("{side} {{ \"tun9\" }} return")) < takes(&lines, "reject"), "{lines}");
+    }
+    for prerouting in ["entrance", "forwarded_replies", "after_port_forward"] {
+        assert!(chain(&options(), prerouting).contains("iifname { \"tun9\" } return"), "{prerouting}");
+    }
+    assert!(!written(&options(), &survey).text.contains("asked_198_18_64_1"));
 }
 
 #[test]

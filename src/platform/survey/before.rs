@@ -47,7 +47,7 @@ impl Survey {
     }
 
     /// The first of [`BLOCK`] free priorities: the wish, or one near where we usually are; before the rules of others that
-    /// would take everything, if there is room.
+    /// would take everything, and behind those of other runs, if there is room.
     pub(super) fn free_priorities(&self, wish: Option<u32>, own: MarkMatch) -> Option<u32> {
         let used: std::collections::BTreeSet<u32> = self.all_rules().map(|rule| rule.priority).collect();
         let blocks = || {
@@ -59,7 +59,10 @@ impl Survey {
             *first > 0 && end <= limit && used.range(*first..end).next().is_none()
         };
         let limit = self.limit(own);
-        blocks().find(|first| fits(first, limit)).or_else(|| blocks().find(|first| fits(first, MAIN_PRIORITY)))
+        let before = || blocks().filter(|first| fits(first, limit));
+        // Another run's flows would come to us, were we before it: what has an address that is the TUN's of both.
+        let behind = before().find(|first| self.is_behind_runs(*first));
+        behind.or_else(|| before().next()).or_else(|| blocks().find(|first| fits(first, MAIN_PRIORITY)))
     }
 
     /// Our numbers, with a place before rules of others that have come to stand before ours and take everything. The same

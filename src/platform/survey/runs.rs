@@ -1,0 +1,104 @@
+//! Other runs of ours beside us, each with a TUN that takes traffic.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use super::Survey;
+use crate::platform::layout::PAST_TUN;
+use crate::platform::routing::{Rule, RuleAction};
+
+impl Survey {
+    /// The names of other runs' TUNs, by the rule that lets pass what comes out of each: the first that a run makes and the
+    /// last that it takes away. An address would not do, which anybody's DHCP server can give to an uplink.
+    #[must_use]
+    pub(in crate::platform) fn runs(&self) -> BTreeSet<&str> {
+        let tuns = self.rules.iter().filter(|rule| lets_tun_pass(rule)).filter_map(|rule| rule.iif.as_deref());
+        tuns.filter(|name| self.links.iter().any(|link| link.name == *name)).collect()
+    }
+
+    /// The same, and whatever has one of `addresses` on the very same network: the TUN of a run that has no rules yet, or
+    /// wants none.
+    pub(in crate::platform) fn runs_and_twins(&self, addresses: &[IpNet]) -> BTreeSet<&str> {
+        let same = self.addresses.iter().filter(|(_, net)| addresses.contains(net));
+        let twins = same.filter_map(|(index, _)| self.link_name(*index));
+        self.runs().into_iter().chain(twins).collect()
+    }
+
+    /// Whether rules from `first` on come after those of all other runs.
+    pub(in crate::platform) fn is_behind_runs(&self, first: u32) -> bool {
+        let runs = self.runs();
+        let of_run = |rule: &&Rule| lets_tun_pass(rule) && rule.iif.as_deref().is_some_and(|iif| runs.contains(iif));
+        self.rules.iter().filter(of_run).all(|rule| rule.priority < first)
+    }
+}
+
+fn lets_tun_pass(rule: &Rule) -> bool {
+    let end = rule.priority.saturating_add(PAST_TUN);
+    rule.origin == Rule::KERNEL && rule.iif.is_some() && rule.action == RuleAction::Goto(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::plan::HostPlan;
+    use crate::platform::plan::tests::options;
+    use crate::platform::survey::Wishes;
+    use crate::platform::survey::tests::plain;
+    use crate::platform::{HostOptions, Link, RouteTable, SeenRoute};
+
+    /// A host on which `options` are in force.
+    fn with_run(options: &HostOptions) -> Survey {
+        let mut survey = plain();
+        let plan = HostPlan::new(options, &survey).unwrap();
+        survey.rules.extend(plan.rules);
+        survey.links.push(Link { index: 77, name: options.tun.clone() });
+        survey.addresses.extend(options.addresses.iter().map(|net| (77, *net)));
+        let to = "0.0.0.0/0".parse().unwrap();
+        survey.routes.push(SeenRoute { table: RouteTable(2022), to, device: Some(77), on_link: true });
+        survey
+    }
+
+    #[test]
+    fn a_run_is_known_by_its_rules_as_long_as_its_tun_is_there() {
+        let mut survey = with_run(&options());
+        assert_eq!(survey.runs(), ["tun7"].into());
+        survey.links.pop();
+        assert!(survey.runs().is_empty(), "it crashed");
+    }
+
+    #[test]
+    fn who_is_left_out_by_interface_is_no_run() {
+        let left_out = HostOptions { exclude_interface: vec!["lan0".to_owned()], ..options() };
+        assert_eq!(with_run(&left_out).runs(), ["tun7"].into());
+        let alone = HostOptions { include_interface: vec!["lan0".to_owned(), "lo".to_owned()], ..options() };
+        assert_eq!(with_run(&alone).runs(), ["tun7"].into());
+    }
+
+    #[test]
+    fn the_tun_of_another_run_is_no_uplink() {
+        assert_eq!(with_run(&options()).uplinks(), plain().uplinks());
+    }
+
+    #[test]
+    fn one_with_an_address_of_ours_is_a_run_before_its_rules_stand() {
+        let mut survey = with_run(&options());
+        survey.rules = plain().rules;
+        assert_eq!(survey.runs_and_twins(&options().addresses), ["tun7"].into());
+        assert!(survey.runs().is_empty());
+    }
+
+    #[test]
+    fn whoever_comes_later_stands_behind_though_there_is_a_place_before() {
+        let wish = |first| Wishes { first_priority: Some(first), ..Wishes::default() };
+        let mut survey = plain();
+        let late = HostPlan::new(&HostOptions { wishes: wish(9200), ..options() }, &survey).unwrap();
+        survey.rules.extend(late.rules);
+        survey.links.push(Link { index: 77, name: options().tun });
+        let first = |wishes: &Wishes| survey.numbers(wishes).unwrap().first_priority;
+        assert_eq!((first(&Wishes::default()), first(&wish(9000)), first(&wish(9400))), (9300, 9300, 9400));
+        let plan = HostPlan::new(&HostOptions { wishes: wish(9000), ..options() }, &survey).unwrap();
+        let told = plan.passed_over.iter().any(|it| it.contains("from 9000 on would come before those of another run"));
+        assert!(told, "{:?}", plan.passed_over);
+    }
+}
