@@ -10,7 +10,7 @@ use crate::platform::{KillSwitch, Rule, RuleAction, rule_command};
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
     match &record.run {
-        RunState::Answers { pid, seconds, plan } => {
+        RunState::Answers { pid, seconds, plan, .. } => {
             let tun = plan.as_ref().map_or("without a TUN".to_owned(), |plan| format!("with the TUN {}", plan.tun));
             let runs = Finding::fine(format!("tunproxy runs: process {pid}, since {seconds} s, {tun}"));
             [runs].into_iter().chain(closed(record)).collect()
