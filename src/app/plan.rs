@@ -67,7 +67,11 @@ pub fn plan(profile: &Profile, file: &Path, state: &Path) -> anyhow::Result<Outl
         ));
     }
     match in_force(state) {
-        Some(Ok(Some(plan))) => return Ok(of_the_running(&plan, &journal)),
+        Some(Ok(Some(plan))) => {
+            let shown = file.display();
+            let note = format!("this is what the run that is there has changed; {shown} was not looked at");
+            return Ok(Outline { notes: vec![note], ..of_the_running(&plan, &journal) });
+        }
         Some(Ok(None)) => return Ok(Outline::empty(true, UNCHANGED)),
         Some(Err(error)) => unseen.push(format!("what the one that runs has changed: {error:#}")),
         None => {}
