@@ -54,7 +54,7 @@ pub(super) fn asks_stubs(listed: &[SocketAddr]) -> bool {
         let found: Vec<SocketAddr> = platform::nameservers(&text).into_iter().filter_map(address).collect();
         !away(&found).is_empty()
     };
-    away(listed).is_empty() && !BEHIND_STUBS.iter().any(|path| behind(&path))
+    away(listed).is_empty() && !BEHIND_STUBS.iter().any(behind)
 }
 
 /// Those that are not on this host.
