@@ -50,8 +50,12 @@ fn warn_of_an_open_end(profile: &Profile, ways: &[Way], report: &mut Report) {
     let taken =
         |network| profile.rules.iter().zip(ways).any(|(placed, way)| takes_all(&placed.rule, network) && !way.passes);
     if !taken(Network::Tcp) || !taken(Network::Udp) {
+        let words = match profile.rules.is_empty() {
+            true => "there are no `rules`: everything goes DIRECT",
+            false => "no rule takes everything: what none of them takes goes DIRECT",
+        };
         report
-            .warn(profile.rules_place, "rules", "no rule takes everything: what none of them takes goes DIRECT")
+            .warn(profile.rules_place, "rules", words)
             .hint("end the rules with `MATCH,DIRECT`, or with `MATCH,` and the name of a proxy or group");
     } else if !taken(Network::Icmp) {
         report
@@ -87,7 +91,10 @@ fn warn_of_udp_without_way(rules: &[PlacedRule], ways: &[Way], report: &mut Repo
         }
     }
     let goes_direct = |end: Option<usize>| end.is_none_or(|at| ways[at].direct);
-    for (index, end) in found.into_iter().rev().filter(|(_, end)| goes_direct(*end)) {
+    // Behind a rule that takes all UDP none arrives.
+    let takes = |(placed, way): (&PlacedRule, &Way)| takes_all(&placed.rule, Network::Udp) && way.udp && !way.passes;
+    let last = rules.iter().zip(ways).position(takes).unwrap_or(rules.len());
+    for (index, end) in found.into_iter().rev().filter(|(index, end)| *index < last && goes_direct(*end)) {
         warn_of_udp(&rules[index], end.map(|at| &rules[at].rule), report);
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::build::Addresses;
 use crate::dns::{self, Dns, Source, Upstream};
 use crate::net::{Address, Host, Lookup};
-use crate::platform::{self, Dialer};
+use crate::platform::{self, Dialer, Fwmark};
 use crate::profile::{Nameserver, Profile};
 
 /// What programs on this host ask.
@@ -25,8 +25,42 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 const BEHIND_STUBS: [&str; 3] =
     ["/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf", "/run/dnsmasq/resolv.conf"];
 const PORT: u16 = 53;
+/// A run has one; which, makes no difference here.
+const ANY_MARK: Fwmark = Fwmark(1);
 /// For so long the system's files are taken to be as they were.
 const FRESH: Duration = Duration::from_secs(1);
+
+/// What to do about a stub whose questions come to us.
+pub(super) const NAME_OTHERS: &str =
+    "Write the nameservers behind it under `dns.nameserver`, as in `nameserver: [9.9.9.9]`";
+
+/// What a run of `profile` would warn of: nobody but a stub on a loopback address can be asked, and its questions come to us.
+pub(super) fn stub_warning(profile: &Profile) -> Option<String> {
+    let only_system = profile.dns.nameserver.iter().all(|server| *server == Nameserver::System);
+    if profile.dns.enable && !only_system {
+        return None;
+    }
+    let addresses = Addresses::of(profile);
+    let dialer = Dialer { mark: Some(ANY_MARK), fake: addresses.fake.clone(), ..Dialer::default() };
+    let system = FromSystem::new(profile, &addresses, &dialer);
+    system.stub_among(&dns::System::nameservers(&system).ok()?)
+}
+
+/// Whether of `listed`, the nameservers of resolv.conf, a run that takes this host's questions asks those on loopback
+/// addresses: there are no others, and nobody says who is behind them.
+pub(super) fn asks_stubs(listed: &[SocketAddr]) -> bool {
+    let behind = |path: &&str| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let found: Vec<SocketAddr> = platform::nameservers(&text).into_iter().filter_map(address).collect();
+        !away(&found).is_empty()
+    };
+    away(listed).is_empty() && !BEHIND_STUBS.iter().any(behind)
+}
+
+/// Those that are not on this host.
+fn away(servers: &[SocketAddr]) -> Vec<SocketAddr> {
+    servers.iter().copied().filter(|server| !server.ip().is_loopback()).collect()
+}
 
 /// Where the nameservers of `profile` are found. Nothing is asked yet: those written as names are looked up through
 /// `default-nameserver` when a question needs them, and the system's are those of that time.
@@ -149,20 +183,26 @@ impl FromSystem {
     fn warn(&self) {
         match dns::System::nameservers(self) {
             Err(why) => tracing::warn!("{why}; names are not found until it does, or write dns.nameserver"),
-            Ok(found) if self.captured && found.iter().any(|server| server.ip().is_loopback()) => tracing::warn!(
-                "the system's nameserver is a program on this host ({}), and its own questions come to us if they are \
-                 not encrypted: write the nameservers behind it under dns.nameserver",
-                found[0].ip()
-            ),
-            Ok(_) => {}
+            Ok(found) => {
+                if let Some(words) = self.stub_among(&found) {
+                    tracing::warn!("{words}");
+                }
+            }
         }
+    }
+
+    /// What will not work where a stub is all that can be asked.
+    fn stub_among(&self, found: &[SocketAddr]) -> Option<String> {
+        let stub = found.iter().find(|server| self.captured && server.ip().is_loopback())?;
+        Some(format!(
+            "the system's nameserver is a program on this host ({}), and its own questions come to us: unless it encrypts \
+             them, every name fails. {NAME_OTHERS}",
+            stub.ip()
+        ))
     }
 
     fn read(&self) -> Result<Vec<SocketAddr>, String> {
         let listed = self.listed(&self.resolv_conf);
-        let away = |servers: &[SocketAddr]| -> Vec<SocketAddr> {
-            servers.iter().copied().filter(|server| !server.ip().is_loopback()).collect()
-        };
         let others = if self.captured { away(&listed) } else { listed.clone() };
         let behind = || self.behind_stubs.iter().map(|path| away(&self.listed(path))).find(|found| !found.is_empty());
         let found = match (others.is_empty(), listed.is_empty()) {
@@ -265,6 +305,22 @@ mod tests {
         assert_eq!(asked(stub, None, true, None), ["127.0.0.1"], "it may speak TLS to those behind it");
         let both = "nameserver 127.0.0.53\nnameserver 192.0.2.53   # comment\noptions edns0\n";
         assert_eq!(asked(both, None, true, None), ["192.0.2.53"]);
+    }
+
+    #[test]
+    fn a_stub_that_would_ask_us_is_warned_of_unless_others_are_asked() {
+        let found = |text: &str, captured| {
+            let host = Host::new(text, None);
+            let system = host.system(captured, None);
+            system.stub_among(&system.nameservers().unwrap())
+        };
+        let told = found("nameserver 127.0.0.1\n", true).unwrap();
+        assert!(told.contains("(127.0.0.1)") && told.contains("dns.nameserver"), "{told}");
+        assert_eq!(found("nameserver 127.0.0.1\n", false), None);
+        assert_eq!(found("nameserver 127.0.0.1\nnameserver 192.0.2.53\n", true), None);
+        let other =
+            profile("tun: {enable: true}\ndns: {enable: true, nameserver: [9.9.9.9]}\nrules: ['MATCH,DIRECT']\n");
+        assert_eq!(stub_warning(&other), None);
     }
 
     #[test]

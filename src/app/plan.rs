@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::control::{Command, ask};
 use super::limits::refuses_a_start;
+use super::nameservers::stub_warning;
 use super::places::{STATE_OF_ROOT, by_root, hides_from_us};
 use super::run::{Run, workers_wanted};
 use crate::platform::{
@@ -66,7 +67,11 @@ pub fn plan(profile: &Profile, file: &Path, state: &Path) -> anyhow::Result<Outl
         ));
     }
     match in_force(state) {
-        Some(Ok(Some(plan))) => return Ok(of_the_running(&plan, &journal)),
+        Some(Ok(Some(plan))) => {
+            let shown = file.display();
+            let note = format!("this is what the run that is there has changed; {shown} was not looked at");
+            return Ok(Outline { notes: vec![note], ..of_the_running(&plan, &journal) });
+        }
         Some(Ok(None)) => return Ok(Outline::empty(true, UNCHANGED)),
         Some(Err(error)) => unseen.push(format!("what the one that runs has changed: {error:#}")),
         None => {}
@@ -102,6 +107,7 @@ pub fn plan(profile: &Profile, file: &Path, state: &Path) -> anyhow::Result<Outl
         unseen,
     };
     outline.warnings.extend(without_ipv6);
+    outline.warnings.extend(stub_warning(profile));
     outline.warnings.extend(opened.then(|| FOUND_OPEN.to_owned()));
     Ok(outline)
 }

@@ -22,6 +22,7 @@ pub struct Counters {
     pub(super) upstream_queries: AtomicU64,
     pub(super) upstream_failures: AtomicU64,
     pub(super) garbage: AtomicU64,
+    pub(super) looped: AtomicU64,
     /// When somebody was last told that a client gets no address.
     told: Mutex<Option<Instant>>,
 }
@@ -49,6 +50,8 @@ pub struct Counts {
     pub upstream_failures: u64,
     /// Datagrams and messages from nameservers that were malformed or answered something else.
     pub garbage: u64,
+    /// Answers of nameservers that bore fake addresses of ours: their questions come to us.
+    pub looped: u64,
 }
 
 impl Counters {
@@ -80,6 +83,7 @@ impl Counters {
             upstream_queries: read(&self.upstream_queries),
             upstream_failures: read(&self.upstream_failures),
             garbage: read(&self.garbage),
+            looped: read(&self.looped),
         }
     }
 }

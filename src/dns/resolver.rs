@@ -175,6 +175,7 @@ impl Resolver {
                 match answer {
                     Ok(message) if self.has_fake(&message) => {
                         count(&self.counters.upstream_failures);
+                        count(&self.counters.looped);
                         let text = format!("nameserver {} answers with addresses of our fake-ip-range", address);
                         failure = Failure::Failed(text.into());
                     }

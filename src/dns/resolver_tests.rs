@@ -239,6 +239,7 @@ async fn a_nameserver_that_answers_with_our_fake_addresses_has_failed() {
     assert!(matches!(&failed, Err(LookupError::Failed(why)) if why.contains("fake-ip-range")), "{failed:?}");
     let reply = parsed(&ask(&dns, &a("a.real.example.")).await);
     assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(dns.counters().snapshot().looped, 2);
     // Where the same range is somebody else's, who answers with it is right.
     let dns = Dns::open(crate::dns::Config { ipv6: false, dialer: Dialer::default(), ..faking(&[&server]) }).unwrap();
     assert_eq!(*dns.lookup(&name("www.example")).await.unwrap(), ["198.18.0.77".parse::<IpAddr>().unwrap()]);

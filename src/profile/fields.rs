@@ -22,6 +22,8 @@ pub struct Fields<'a> {
     path: String,
     report: &'a mut Report,
     known: Vec<&'static str>,
+    /// Keys that keep something from leaving, or from being taken: a slip in one is an error.
+    grave: &'static [&'static str],
     /// Keys match without regard to case and with `_` for `-`, as mihomo reads proxies and groups.
     relaxed: bool,
 }
@@ -39,12 +41,17 @@ impl<'a> Fields<'a> {
                 return None;
             }
         };
-        Some(Self { entries, place: node.place, path, report, known: Vec::new(), relaxed: false })
+        Some(Self { entries, place: node.place, path, report, known: Vec::new(), grave: &[], relaxed: false })
     }
 
     /// Like [`new`](Self::new), for entries of `proxies` and `proxy-groups`: `Skip_Cert_Verify` is `skip-cert-verify`.
     pub fn relaxed(node: &'a Node, path: impl Into<String>, report: &'a mut Report) -> Option<Self> {
         Self::new(node, path, report).map(|fields| Self { relaxed: true, ..fields })
+    }
+
+    /// An unknown key that is nearly one of `keys` is an error: whoever wrote it relies on it.
+    pub fn grave(&mut self, keys: &'static [&'static str]) {
+        self.grave = keys;
     }
 
     /// The value of `key`, if it is there and not null; marks the key as known.
@@ -198,6 +205,15 @@ impl<'a> Fields<'a> {
                 continue;
             }
             let path = join(&self.path, &key.text);
+            if unknown < MOST_HINTS
+                && let Some(name) = nearest_key(&key.text, &self.known).filter(|name| self.grave.contains(name))
+            {
+                unknown += 1;
+                let message = format!("`{}` is not a known key", super::node::shortened(&key.text));
+                let hint = format!("did you mean `{name}`? Without it more would leave, or less, than you wrote");
+                self.report.error(key, path, message).hint(hint);
+                continue;
+            }
             let message = format!("`{}` is not a known key and is ignored", super::node::shortened(&key.text));
             let diagnostic = self.report.warn_once(key, path, message);
             unknown += 1;
@@ -224,6 +240,14 @@ impl<'a> Fields<'a> {
                     a.eq_ignore_ascii_case(&b)
                 }))
     }
+}
+
+/// The known key that `key` nearly is: written with other signs between its words, or with a slip of the finger.
+fn nearest_key(key: &str, known: &[&'static str]) -> Option<&'static str> {
+    let plain = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).collect::<String>().to_lowercase();
+    let written = plain(key);
+    let same = known.iter().copied().find(|name| plain(name) == written);
+    same.or_else(|| nearest(key, known.iter().copied()))
 }
 
 /// What `key` was probably meant to be, which the mapping at `path` does not know: a key of another section, or a slip of the

@@ -205,7 +205,21 @@ fn listen(fields: &mut Fields<'_>) -> Listen {
                 .hint("give each its own port, or use `mixed-port` alone: it speaks HTTP and SOCKS");
         }
     }
+    warn_of_an_open_proxy(&listen, fields);
     listen
+}
+
+/// Of one that serves whoever can reach this host.
+fn warn_of_an_open_proxy(listen: &Listen, fields: &mut Fields<'_>) {
+    let opens = [listen.port, listen.socks_port, listen.mixed_port].iter().any(Option::is_some);
+    let everywhere = listen.bind_address.is_none_or(|at| at.is_unspecified());
+    let everybody = listen.lan_allowed_ips.iter().any(|net| net.prefix_len() == 0);
+    let nobody_is_asked = listen.authentication.is_empty();
+    if opens && listen.allow_lan && everywhere && everybody && nobody_is_asked && listen.lan_disallowed_ips.is_empty() {
+        fields
+            .warn("allow-lan", "the proxy ports are open to whoever can reach this host, from the internet too")
+            .hint("name the clients under `lan-allowed-ips`, as in [192.168.1.0/24], or users under `authentication`");
+    }
 }
 
 /// A listening port; 0 turns it off.

@@ -435,3 +435,43 @@ proptest! {
         let _ = report.to_string();
     }
 }
+
+#[test]
+fn a_slip_in_a_key_that_keeps_traffic_in_is_an_error_and_any_other_a_warning() {
+    let report = |key: &str| read("p.yaml", format!("tun:\n  enable: true\n  {key}: true\n").as_bytes()).1;
+    for (key, meant) in [
+        ("kill_switch", "kill-switch"),
+        ("Kill-Switch", "kill-switch"),
+        ("killswitch", "kill-switch"),
+        ("strict_route", "strict-route"),
+        ("exclude-uids", "exclude-uid"),
+        ("exclude_interface", "exclude-interface"),
+        ("route-adress", "route-address"),
+        ("route_exclude_address", "route-exclude-address"),
+    ] {
+        let report = report(key);
+        let text = report.to_string();
+        assert!(text.contains(&format!("p.yaml:3:3: error: tun.{key}: ")), "{key}: {text}");
+        assert!(text.contains(&format!("did you mean `{meant}`?")), "{key}: {text}");
+    }
+    for key in ["auto_route", "mtuu", "something-else"] {
+        assert!(!report(key).has_errors() && !report(key).is_empty(), "{key}: {}", report(key));
+    }
+    // The same words in their own places are what they are.
+    assert!(report("strict-route").is_empty() && !report("include-package").has_errors());
+}
+
+#[test]
+fn a_proxy_port_for_everybody_is_warned_of() {
+    let told = |text: &str| read("p.yaml", text.as_bytes()).1.to_string().contains("open to whoever");
+    assert!(told("mixed-port: 7890\nallow-lan: true\n"));
+    for more in [
+        "authentication: ['a:b']",
+        "lan-allowed-ips: [192.168.1.0/24]",
+        "lan-disallowed-ips: [203.0.113.0/24]",
+        "bind-address: 192.168.1.1",
+    ] {
+        assert!(!told(&format!("mixed-port: 7890\nallow-lan: true\n{more}\n")), "{more}");
+    }
+    assert!(!told("allow-lan: true\n") && !told("mixed-port: 7890\n"));
+}

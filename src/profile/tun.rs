@@ -80,6 +80,23 @@ const RULE_INDEX: u32 = 9000;
 const TABLES_OF_THE_KERNEL: RangeInclusive<u32> = 253..=255;
 /// The highest first priority at which a run's hundred rules still come before that of the table `main`.
 pub const LAST_RULE_INDEX: u32 = 32_666;
+/// The keys by which traffic is kept in, taken or left out.
+const GRAVE: &[&str] = &[
+    "kill-switch",
+    "strict-route",
+    "exclude-interface",
+    "exclude-uid",
+    "exclude-uid-range",
+    "include-interface",
+    "include-uid",
+    "include-uid-range",
+    "inet4-route-address",
+    "inet4-route-exclude-address",
+    "inet6-route-address",
+    "inet6-route-exclude-address",
+    "route-address",
+    "route-exclude-address",
+];
 const UDP_TIMEOUT: u32 = 300;
 const ICMP_TIMEOUT: u32 = 60;
 
@@ -119,6 +136,7 @@ impl Tun {
         left_out::warn(&tun.selection, tun.device.as_deref().unwrap_or(DEVICE), &mut fields);
         // UDP always is.
         fields.or("endpoint-independent-nat", true);
+        fields.grave(GRAVE);
         fields.without_effect(known::TUN);
         for (keys, why) in known::TUN_WITH_REASON {
             fields.without_effect_because(keys, why);
@@ -203,7 +221,7 @@ fn device(fields: &mut Fields<'_>) -> Option<String> {
     let why = if name == LOOPBACK { ": it is that of the loopback" } else { "" };
     fields
         .error("device", format!("`{}` cannot be the name of a device{why}", shortened(&name)))
-        .hint("use at most 15 letters, digits, `-` and `_`");
+        .hint("use at most 15 letters, digits, `-`, `_` and `.`");
     None
 }
 

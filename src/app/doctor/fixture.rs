@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::finding::{Finding, Severity};
 use super::record::{
-    Firewall, Journal, Probes, Record, ResolvConf, Resolver, Rights, RunState, Start, StateDir, System, Wanted,
+    Firewall, Heard, Journal, Probes, Record, ResolvConf, Resolver, Rights, RunState, Start, StateDir, System, Wanted,
 };
 use crate::app::run::Run;
 use crate::platform::{
@@ -61,10 +61,13 @@ pub(super) fn quiet() -> Record {
                 free: 1 << 30,
             },
         },
-        start: Some(Start { refused: Vec::new(), plan: Some(Box::new(plan())) }),
+        start: Some(Start { refused: Vec::new(), warned: None, plan: Some(Box::new(plan())) }),
         read_only: false,
         profile: Some(Wanted { tun: true, device: TUN.to_owned(), fake_ip: true, ..Wanted::default() }),
-        probes: Probes { nameservers: vec![("192.168.1.1".to_owned(), Ok(()))], ..Probes::default() },
+        probes: Probes {
+            nameservers: vec![("192.168.1.1".to_owned(), Ok(Heard::Answer(Vec::new())))],
+            ..Probes::default()
+        },
     }
 }
 
@@ -96,7 +99,7 @@ pub(super) fn running() -> Record {
     let fake = "198.18.7.7".parse().unwrap();
     record.probes.question = Some(("192.168.1.1:53".parse().unwrap(), Ok(vec![fake])));
     record.start = None;
-    record.run = RunState::Answers { pid: 4711, seconds: 60, plan: Some(Box::new(plan)) };
+    record.run = RunState::Answers { pid: 4711, seconds: 60, looped: 0, plan: Some(Box::new(plan)) };
     record
 }
 

@@ -15,6 +15,7 @@ use super::super::build;
 use super::super::control::{Command, ask};
 use super::super::limits;
 use super::super::load::Loaded;
+use super::super::nameservers::stub_warning;
 use super::super::places::hides_from_us;
 use super::super::plan;
 use super::super::refusal::{NODE, closed};
@@ -123,7 +124,9 @@ fn run_state(state: &Path, again: &str, unseen: &mut Vec<String>) -> RunState {
                 }
                 None => None,
             };
-            RunState::Answers { pid: number("pid"), seconds: number("uptime_seconds"), plan: plan.map(Box::new) }
+            let looped = status.pointer("/dns/looped").and_then(serde_json::Value::as_u64).unwrap_or_default();
+            let (pid, seconds) = (number("pid"), number("uptime_seconds"));
+            RunState::Answers { pid, seconds, looped, plan: plan.map(Box::new) }
         }
         answer => {
             let forbidden = |error: &anyhow::Error| {
@@ -245,7 +248,8 @@ fn start(loaded: Option<&Loaded>, state: &Path, run: &RunState, survey: &Survey)
     let refused = HostPlan::may_start(&options, &survey).err().map(|error| error.to_string());
     let plan = HostPlan::new(&options, &survey).ok().map(Box::new);
     let limited = limits::refuses_a_start(workers_wanted());
-    Some(Start { refused: limited.into_iter().chain(refused).collect(), plan })
+    let refused = limited.into_iter().chain(refused).collect();
+    Some(Start { refused, warned: stub_warning(profile), plan })
 }
 
 /// The ports of `profile` that somebody else serves. Only those that are listened on already are tried.

@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use hickory_proto::op::{Message, Query, ResponseCode};
-use hickory_proto::rr::{Name, RData, RecordType};
+use hickory_proto::rr::{DNSClass, Name, RData, RecordType};
 use tokio::runtime::Handle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::super::build::Addresses;
 use super::super::load::{self, Loaded};
 use super::super::nameservers;
+use super::checks::is_fake;
 use super::gateways;
 use super::gather::hijacks;
-use super::record::{Probes, Record, ResolvConf, RunState, Server};
+use super::record::{Heard, Probes, Record, ResolvConf, RunState, Server};
 use crate::dns::{self, Dns};
 use crate::net::{Address, Host, Lookup};
 use crate::outbound::KINDS;
@@ -25,7 +26,7 @@ use crate::profile::{Nameserver, Profile};
 
 /// What is asked for: the name exists for good (RFC 2606).
 pub(super) const NAME: &str = "www.example.com";
-/// How long one answer may take; a question is sent twice within it.
+/// How long one answer may take; a question is sent twice within it, the second time beside others.
 const ANSWER: Duration = Duration::from_secs(4);
 /// How long one connection may take, the look-up of its name included.
 const CONNECTION: Duration = Duration::from_secs(6);
@@ -47,7 +48,13 @@ pub(super) async fn all(record: &Record, loaded: Option<&Loaded>) -> Probes {
     let listed = system_nameservers(record);
     let question = async {
         let asked = listed.first().copied().filter(|_| plan.is_some_and(hijacks))?;
-        Some((asked, ask(&plain, asked, false).await))
+        let answer = match ask(&plain, asked, false).await {
+            Ok(Heard::Answer(addresses)) => Ok(addresses),
+            Ok(Heard::Refusal(code)) => Err(format!("it answers {code}")),
+            Ok(Heard::OfItsOwn) => Err(silence()),
+            Err(why) => Err(why),
+        };
+        Some((asked, answer))
     };
     // Past a run goes only what carries its mark, and that takes a capability.
     let captured = plan.is_some() && !record.rights.network;
@@ -68,7 +75,11 @@ pub(super) async fn all(record: &Record, loaded: Option<&Loaded>) -> Probes {
     };
     let way = |(family, ip): (Family, IpAddr)| (family, past.source_for(SocketAddr::new(ip, DISCARD)).is_some());
     let routed = if captured { Vec::new() } else { FAR.into_iter().map(way).collect() };
-    Probes { question, nameservers, listed, routed, gateways, direct, servers, captured }
+    let fake = |ip: &IpAddr| plan.is_some_and(|plan| is_fake(plan, *ip));
+    let looped = nameservers.iter().filter(|asked| asked.for_sure && asked.addresses().iter().any(fake));
+    let looped = looped.map(|asked| asked.shown.clone()).collect();
+    let nameservers = nameservers.into_iter().map(|asked| (asked.shown, asked.outcome)).collect();
+    Probes { question, nameservers, looped, listed, routed, gateways, direct, servers, captured }
 }
 
 /// Those in resolv.conf.
@@ -83,10 +94,27 @@ fn system_nameservers(record: &Record) -> Vec<SocketAddr> {
 async fn listed_answer(
     dialer: &Dialer,
     listed: &[SocketAddr],
-    asked: &[(String, Result<(), String>)],
-) -> Vec<(String, Result<(), String>)> {
-    let new = listed.iter().filter(|server| asked.iter().all(|(shown, _)| *shown != shown_as(**server)));
-    join_all(new.map(|server| async { (shown_as(*server), ask(dialer, *server, false).await.map(drop)) })).await
+    asked: &[Asked],
+) -> Vec<(String, Result<Heard, String>)> {
+    let new = listed.iter().filter(|server| asked.iter().all(|it| it.shown != shown_as(**server)));
+    join_all(new.map(|server| async { (shown_as(*server), ask(dialer, *server, false).await) })).await
+}
+
+/// A nameserver that was asked past a run.
+struct Asked {
+    shown: String,
+    /// The run asks it too, as far as that is known.
+    for_sure: bool,
+    outcome: Result<Heard, String>,
+}
+
+impl Asked {
+    fn addresses(&self) -> &[IpAddr] {
+        match &self.outcome {
+            Ok(Heard::Answer(addresses)) => addresses,
+            _ => &[],
+        }
+    }
 }
 
 fn shown_as(server: SocketAddr) -> String {
@@ -98,11 +126,15 @@ async fn nameservers_answer(
     record: &Record,
     profile: Option<&Profile>,
     listed: &[SocketAddr],
-) -> Vec<(String, Result<(), String>)> {
+) -> Vec<Asked> {
     // What tunproxy wrote into resolv.conf is itself.
     let ours = record.plan().is_some_and(|plan| matches!(plan.dns, DnsPlan::Rewrite { .. }));
-    let system = || if ours { Vec::new() } else { listed.iter().map(|server| (*server, false)).collect() };
-    let servers: Vec<(SocketAddr, bool)> = match profile.filter(|profile| profile.dns.enable) {
+    let stubs = nameservers::asks_stubs(listed);
+    let known = profile.is_some() || record.looped() > 0;
+    let sure = |server: &SocketAddr| known && (stubs || !server.ip().is_loopback());
+    let system =
+        || if ours { Vec::new() } else { listed.iter().map(|server| (*server, false, sure(server))).collect() };
+    let servers: Vec<(SocketAddr, bool, bool)> = match profile.filter(|profile| profile.dns.enable) {
         None => system(),
         Some(profile) => profile
             .dns
@@ -110,25 +142,22 @@ async fn nameservers_answer(
             .iter()
             .flat_map(|server| match server {
                 Nameserver::System => system(),
-                Nameserver::Udp(address) => address.socket().map(|it| (it, false)).into_iter().collect(),
-                Nameserver::Tcp(address) => address.socket().map(|it| (it, true)).into_iter().collect(),
+                Nameserver::Udp(address) => address.socket().map(|it| (it, false, true)).into_iter().collect(),
+                Nameserver::Tcp(address) => address.socket().map(|it| (it, true, true)).into_iter().collect(),
             })
             .collect(),
     };
-    join_all(
-        servers
-            .into_iter()
-            .map(|(server, tcp)| async move { (shown_as(server), ask(dialer, server, tcp).await.map(drop)) }),
-    )
+    join_all(servers.into_iter().map(|(server, tcp, for_sure)| async move {
+        Asked { shown: shown_as(server), for_sure, outcome: ask(dialer, server, tcp).await }
+    }))
     .await
 }
 
-/// Asks `server` for the addresses of [`NAME`].
-async fn ask(dialer: &Dialer, server: SocketAddr, tcp: bool) -> Result<Vec<IpAddr>, String> {
-    let silence = || format!("no answer in {} s", ANSWER.as_secs());
+/// Asks `server` for the addresses of [`NAME`]; when that comes to nothing, for what it can say without the internet.
+async fn ask(dialer: &Dialer, server: SocketAddr, tcp: bool) -> Result<Heard, String> {
     let answer = timeout(ANSWER, async {
         if tcp {
-            return dialer.tcp(server).await.map(|_| Vec::new()).map_err(|error| error.to_string());
+            return dialer.tcp(server).await.map(|_| Heard::Answer(Vec::new())).map_err(|error| error.to_string());
         }
         let socket = dialer.udp(server.ip()).map_err(|error| error.to_string())?;
         socket.connect(server).await.map_err(|error| error.to_string())?;
@@ -137,33 +166,67 @@ async fn ask(dialer: &Dialer, server: SocketAddr, tcp: bool) -> Result<Vec<IpAdd
     answer.await.unwrap_or_else(|_| Err(silence()))
 }
 
-async fn exchange(socket: &platform::UdpSocket) -> Result<Vec<IpAddr>, String> {
-    let mut question = Message::query();
-    question.metadata.recursion_desired = true;
-    let name = Name::from_ascii(format!("{NAME}.")).map_err(|error| error.to_string())?;
-    question.add_query(Query::query(name, RecordType::A));
-    let bytes = question.to_vec().map_err(|error| error.to_string())?;
-    let mut buffer = [0; 4096];
-    loop {
-        socket.send(&bytes).await.map_err(|error| error.to_string())?;
-        let Ok(received) = timeout(ANSWER / 2, socket.recv(&mut buffer)).await else { continue };
-        let length = received.map_err(|error| error.to_string())?;
-        let Ok(answer) = Message::from_vec(&buffer[..length]) else { continue };
-        if answer.metadata.id != question.metadata.id {
-            continue;
+fn silence() -> String {
+    format!("no answer in {} s", ANSWER.as_secs())
+}
+
+/// One question of each: a name of the internet, and two that a nameserver answers of its own (RFC 6761 section 6.3; the
+/// version, which even those that keep it to themselves refuse in words).
+fn questions() -> Result<[Message; 3], String> {
+    let question = |name: &str, class: DNSClass, kind: RecordType| {
+        let mut message = Message::query();
+        message.metadata.recursion_desired = true;
+        let mut query = Query::query(Name::from_ascii(name).map_err(|error| error.to_string())?, kind);
+        query.set_query_class(class);
+        message.add_query(query);
+        Ok::<_, String>(message)
+    };
+    Ok([
+        question(&format!("{NAME}."), DNSClass::IN, RecordType::A)?,
+        question("localhost.", DNSClass::IN, RecordType::A)?,
+        question("version.bind.", DNSClass::CH, RecordType::TXT)?,
+    ])
+}
+
+/// Sends the first question, and all of them where it is not answered in half of the time that there is.
+async fn exchange(socket: &platform::UdpSocket) -> Result<Heard, String> {
+    let questions = questions()?;
+    let bytes: Result<Vec<Vec<u8>>, _> = questions.iter().map(Message::to_vec).collect();
+    let bytes = bytes.map_err(|error| error.to_string())?;
+    let (mut buffer, mut of_its_own) = ([0; 4096], false);
+    for sent in [&bytes[..1], &bytes[..]] {
+        for question in sent {
+            socket.send(question).await.map_err(|error| error.to_string())?;
         }
-        return match answer.metadata.response_code {
-            ResponseCode::ServFail => Err("it answers that it has failed (SERVFAIL)".to_owned()),
-            ResponseCode::Refused => Err("it refuses to answer (REFUSED)".to_owned()),
-            _ => Ok(answer
+        // A little less than there is, so that what was heard is told.
+        let until = Instant::now() + ANSWER * 9 / 20;
+        while let Ok(received) = timeout_at(until, socket.recv(&mut buffer)).await {
+            let length = received.map_err(|error| error.to_string())?;
+            let Ok(answer) = Message::from_vec(&buffer[..length]) else { continue };
+            match questions.iter().position(|question| question.metadata.id == answer.metadata.id) {
+                Some(0) => return Ok(heard(&answer)),
+                Some(_) => of_its_own = true,
+                None => {}
+            }
+        }
+    }
+    if of_its_own { Ok(Heard::OfItsOwn) } else { Err(silence()) }
+}
+
+fn heard(answer: &Message) -> Heard {
+    match answer.metadata.response_code {
+        ResponseCode::ServFail => Heard::Refusal("SERVFAIL"),
+        ResponseCode::Refused => Heard::Refusal("REFUSED"),
+        _ => Heard::Answer(
+            answer
                 .answers
                 .iter()
                 .filter_map(|record| match &record.data {
                     RData::A(ip) => Some(IpAddr::V4(ip.0)),
                     _ => None,
                 })
-                .collect()),
-        };
+                .collect(),
+        ),
     }
 }
 

@@ -50,6 +50,8 @@ pub(super) enum RunState {
         pid: u64,
         /// For how long it runs, in seconds.
         seconds: u64,
+        /// How many answers of nameservers bore its own fake addresses.
+        looped: u64,
         /// What it has changed.
         plan: Option<Box<HostPlan>>,
     },
@@ -86,6 +88,8 @@ pub(super) struct Journal {
 pub(super) struct Start {
     /// Why it would end without changing anything.
     pub(super) refused: Vec<String>,
+    /// What would not work of the names, with what to do.
+    pub(super) warned: Option<String>,
     /// What it would change, if there can be a plan.
     pub(super) plan: Option<Box<HostPlan>>,
 }
@@ -184,9 +188,11 @@ pub(super) struct Probes {
     /// A question asked as programs do: whom, and the addresses that came back. Only while a run answers names.
     pub(super) question: Option<(SocketAddr, Result<Vec<IpAddr>, String>)>,
     /// The nameservers that a run asks, asked past it.
-    pub(super) nameservers: Vec<(String, Result<(), String>)>,
+    pub(super) nameservers: Vec<(String, Result<Heard, String>)>,
+    /// Those of them, asked for sure, that answered with a fake address of the run.
+    pub(super) looped: Vec<String>,
     /// Those in resolv.conf that are not among them. Only while no run answers in their place.
-    pub(super) listed: Vec<(String, Result<(), String>)>,
+    pub(super) listed: Vec<(String, Result<Heard, String>)>,
     /// For each family whether the kernel has a way to an address of the internet, past a run. Nothing was sent there.
     pub(super) routed: Vec<(Family, bool)>,
     /// The gateways of the default routes.
@@ -197,6 +203,17 @@ pub(super) struct Probes {
     pub(super) servers: Vec<Server>,
     /// Probes could not be sent past the run, and were left out.
     pub(super) captured: bool,
+}
+
+/// What a nameserver that is there has said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// An answer, with these addresses.
+    Answer(Vec<IpAddr>),
+    /// That it has none, by this code.
+    Refusal(&'static str),
+    /// Nothing of the internet, but something of its own.
+    OfItsOwn,
 }
 
 /// A gateway and whether it is there.
@@ -228,6 +245,14 @@ impl Record {
         match &self.run {
             RunState::Answers { plan, .. } => plan.as_deref(),
             RunState::Absent | RunState::Silent(_) | RunState::Hidden => None,
+        }
+    }
+
+    /// How many answers of nameservers bore fake addresses of the run.
+    pub(super) fn looped(&self) -> u64 {
+        match &self.run {
+            RunState::Answers { looped, .. } => *looped,
+            RunState::Absent | RunState::Silent(_) | RunState::Hidden => 0,
         }
     }
 

@@ -183,3 +183,21 @@ fn the_pipe_of_a_shell_is_a_profile() {
     let loaded = load(Path::new(&format!("/dev/fd/{}", reader.as_raw_fd())));
     assert!(loaded.report.is_empty() && loaded.profile.is_some(), "{}", loaded.report);
 }
+
+#[test]
+fn no_udp_arrives_behind_a_rule_that_takes_all_of_it() {
+    let told = |rules: &str| {
+        let text = format!("proxies: [{{name: h, type: http, server: 192.0.2.1, port: 1}}]\nrules: [{rules}]\n");
+        report(&text).to_string()
+    };
+    assert!(told("'MATCH,h'").contains("carries no UDP"));
+    assert!(!told("'NETWORK,udp,REJECT', 'MATCH,h'").contains("carries no UDP"));
+    // One that is itself passed over takes none.
+    assert!(told("'NETWORK,udp,h', 'MATCH,h'").contains("carries no UDP"));
+    assert!(told("'DST-PORT,443,REJECT', 'MATCH,h'").contains("carries no UDP"));
+}
+
+#[test]
+fn a_profile_without_rules_is_told_that_they_are_missing() {
+    assert!(report("tun: {enable: true}\n").to_string().contains("there are no `rules`"));
+}

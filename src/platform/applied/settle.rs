@@ -198,6 +198,9 @@ impl Applied {
             // What needs no record, or has it, is done all the same: the kill switch before all.
             Err(error) => {
                 settled.failed.push(error.to_string());
+                for (_, _, undos) in planned.iter_mut().filter(|(step, ..)| *step == Step::Firewall) {
+                    undos.retain(|undo| !self.has_table_on_record(undo));
+                }
                 planned.retain(|(.., undos)| !undos.iter().any(Undo::outlives_us));
                 Vec::new().into_iter()
             }
@@ -239,6 +242,15 @@ impl Applied {
             }
         }
         Ok(())
+    }
+
+    /// Whether the table that `undo` takes down is on record, with however many rules: what takes it down is the same.
+    fn has_table_on_record(&self, undo: &Undo) -> bool {
+        let same = |done: &Undo| match (done, undo) {
+            (Undo::Table(done), Undo::Table(it)) => (&done.name, &done.comment) == (&it.name, &it.comment),
+            _ => false,
+        };
+        self.done.iter().any(|done| matches!(done, Done::Change(Some(_), done) if same(done)))
     }
 
     /// Does one step again, with its inverse on the disk before.

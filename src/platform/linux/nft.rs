@@ -117,7 +117,9 @@ pub(in crate::platform) fn stands(table: &TableId) -> io::Result<bool> {
     let read = || {
         let mut nftables = Nftables::open()?;
         let is_it = |seen: &SeenTable| {
-            (seen.family(), &seen.name, seen.comment.as_ref()) == ("inet", &table.name, Some(&table.comment))
+            let named =
+                (seen.family(), &seen.name, seen.comment.as_ref()) == ("inet", &table.name, Some(&table.comment));
+            named && !seen.dormant
         };
         match nftables.tables()?.iter().any(is_it) {
             true => nftables.rules_of("inet", &table.name).map(|found| table.is_whole(&found)),

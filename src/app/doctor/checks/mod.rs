@@ -20,6 +20,7 @@ use super::finding::Finding;
 use super::record::Record;
 
 pub(super) use in_place::OF_TUN;
+pub(super) use resolver::is_fake;
 pub(super) use rights::NAMESPACES;
 pub(super) use tracking::{TRACKED, TRACKED_AT_MOST};
 

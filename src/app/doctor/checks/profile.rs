@@ -34,7 +34,7 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
         )
     }));
     let servers = &record.probes.servers;
-    let waits = |server: &&Server| server.example && !server.used && server.outcome.is_err();
+    let waits = |server: &&Server| is_placeholder(server) && !server.used;
     let (placeholders, meant): (Vec<&Server>, Vec<&Server>) = servers.iter().partition(waits);
     let dead = meant.iter().filter_map(|server| Some((server, server.outcome.as_ref().err()?)));
     found.extend(dead.map(|(server, why)| unreachable(server, why)));
@@ -48,10 +48,17 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
     found
 }
 
+/// Whether it has an address that stands for others, and nobody is there: who refuses is somebody.
+fn is_placeholder(server: &Server) -> bool {
+    let refused = |why: &String| why.contains("refused");
+    server.example && server.outcome.as_ref().is_err_and(|why| !refused(why))
+}
+
 /// A proxy that does not answer. It matters only where flows go there.
 fn unreachable(server: &Server, why: &str) -> Finding {
-    let Server { shown, place, used, example, .. } = server;
-    let placeholder = if *example { ". It is a placeholder: its address is reserved for examples" } else { "" };
+    let Server { shown, place, used, .. } = server;
+    let example = is_placeholder(server);
+    let placeholder = if example { ". It is a placeholder: its address is reserved for examples" } else { "" };
     let what = format!("the proxy {shown} cannot be reached from here: {why}{placeholder}");
     let advice = match example {
         true => format!("write your own proxy's `server` and `port` at {place}, or take it out"),
@@ -110,12 +117,15 @@ mod tests {
         record.probes.servers = vec![Server { used: false, ..dead.clone() }];
         assert!(only_problem(&check(&record)).is_none() && warnings(&check(&record)).len() == 1);
         // What the profile came with is a remark, until something goes there.
-        record.probes.servers = vec![Server { used: false, example: true, ..dead.clone() }];
+        let silent = Server { example: true, outcome: Err("no answer in 6 s".to_owned()), ..dead.clone() };
+        record.probes.servers = vec![Server { used: false, ..silent.clone() }];
         let found = check(&record);
         assert!(found.iter().all(|it| it.severity == Severity::Fine) && found.len() == 2, "{found:?}");
         assert!(found[0].what == "the profile can be run" && found[1].what.contains("must be replaced"), "{found:?}");
-        record.probes.servers = vec![Server { example: true, ..dead }];
+        record.probes.servers = vec![silent];
         assert!(only_problem(&check(&record)).unwrap().what.contains("is a placeholder"));
+        record.probes.servers = vec![Server { example: true, ..dead }];
+        assert!(!only_problem(&check(&record)).unwrap().what.contains("placeholder"), "somebody has refused");
         record.probes.servers = vec![server("alive (9.9.9.8:1080)", Ok(()))];
         record.profile.as_mut().unwrap().warnings = 2;
         assert!(warnings(&check(&record))[0].contains("2 in all"));

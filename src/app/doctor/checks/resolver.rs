@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use super::super::finding::Finding;
-use super::super::record::{Record, ResolvConf};
+use super::super::record::{Heard, Record, ResolvConf};
+use crate::app::nameservers::NAME_OTHERS;
 use crate::platform::{DnsPlan, HostPlan, RuleAction, nameservers};
 
 /// What a program is told whose packet the firewall drops on its way out (EPERM).
@@ -12,8 +13,9 @@ const FORBIDDEN: &str = "Operation not permitted";
 pub(super) fn check(record: &Record) -> Vec<Finding> {
     let mut found: Vec<Finding> = shape(record).into_iter().collect();
     found.extend(question(record));
-    found.extend(record.probes.nameservers.iter().filter_map(nameserver));
-    found.extend(record.probes.listed.iter().filter_map(listed));
+    found.extend(looped(record));
+    found.extend(record.probes.nameservers.iter().filter_map(|asked| nameserver(record, asked)));
+    found.extend(record.probes.listed.iter().filter_map(|asked| listed(record, asked)));
     found.extend(sources(record));
     if found.is_empty() {
         found.push(Finding::fine(match (&record.probes.question, record.probes.nameservers.is_empty()) {
@@ -109,13 +111,43 @@ fn question(record: &Record) -> Option<Finding> {
 }
 
 /// Whether an address is of a range that the plan leads into the TUN as fake.
-fn is_fake(plan: &HostPlan, ip: IpAddr) -> bool {
+pub(in super::super) fn is_fake(plan: &HostPlan, ip: IpAddr) -> bool {
     let always = RuleAction::Lookup(plan.numbers.always);
     plan.rules.iter().any(|rule| rule.action == always && rule.to.is_some_and(|to| to.contains(&ip)))
 }
 
-fn nameserver((server, outcome): &(String, Result<(), String>)) -> Option<Finding> {
-    let why = outcome.as_ref().err()?;
+/// A nameserver whose own questions come to the run, which answers them with fake addresses.
+fn looped(record: &Record) -> Option<Finding> {
+    let (many, servers) = (record.looped(), &record.probes.looped);
+    let advice = format!("{NAME_OTHERS}, and start again; or leave out the user that it runs as (`tun.exclude-uid`)");
+    let others = record.probes.nameservers.len() > servers.len();
+    let what =
+        "whose own questions come to tunproxy: it hands our fake addresses back to us, and names cannot be looked up";
+    match servers.first() {
+        Some(server) if others => {
+            Some(Finding::warning(format!("tunproxy asks the nameserver {server}, {what} there"), advice))
+        }
+        Some(server) => Some(Finding::problem(format!("tunproxy asks the nameserver {server}, {what}"), advice)),
+        // It could not be asked.
+        None if many > 0 && record.probes.captured => {
+            Some(Finding::problem(format!("tunproxy asks a nameserver {what} ({many} times since the start)"), advice))
+        }
+        None if many > 0 => Some(Finding::warning(
+            format!(
+                "nameservers have answered tunproxy with its own fake addresses {many} times since the start: their questions \
+                 came to it. Now none that was asked does"
+            ),
+            advice,
+        )),
+        None => None,
+    }
+}
+
+fn nameserver(record: &Record, (server, outcome): &(String, Result<Heard, String>)) -> Option<Finding> {
+    let why = match outcome {
+        Ok(heard) => return without_internet(record, server, heard),
+        Err(why) => why,
+    };
     if why.contains(FORBIDDEN) {
         return Some(Finding::problem(
             format!("questions to the nameserver {server} do not leave this host: {why}, as a firewall says"),
@@ -131,9 +163,32 @@ fn nameserver((server, outcome): &(String, Result<(), String>)) -> Option<Findin
     ))
 }
 
+/// One that is there, and has no answer to a question for a name of the internet.
+fn without_internet(record: &Record, server: &str, heard: &Heard) -> Option<Finding> {
+    let said = match heard {
+        Heard::Answer(_) => return None,
+        Heard::Refusal(code) => format!("it answers {code}"),
+        Heard::OfItsOwn => "it answers only what it knows by itself".to_owned(),
+    };
+    let on_this_host = server.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let advice = match on_this_host && record.plan().is_some_and(|plan| !plan.rules.is_empty()) {
+        true => {
+            format!("if its questions are not encrypted, they come to tunproxy, which asks it in turn. {NAME_OTHERS}")
+        }
+        false => "look whether the internet can be reached from there, and whether it answers for this host".to_owned(),
+    };
+    Some(Finding::warning(
+        format!("the nameserver {server} is there, and gets no answer from the internet: {said}"),
+        advice,
+    ))
+}
+
 /// One that programs ask as long as no run answers in its place.
-fn listed((server, outcome): &(String, Result<(), String>)) -> Option<Finding> {
-    let why = outcome.as_ref().err()?;
+fn listed(record: &Record, (server, outcome): &(String, Result<Heard, String>)) -> Option<Finding> {
+    let why = match outcome {
+        Ok(heard) => return without_internet(record, server, heard),
+        Err(why) => why,
+    };
     Some(Finding::warning(
         format!(
             "the nameserver {server} in /etc/resolv.conf does not answer: {why}. While tunproxy runs it answers in its place; \
@@ -174,6 +229,7 @@ fn sources(record: &Record) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::super::super::fixture::{only_problem, quiet, running, warnings};
+    use super::super::super::record::RunState;
     use super::*;
 
     fn with(resolv_conf: ResolvConf, mut record: Record) -> Vec<Finding> {
@@ -230,6 +286,43 @@ mod tests {
         let mut record = quiet();
         record.probes.listed.push(("192.168.1.77".to_owned(), Err("no answer in 4 s".to_owned())));
         assert!(warnings(&check(&record))[0].contains("192.168.1.77 in /etc/resolv.conf"));
+    }
+
+    #[test]
+    fn a_nameserver_that_is_there_and_has_no_internet_is_a_warning() {
+        for heard in [Heard::OfItsOwn, Heard::Refusal("SERVFAIL"), Heard::Refusal("REFUSED")] {
+            let mut record = quiet();
+            record.probes.nameservers = vec![("203.0.113.53".to_owned(), Ok(heard))];
+            let found = check(&record);
+            assert!(only_problem(&found).is_none(), "{found:?}");
+            assert!(warnings(&found)[0].contains("203.0.113.53 is there, and gets no answer"), "{found:?}");
+        }
+        let mut record = running();
+        record.probes.nameservers = vec![("127.0.0.1".to_owned(), Ok(Heard::OfItsOwn))];
+        assert!(check(&record)[0].advice.contains("come to tunproxy"));
+    }
+
+    #[test]
+    fn a_nameserver_whose_questions_come_to_the_run_is_a_problem() {
+        let mut record = running();
+        record.probes.nameservers = vec![("127.0.0.1".to_owned(), Ok(Heard::Answer(Vec::new())))];
+        record.probes.looped = vec!["127.0.0.1".to_owned()];
+        let found = check(&record);
+        let problem = only_problem(&found).unwrap();
+        assert!(
+            problem.what.contains("127.0.0.1") && problem.advice.contains("`nameserver: [9.9.9.9]`"),
+            "{problem:?}"
+        );
+        record.probes.nameservers.push(("9.9.9.9".to_owned(), Ok(Heard::Answer(Vec::new()))));
+        assert!(only_problem(&check(&record)).is_none() && warnings(&check(&record)).len() == 1);
+        // What the run has counted, where nobody could be asked past it, and where that is over.
+        let mut record = running();
+        if let RunState::Answers { looped, .. } = &mut record.run {
+            *looped = 3;
+        }
+        assert!(warnings(&check(&record))[0].contains("3 times since the start"));
+        record.probes.captured = true;
+        assert!(only_problem(&check(&record)).unwrap().what.contains("3 times since the start"));
     }
 
     #[test]

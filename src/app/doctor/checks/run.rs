@@ -10,10 +10,17 @@ use crate::platform::{KillSwitch, Rule, RuleAction, rule_command};
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
     match &record.run {
-        RunState::Answers { pid, seconds, plan } => {
+        RunState::Answers { pid, seconds, plan, .. } => {
             let tun = plan.as_ref().map_or("without a TUN".to_owned(), |plan| format!("with the TUN {}", plan.tun));
             let runs = Finding::fine(format!("tunproxy runs: process {pid}, since {seconds} s, {tun}"));
-            [runs].into_iter().chain(closed(record)).collect()
+            // The run may have been given another file since, and which it was is not asked of it.
+            let unasked = record.profile.is_none().then(|| {
+                Finding::fine(
+                    "the profile's proxies were not looked at: with `tunproxy doctor --profile FILE` they are, and its own \
+                     nameservers",
+                )
+            });
+            [runs].into_iter().chain(unasked).chain(closed(record)).collect()
         }
         RunState::Silent(pid) => vec![Finding::problem(
             format!("process {pid} holds the state directory {} and does not answer", record.system.state.path),
@@ -125,6 +132,14 @@ mod tests {
     fn a_run_that_answers_and_a_host_without_one_are_fine() {
         assert!(only_problem(&check(&running())).is_none());
         assert!(only_problem(&check(&quiet())).is_none());
+    }
+
+    #[test]
+    fn without_a_profile_it_is_said_that_proxies_were_not_looked_at() {
+        let told = |record: Record| check(&record).iter().any(|it| it.what.contains("doctor --profile FILE"));
+        assert!(!told(running()));
+        assert!(told(Record { profile: None, ..running() }));
+        assert!(!told(Record { profile: None, ..quiet() }));
     }
 
     #[test]

@@ -2,15 +2,19 @@
 
 use super::super::finding::Finding;
 use super::super::record::Record;
+use crate::app::nameservers::NAME_OTHERS;
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
     let Some(start) = &record.start else { return Vec::new() };
+    let warned = start.warned.as_ref().map(|words| {
+        let what = words.strip_suffix(NAME_OTHERS).unwrap_or(words).trim_end_matches(['.', ' ']);
+        Finding::warning(format!("names would not be found: {what}"), NAME_OTHERS)
+    });
     if start.refused.is_empty() {
-        return vec![Finding::fine(
-            "a start would find what it needs: the device's name, addresses and ports are free",
-        )];
+        let fine = "a start would find what it needs: the device's name, addresses and ports are free";
+        return warned.into_iter().chain([Finding::fine(fine)]).collect();
     }
-    start.refused.iter().map(|why| told(why)).collect()
+    start.refused.iter().map(|why| told(why)).chain(warned).collect()
 }
 
 /// A refusal, with its own advice where it brings some: behind the first semicolon or full stop.
@@ -25,13 +29,13 @@ fn told(why: &str) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::fixture::{only_problem, quiet, running};
+    use super::super::super::fixture::{only_problem, quiet, running, warnings};
     use super::super::super::record::Start;
     use super::*;
     use crate::platform::PlanError;
 
     fn refused(why: &str) -> Finding {
-        let start = Start { refused: vec![why.to_owned()], plan: None };
+        let start = Start { refused: vec![why.to_owned()], ..Start::default() };
         only_problem(&check(&crate::app::doctor::record::Record { start: Some(start), ..quiet() })).unwrap().clone()
     }
 
@@ -39,6 +43,15 @@ mod tests {
     fn a_start_that_would_do_is_fine_and_nobody_asks_while_a_run_is_there() {
         assert!(only_problem(&check(&quiet())).is_none());
         assert!(check(&running()).is_empty());
+    }
+
+    #[test]
+    fn a_stub_whose_questions_would_come_back_is_a_warning_before_the_start() {
+        let words = Some(format!("the nameserver is a program. {NAME_OTHERS}"));
+        let start = Start { warned: words, ..Start::default() };
+        let found = check(&crate::app::doctor::record::Record { start: Some(start), ..quiet() });
+        assert_eq!(warnings(&found), ["names would not be found: the nameserver is a program"]);
+        assert_eq!(found[0].advice, NAME_OTHERS);
     }
 
     #[test]
