@@ -169,7 +169,11 @@ impl Layout<'_> {
     /// What has the TUN's address was begun through us. It goes nowhere else: not to the LAN, and not when the TUN is gone,
     /// although a socket of IPv6 keeps an address that the host has lost.
     fn begun_through_us(&self) -> Vec<Rule> {
-        let ends = [(offset::FROM_TUN_ADDRESS, self.always()), (offset::TUN_ADDRESS_GONE, RuleAction::UNREACHABLE)];
+        // Where a look-up without an address found its route, for that is the one that learns of narrow paths.
+        let ends = [
+            (offset::FROM_TUN_ADDRESS, RuleAction::Lookup(self.numbers.captured)),
+            (offset::TUN_ADDRESS_GONE, RuleAction::UNREACHABLE),
+        ];
         let of = |(at, action)| {
             self.tun_addresses()
                 .map(move |ip| Rule { from: Some(IpNet::from(ip)), ..self.local(self.rule(at, action)) })
@@ -304,7 +308,7 @@ pub(super) mod tests {
 9006 to 198.18.0.0/15 unreachable
 9020 from 0.0.0.0/32 iif lo ipproto udp dport 53 lookup 2023
 9020 from 0.0.0.0/32 iif lo ipproto tcp dport 53 lookup 2023
-9021 from 198.18.0.1/32 iif lo lookup 2023
+9021 from 198.18.0.1/32 iif lo lookup 2022
 9022 from 198.18.0.1/32 iif lo unreachable
 9024 iif lo goto 9030
 9025 ipproto udp dport 53 lookup 2023
@@ -333,7 +337,7 @@ pub(super) mod tests {
 9004 fwmark 0x2000000/0x2000000 lookup 2023
 9005 to fdfe:dcba:9877::/64 lookup 2023
 9006 to fdfe:dcba:9877::/64 unreachable
-9021 from fdfe:dcba:9877::1/128 iif lo lookup 2023
+9021 from fdfe:dcba:9877::1/128 iif lo lookup 2022
 9022 from fdfe:dcba:9877::1/128 iif lo unreachable
 9025 ipproto udp dport 53 lookup 2023
 9025 ipproto tcp dport 53 lookup 2023

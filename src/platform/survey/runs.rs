@@ -17,10 +17,10 @@ impl Survey {
         tuns.filter(|name| self.links.iter().any(|link| link.name == *name)).collect()
     }
 
-    /// The same, and whatever has one of `addresses` on the very same network: the TUN of a run that has no rules yet, or
-    /// wants none.
+    /// The same, and whatever has the IPv4 address among `addresses` on the very same network, the first four of a fake
+    /// range: the TUN of a run that has no rules yet, or wants none.
     pub(in crate::platform) fn runs_and_twins(&self, addresses: &[IpNet]) -> BTreeSet<&str> {
-        let same = self.addresses.iter().filter(|(_, net)| addresses.contains(net));
+        let same = self.addresses.iter().filter(|(_, net)| net.addr().is_ipv4() && addresses.contains(net));
         let twins = same.filter_map(|(index, _)| self.link_name(*index));
         self.runs().into_iter().chain(twins).collect()
     }
