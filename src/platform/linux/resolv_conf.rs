@@ -41,7 +41,12 @@ pub(in crate::platform) fn text_of(path: &Path, old: &OldFile) -> Option<String>
     match old {
         OldFile::Missing => None,
         OldFile::File { content, .. } => Some(String::from_utf8_lossy(content).into_owned()),
-        OldFile::Link(target) => read(&path.parent()?.join(target)),
+        OldFile::Link(target) => {
+            let behind = path.parent()?.join(target);
+            // A link that led back to its own place named nobody; what is in that place now is ours.
+            let itself = fs::canonicalize(&behind).ok()? == fs::canonicalize(path).ok()?;
+            if itself { None } else { read(&behind) }
+        }
     }
 }
 
@@ -326,6 +331,21 @@ mod tests {
         symlink("stub", &path).unwrap();
         replace_and(&path, OURS, |_| Err(io::ErrorKind::Other.into())).unwrap_err();
         assert_eq!(fs::read_link(&path).unwrap(), Path::new("stub"));
+    }
+
+    #[test]
+    fn a_link_that_leads_back_to_its_own_place_holds_nothing_of_others_when_ours_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        symlink("resolv.conf", dir.path().join("round")).unwrap();
+        fs::write(dir.path().join("stub"), "nameserver 9.9.9.9\n").unwrap();
+        for (target, text) in [("resolv.conf", None), ("round", None), ("stub", Some("nameserver 9.9.9.9\n"))] {
+            let _ = fs::remove_file(&path);
+            symlink(target, &path).unwrap();
+            let old = old_file(&path).unwrap();
+            replace(&path, OURS).unwrap();
+            assert_eq!(text_of(&path, &old).as_deref(), text, "{target}");
+        }
     }
 
     #[test]
