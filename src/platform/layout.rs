@@ -32,7 +32,8 @@ mod offset {
     pub(super) const USERS: u32 = 12;
     pub(super) const DNS_UNBOUND: u32 = 20;
     pub(super) const FROM_TUN_ADDRESS: u32 = 21;
-    pub(super) const TUN_ADDRESS_GONE: u32 = 22;
+    pub(super) const FROM_TUN_ADDRESS_ELSE: u32 = 22;
+    pub(super) const TUN_ADDRESS_GONE: u32 = 23;
     pub(super) const DNS_LOCAL_END: u32 = 24;
     pub(super) const DNS: u32 = 25;
     pub(super) const DNS_END: u32 = 30;
@@ -172,6 +173,8 @@ impl Layout<'_> {
         // Where a look-up without an address found its route, for that is the one that learns of narrow paths.
         let ends = [
             (offset::FROM_TUN_ADDRESS, RuleAction::Lookup(self.numbers.captured)),
+            // Questions to port 53 found theirs there, also where `route-address` leaves the other table without one.
+            (offset::FROM_TUN_ADDRESS_ELSE, self.always()),
             (offset::TUN_ADDRESS_GONE, RuleAction::UNREACHABLE),
         ];
         let of = |(at, action)| {
@@ -309,7 +312,8 @@ pub(super) mod tests {
 9020 from 0.0.0.0/32 iif lo ipproto udp dport 53 lookup 2023
 9020 from 0.0.0.0/32 iif lo ipproto tcp dport 53 lookup 2023
 9021 from 198.18.0.1/32 iif lo lookup 2022
-9022 from 198.18.0.1/32 iif lo unreachable
+9022 from 198.18.0.1/32 iif lo lookup 2023
+9023 from 198.18.0.1/32 iif lo unreachable
 9024 iif lo goto 9030
 9025 ipproto udp dport 53 lookup 2023
 9025 ipproto tcp dport 53 lookup 2023
@@ -338,7 +342,8 @@ pub(super) mod tests {
 9005 to fdfe:dcba:9877::/64 lookup 2023
 9006 to fdfe:dcba:9877::/64 unreachable
 9021 from fdfe:dcba:9877::1/128 iif lo lookup 2022
-9022 from fdfe:dcba:9877::1/128 iif lo unreachable
+9022 from fdfe:dcba:9877::1/128 iif lo lookup 2023
+9023 from fdfe:dcba:9877::1/128 iif lo unreachable
 9025 ipproto udp dport 53 lookup 2023
 9025 ipproto tcp dport 53 lookup 2023
 9031 to fc00::/7 lookup main suppress_prefixlength 6
