@@ -9,6 +9,8 @@
 mod allowance;
 mod budget;
 mod checksum;
+mod claim;
+mod counters;
 mod datagram;
 mod echo;
 mod flow;
@@ -17,6 +19,7 @@ pub mod frame;
 mod heartbeat;
 mod held;
 mod icmp;
+mod ingest;
 pub mod ip;
 mod path;
 mod port;
@@ -36,6 +39,8 @@ use std::task::Waker;
 use std::time::Instant;
 
 pub use checksum::of_both as checksum;
+pub use claim::{Claim, claim};
+pub use counters::Counters;
 pub use datagram::Datagram;
 pub use echo::{Echo, EchoError, EchoReply};
 pub use flow::{FlowStream, Refusal};
@@ -111,35 +116,6 @@ impl std::fmt::Debug for FlowStream {
     }
 }
 
-/// What the stack counted since its start. Dropped packets are counted once each, by reason.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Counters {
-    /// Packets read, and those that pieces have made up.
-    pub packets: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Dropped: lengths that contradict each other.
-    pub bad_length: u64,
-    /// Dropped: no IP packet, or a wrong checksum.
-    pub bad_header: u64,
-    /// Dropped: source routes and senseless extension headers.
-    pub bad_options: u64,
-    /// Dropped: a source that no packet may carry, or one that is ours.
-    pub spoofed: u64,
-    /// Pieces of packets.
-    pub fragments: u64,
-    /// Ignored: multicast, broadcast, and messages of ICMP that are for nobody here.
-    pub ignored: u64,
-    /// SYNs dropped because too many flows are being opened.
-    pub flooded: u64,
-    /// Dropped: SYNs and data for which there was no memory.
-    pub no_memory: u64,
-    /// TCP flows that were ended to make room for others.
-    pub evicted: u64,
-    /// TCP flows begun.
-    pub flows: u64,
-}
-
 /// The stack of one worker.
 pub struct Stack {
     config: Config,
@@ -159,95 +135,6 @@ impl Stack {
         let next_id = (config.seed >> 32) as u32;
         let (reassembly, counters) = (fragment::Reassembly::default(), Counters::default());
         Self { config, table, reassembly, next_id, counters, errors: allowance::Allowance::new(now) }
-    }
-
-    /// Takes one packet in. Answers that cannot wait go to `transmit`; what somebody else has to do is returned.
-    pub fn ingest<'a>(&'a mut self, frame: Frame<'a>, now: Instant, transmit: &mut dyn Transmit) -> Option<Event<'a>> {
-        self.counters.packets += 1;
-        self.counters.bytes += frame.packet.len() as u64;
-        let packet = match Packet::parse(frame.packet) {
-            Ok(packet) => packet,
-            Err(why) => {
-                self.counters.drop(why);
-                return None;
-            }
-        };
-        if !self.admits(&packet) {
-            return None;
-        }
-        if let Some(fragment) = packet.fragment {
-            return self.gather(&packet, fragment, now).map(Event::Whole);
-        }
-        self.deliver(packet, frame.header, now, transmit)
-    }
-
-    /// Sorts a whole packet to where it belongs.
-    fn deliver<'a>(
-        &mut self,
-        packet: Packet<'a>,
-        header: VirtioHeader,
-        now: Instant,
-        transmit: &mut dyn Transmit,
-    ) -> Option<Event<'a>> {
-        let Self { config, table, counters, errors, .. } = self;
-        if packet.source.is_ipv6() && !config.ipv6 {
-            counters.ignored += u64::from(!refuse_v6(&packet, transmit));
-            return None;
-        }
-        match packet.protocol {
-            ip::TCP => {
-                let segment = match tcp::Segment::read(&packet, header.checksum_trusted()) {
-                    Ok(segment) => segment,
-                    Err(why) => {
-                        counters.drop(why);
-                        return None;
-                    }
-                };
-                table.segment(&packet, &segment, counters, now, transmit)
-            }
-            ip::UDP => {
-                if !header.checksum_trusted() && !datagram::checksum_holds(&packet) {
-                    counters.bad_header += 1;
-                    return None;
-                }
-                let datagram = datagram::read(&packet, header.datagram_size());
-                counters.bad_length += u64::from(datagram.is_none());
-                datagram.map(Event::Datagram)
-            }
-            _ if icmp::is_echo_request(&packet) => {
-                if !header.checksum_trusted() && !icmp::checksum_holds(&packet) {
-                    counters.bad_header += 1;
-                    return None;
-                }
-                pass_echo(config, counters, &packet, transmit)
-            }
-            _ => {
-                let told =
-                    icmp::TooBig::read(&packet).filter(|_| header.checksum_trusted() || icmp::checksum_holds(&packet));
-                match told {
-                    Some(message) if !table.too_big(&message, now) => Some(Event::Stray(message.tuple)),
-                    Some(_) => None,
-                    None => {
-                        counters.ignored += u64::from(!icmp::unknown_protocol(&packet, errors, now, transmit));
-                        None
-                    }
-                }
-            }
-        }
-    }
-
-    /// Adds a piece to its packet; returns that once it is whole.
-    fn gather(&mut self, packet: &Packet<'_>, fragment: ip::Fragment, now: Instant) -> Option<Vec<u8>> {
-        self.counters.fragments += 1;
-        let whole = self.reassembly.add(packet, fragment, now).and_then(|whole| match whole {
-            // Pieces of a piece have no honest source.
-            Some(whole) if Packet::parse(&whole)?.fragment.is_some() => Err(Malformed::Options),
-            whole => Ok(whole),
-        });
-        whole.unwrap_or_else(|why| {
-            self.counters.drop(why);
-            None
-        })
     }
 
     /// Answers a segment that belongs to no flow, by the rules of RFC 9293 section 3.10.7.1. An error about one gets no
@@ -379,115 +266,6 @@ impl Stack {
     pub fn abort_all(&mut self) {
         self.table.abort_all();
     }
-
-    fn admits(&mut self, packet: &Packet<'_>) -> bool {
-        let reserved = self.config.reserved.iter().any(|range| range.contains(&packet.source));
-        if reserved && !self.config.own.contains(&packet.source) {
-            self.counters.spoofed += 1;
-            return false;
-        }
-        if ip::is_not_unicast(packet.destination) {
-            self.counters.ignored += 1;
-            return false;
-        }
-        true
-    }
-}
-
-/// An echo request that is not for us to answer goes on, unless its time is over here (RFC 1812 section 5.3.1).
-fn pass_echo<'a>(
-    config: &Config,
-    counters: &mut Counters,
-    packet: &Packet<'a>,
-    transmit: &mut dyn Transmit,
-) -> Option<Event<'a>> {
-    if config.echo.contains(&packet.destination) {
-        icmp::echo_reply(packet, transmit);
-        return None;
-    }
-    let Some(echo) = echo::read(packet) else {
-        counters.bad_length += 1;
-        return None;
-    };
-    let told = match config.hop(echo.source) {
-        _ if !config.carry_echo => icmp::unreachable(packet.bytes, Unreachable::Prohibited, transmit),
-        _ if echo.ttl > 1 => return Some(Event::Echo(echo)),
-        Some(hop) => icmp::time_exceeded(hop, packet.bytes, transmit),
-        None => false,
-    };
-    counters.ignored += u64::from(!told);
-    None
-}
-
-/// `ipv6: false`: codes that programs take as "no IPv6 here" at once, TCP as ENETUNREACH, UDP as ECONNREFUSED.
-/// False: the packet is one that must not be answered.
-fn refuse_v6(packet: &Packet<'_>, transmit: &mut dyn Transmit) -> bool {
-    let why = if packet.protocol == ip::UDP { Unreachable::Port } else { Unreachable::Network };
-    icmp::unreachable(packet.bytes, why, transmit)
-}
-
-impl Counters {
-    /// The sums of both.
-    #[must_use]
-    pub fn plus(&self, other: &Self) -> Self {
-        Self {
-            packets: self.packets + other.packets,
-            bytes: self.bytes + other.bytes,
-            bad_length: self.bad_length + other.bad_length,
-            bad_header: self.bad_header + other.bad_header,
-            bad_options: self.bad_options + other.bad_options,
-            spoofed: self.spoofed + other.spoofed,
-            fragments: self.fragments + other.fragments,
-            ignored: self.ignored + other.ignored,
-            flooded: self.flooded + other.flooded,
-            no_memory: self.no_memory + other.no_memory,
-            evicted: self.evicted + other.evicted,
-            flows: self.flows + other.flows,
-        }
-    }
-
-    fn drop(&mut self, why: Malformed) {
-        match why {
-            Malformed::Length => self.bad_length += 1,
-            Malformed::Header => self.bad_header += 1,
-            Malformed::Options => self.bad_options += 1,
-            Malformed::Martian => self.spoofed += 1,
-        }
-    }
-}
-
-/// What a packet needs before it is ingested, where several stacks share a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Claim {
-    /// It opens this flow, which must have one owner.
-    Flow(Tuple),
-    /// It is a piece of this packet, whose pieces must come together.
-    Piece(IpAddr, IpAddr, u32),
-}
-
-/// Says what `packet` needs before it is ingested. Nearly always nothing, which costs a few comparisons.
-#[must_use]
-pub fn claim(packet: &[u8]) -> Option<Claim> {
-    let syn = |at: usize| packet.get(at + 13).is_some_and(|flags| flags & 2 != 0);
-    let look = match packet.first()? >> 4 {
-        4 if packet.len() >= 20 => {
-            packet[6] & 0x3f != 0 || packet[7] != 0 || packet[9] == ip::TCP && syn(usize::from(packet[0] & 15) * 4)
-        }
-        6 if packet.len() >= 40 => packet[6] != ip::UDP && (packet[6] != ip::TCP || syn(40)),
-        _ => false,
-    };
-    if !look {
-        return None;
-    }
-    let packet = Packet::parse(packet).ok()?;
-    if let Some(fragment) = packet.fragment {
-        return Some(Claim::Piece(packet.source, packet.destination, fragment.id));
-    }
-    if packet.protocol != ip::TCP {
-        return None;
-    }
-    // The checksum is looked at when the packet is ingested.
-    tcp::Segment::read(&packet, true).ok().filter(tcp::Segment::opens).map(|segment| Claim::Flow(segment.tuple))
 }
 
 /// smoltcp's time, counted from `epoch`.

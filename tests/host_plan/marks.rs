@@ -50,6 +50,52 @@ fn marks_are_found_in_every_kind_of_rule_of_nftables() {
     });
 }
 
+#[test]
+fn marks_are_found_in_what_sets_and_maps_concatenate_and_in_ranges() {
+    run(&["nft"], || {
+        each_touches(
+            "nft 'table ip t { LINE; chain c { type filter hook output priority 0; }; }'",
+            "nft delete table ip t",
+            &[
+                ("set s { type mark . ipv4_addr; elements = { 0x1000000 . 10.1.2.3 }; }", 0x100_0000),
+                ("set s { type ipv4_addr . mark; elements = { 10.1.2.3 . 0x2000000, 10.1.2.4 . 0x20 }; }", 0x200_0020),
+                ("set s { type ipv4_addr . inet_service; elements = { 10.1.2.3 . 80 }; }", 0),
+                ("set s { type ipv6_addr . mark . inet_service; elements = { 2001:db8::1 . 0x400 . 80 }; }", 0x400),
+                ("set s { type ether_addr . mark; elements = { 02:00:00:00:00:01 . 0x4000 }; }", 0x4000),
+                ("set s { type ifname . mark; elements = { eth0 . 0x8000 }; }", 0x8000),
+                ("set s { typeof ct mark . meta mark; elements = { 0x10 . 0x200 }; }", 0x210),
+                ("set s { type mark . ipv4_addr; flags interval; elements = { 0x10-0x1f . 10.0.0.0/8 }; }", 0x1f),
+                ("set s { type ipv4_addr . mark; flags interval; elements = { 10.0.0.0/8 . 0x40 }; }", 0x40),
+                ("set s { type mark; flags interval; elements = { 0x1000000-0xfffffff, 0x80 }; }", 0x0fff_ffff),
+                ("set s { type mark; flags interval; elements = { 0xffff0000-0xffffffff }; }", 0xffff_0000),
+                ("map m { type mark . ipv4_addr : verdict; elements = { 0x800 . 10.1.2.3 : accept }; }", 0x800),
+                ("map m { type ipv4_addr . inet_service : mark; elements = { 10.1.2.3 . 80 : 0x2000 }; }", 0x2000),
+                ("map m { type mark . ipv4_addr : mark; elements = { 0x1 . 10.1.2.3 : 0x8 }; }", 9),
+                ("map m { typeof meta l4proto . ct mark : verdict; elements = { tcp . 0x77 : drop }; }", 0x77),
+            ],
+        );
+        each_touches(
+            "nft 'table ip t { chain c { type filter hook output priority 0; LINE; }; }'",
+            "nft delete table ip t",
+            &[
+                ("meta mark . ip saddr { 0x1000000 . 10.1.2.3 } accept", 0x100_0000),
+                ("ip saddr . ct mark vmap { 10.1.2.3 . 0x2000000 : accept }", 0x200_0000),
+                ("meta mark set ip saddr . meta mark map { 10.1.2.3 . 0x4 : 0x40 }", 0x44),
+                ("ct mark set meta mark . tcp dport map { 0x100 . 80 : 0x8000 }", 0x8100),
+                ("meta mark & 0xff00 . ip saddr { 0x100 . 10.1.2.3 } accept", 0xff00),
+                ("ip saddr . meta mark & 0xfffff0 { 10.1.2.3 . 0x10 } accept", 0xff_fff0),
+                ("meta mark 0x1000000-0xfffffff accept", 0x0fff_ffff),
+                ("meta mark { 0x1000000-0xfffffff } accept", 0x0fff_ffff),
+                ("socket mark 0x20000 accept", 0x2_0000),
+                (
+                    "iifname . ip saddr . tcp dport . ct mark . meta mark { lo . 10.1.2.3 . 1 . 0x20 . 0x10 } accept",
+                    0x30,
+                ),
+            ],
+        );
+    });
+}
+
 /// What is the same in both programs.
 const OF_IPTABLES: &[(&str, u32)] = &[
     ("-m mark --mark 0x1000000/0x1000000 -j ACCEPT", 0x100_0000),

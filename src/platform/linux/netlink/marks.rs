@@ -7,6 +7,18 @@ use super::nftables::{attribute, attributes, number, text};
 /// `NFT_META_MARK` and `NFT_CT_MARK`.
 const MARK: u32 = 3;
 
+/// How two values are compared (`enum nft_cmp_ops`).
+const LESS: u32 = 2;
+const LESS_OR_EQUAL: u32 = 3;
+const GREATER: u32 = 4;
+const GREATER_OR_EQUAL: u32 = 5;
+
+/// `NFT_SOCKET_MARK`.
+const SOCKET_MARK: u32 = 1;
+
+/// By their numbers.
+type Registers = BTreeMap<u32, Register>;
+
 /// What is known of a register of the kernel's small machine.
 #[derive(Debug, Clone, Copy, Default)]
 struct Register {
@@ -18,12 +30,22 @@ struct Register {
     bits: u32,
     /// The bits of a mark that are looked at, if it is compared.
     seen: Option<u32>,
+    /// What it has been found to be at least: a range is compared by its two ends.
+    least: u32,
 }
 
 /// The bits that a value means, or that a mask leaves: "mark & 0xffffbfff | 0x4000" touches those that its first number
 /// leaves out.
 pub(super) fn bits(value: u32) -> u32 {
     if value.count_ones() > 16 { !value } else { value }
+}
+
+/// The bits of the marks `first` to `last`: theirs, and each that alone makes a mark of that range. A range of which every
+/// mark is, but for few, is nobody's choice of bits.
+pub(super) fn bits_between(first: u32, last: u32) -> u32 {
+    let alone = (0..u32::BITS).map(|bit| 1 << bit).filter(|bit| (first..=last).contains(bit));
+    let all = alone.fold(first | last, |found, bit| found | bit);
+    if all == u32::MAX { bits(first) | bits(last) } else { all }
 }
 
 /// A value of four bytes, in this machine's order as marks are. Others, addresses of IPv6 for instance, are none.
@@ -34,7 +56,7 @@ pub(super) fn value(data: &[u8]) -> Option<u32> {
 
 /// The bits that one rule reads or writes, by the list of its expressions. The elements of sets are not among them.
 pub(super) fn of_rule(expressions: &[u8]) -> u32 {
-    let mut registers = BTreeMap::new();
+    let mut registers = Registers::new();
     let found = attributes(expressions).fold(0, |found, (_, expression)| {
         let name = text(expression, 1).unwrap_or_default();
         found | attribute(expression, 2).map_or(0, |data| step(&mut registers, &name, data))
@@ -43,64 +65,75 @@ pub(super) fn of_rule(expressions: &[u8]) -> u32 {
 }
 
 /// What was changed in marks that nobody has compared with anything.
-fn touched(registers: &BTreeMap<u32, Register>) -> u32 {
+fn touched(registers: &Registers) -> u32 {
     registers.values().filter(|held| held.mark).fold(0, |found, held| found | held.bits)
 }
 
 /// What one expression adds, and what it leaves in the registers.
-fn step(registers: &mut BTreeMap<u32, Register>, name: &str, data: &[u8]) -> u32 {
-    let held = |at: u16| number(data, at).and_then(|at| registers.get(&at).copied()).unwrap_or_default();
-    let at = |at: u16, held: Register| {
-        let value = attribute(data, at).and_then(value).unwrap_or_default();
-        bits(if held.swapped { u32::from_be(value) } else { value })
-    };
+fn step(registers: &mut Registers, name: &str, data: &[u8]) -> u32 {
+    let held = |at: u16| register(data, at).and_then(|at| registers.get(&at).copied()).unwrap_or_default();
+    let at = |at: u16, held: Register| value_at(data, at, held).map_or(0, bits);
     match name {
         "meta" | "ct" => {
             let mark = number(data, 2) == Some(MARK);
             let source = held(if name == "meta" { 3 } else { 4 });
-            match number(data, 1) {
-                Some(to) => {
-                    let old = registers.insert(to, Register { mark, ..Register::default() });
-                    old.filter(|old| old.mark).map_or(0, |old| old.bits)
-                }
+            match register(data, 1) {
+                Some(to) => overwrite(registers, to, 4, Register { mark, ..Register::default() }),
                 None if mark => source.bits,
                 None => 0,
             }
         }
+        "socket" => {
+            let mark = number(data, 1) == Some(SOCKET_MARK);
+            register(data, 2).map_or(0, |to| overwrite(registers, to, 4, Register { mark, ..Register::default() }))
+        }
+        // What is written into a packet or a header leaves the registers as they are.
+        "payload" | "exthdr" | "fib" | "rt" => {
+            let length = number(data, 4).filter(|_| name == "payload" || name == "exthdr").unwrap_or(4);
+            register(data, 1).map_or(0, |to| overwrite(registers, to, length, Register::default()))
+        }
         "bitwise" => {
             let source = held(1);
-            let mask =
-                attribute(data, 4).and_then(value).map(|mask| if source.swapped { u32::from_be(mask) } else { mask });
+            let mask = value_at(data, 4, source);
             let seen = source.seen.or(mask).zip(mask).map(|(before, now)| before & now);
             let left = Register { bits: source.bits | at(4, source) | at(5, source), seen, ..source };
-            registers.extend(number(data, 2).map(|to| (to, left)));
+            registers.extend(register(data, 2).map(|to| (to, left)));
             0
         }
         "byteorder" => {
             let source = held(1);
-            registers.extend(number(data, 2).map(|to| (to, Register { swapped: !source.swapped, ..source })));
+            registers.extend(register(data, 2).map(|to| (to, Register { swapped: !source.swapped, ..source })));
             0
         }
         "immediate" => {
             let constant = Register { bits: at(2, Register::default()), ..Register::default() };
-            registers.extend(number(data, 1).map(|to| (to, constant)));
+            registers.extend(register(data, 1).map(|to| (to, constant)));
             0
         }
-        "cmp" | "range" | "lookup" if held(1 + u16::from(name == "lookup")).mark => {
-            let source = held(1 + u16::from(name == "lookup"));
-            let with = match name {
-                "cmp" => at(3, source),
-                "range" => at(3, source) | at(4, source),
-                // Of a set the elements are counted; what a map gives is no mark of a packet.
-                _ => {
-                    number(data, 3).map(|to| registers.remove(&to));
-                    0
-                }
+        "cmp" | "range" if held(1).mark => {
+            let source = held(1);
+            let compared_with = |at| value_at(data, at, source);
+            let with = match (name, number(data, 2)) {
+                ("range", _) => compared_with(3).zip(compared_with(4)).map(|(first, last)| bits_between(first, last)),
+                (_, Some(LESS | LESS_OR_EQUAL)) => compared_with(3).map(|last| bits_between(source.least, last)),
+                _ => compared_with(3).map(bits),
             };
-            // Whatever bears one of these bits besides is no longer what was meant. Without a mask one value is.
-            let seen = source.seen.unwrap_or_default();
-            registers.values_mut().filter(|held| held.mark && held.seen == source.seen).for_each(|held| held.bits = 0);
-            with | seen
+            if let (Some(GREATER | GREATER_OR_EQUAL), Some(least)) = (number(data, 2), compared_with(3)) {
+                registers.extend(register(data, 1).map(|to| (to, Register { least, ..source })));
+            }
+            with.unwrap_or_default() | compared(registers, source.seen)
+        }
+        // Of a set the elements are counted. A key has as many registers as its parts need, one behind the other.
+        "lookup" | "dynset" => {
+            let first = register(data, if name == "lookup" { 2 } else { 4 }).unwrap_or_default();
+            let parts: Vec<Register> =
+                registers.range(first..).map(|(_, held)| *held).filter(|held| held.mark).collect();
+            let seen = parts.iter().fold(0, |found, part| found | compared(registers, part.seen));
+            // What a map gives is no mark of a packet.
+            if let Some(to) = register(data, 3).filter(|_| name == "lookup") {
+                registers.remove(&to);
+            }
+            seen
         }
         "cmp" | "range" | "counter" | "limit" | "log" | "quota" => 0,
         "match" | "target" => of_extension(&text(data, 1).unwrap_or_default(), attribute(data, 3).unwrap_or_default()),
@@ -111,6 +144,34 @@ fn step(registers: &mut BTreeMap<u32, Register>, name: &str, data: &[u8]) -> u32
             found
         }
     }
+}
+
+/// Puts what is `new` into a register and clears those behind it that `length` bytes reach, and returns what was changed in
+/// marks that are gone now.
+fn overwrite(registers: &mut Registers, first: u32, length: u32, new: Register) -> u32 {
+    let reached = registers.range(first..first.saturating_add(length.div_ceil(4).max(1)));
+    let numbers: Vec<u32> = reached.map(|(number, _)| *number).collect();
+    let gone: Registers = numbers.into_iter().filter_map(|number| registers.remove_entry(&number)).collect();
+    registers.insert(first, new);
+    touched(&gone)
+}
+
+/// The bits that are looked at where a mark is compared of which `seen` is left: whatever bears one of them besides is no
+/// longer what was meant. Without a mask one value is.
+fn compared(registers: &mut Registers, seen: Option<u32>) -> u32 {
+    registers.values_mut().filter(|held| held.mark && held.seen == seen).for_each(|held| held.bits = 0);
+    seen.unwrap_or_default()
+}
+
+/// The register that an attribute names: those of 16 bytes (`NFT_REG_1` to `NFT_REG_4`) by the first of 4 that they consist of.
+fn register(data: &[u8], at: u16) -> Option<u32> {
+    number(data, at).map(|number| if (1..=4).contains(&number) { 8 + (number - 1) * 4 } else { number })
+}
+
+/// A value that what is `held` is compared with, or changed by.
+fn value_at(data: &[u8], at: u16, held: Register) -> Option<u32> {
+    let value = attribute(data, at).and_then(value)?;
+    Some(if held.swapped { u32::from_be(value) } else { value })
 }
 
 /// The bits that a match or target of iptables reads or writes (linux/netfilter/xt_mark.h, xt_connmark.h, xt_TPROXY.h).
@@ -207,6 +268,30 @@ mod tests {
     fn a_range_of_marks_is_compared_in_network_order() {
         let turned = ("byteorder", numbers(&[(1, 1), (2, 1)]));
         assert_eq!(rule(&[load(), turned, compared(0x10_u32.to_be())]), 0x10);
+    }
+
+    #[test]
+    fn of_a_range_of_marks_each_bit_counts_that_is_one_of_them_alone() {
+        assert_eq!(bits_between(0x10, 0x1f), 0x1f);
+        assert_eq!(bits_between(0x0100_0000, 0x0fff_ffff), 0x0fff_ffff);
+        assert_eq!(bits_between(0x0110_0000, 0x0400_0000), 0x0710_0000);
+        assert_eq!(bits_between(1, u32::MAX), 1, "whoever has any mark");
+        let turned = ("byteorder", numbers(&[(1, 1), (2, 1)]));
+        let ends = [data(3, 0x0100_0000_u32.to_be()), data(4, 0x0fff_ffff_u32.to_be())].concat();
+        let range = ("range", [numbers(&[(1, 1), (2, 0)]), ends].concat());
+        assert_eq!(rule(&[load(), turned, range]), 0x0fff_ffff);
+    }
+
+    #[test]
+    fn of_a_masked_mark_in_a_key_of_several_parts_the_bits_count_that_are_left() {
+        let address = |to| ("payload", numbers(&[(1, to), (2, 1), (3, 12), (4, 4)]));
+        let second = ("meta", numbers(&[(1, 9), (2, MARK)]));
+        let masked = ("bitwise", [numbers(&[(1, 9), (2, 9)]), data(4, 0x00ff_fff0), data(5, 0)].concat());
+        let looked_up = ("lookup", numbers(&[(2, 1)]));
+        assert_eq!(rule(&[address(1), second.clone(), masked.clone(), looked_up.clone()]), 0x00ff_fff0);
+        assert_eq!(rule(&[load(), and_xor(0x00ff_fff0, 0), address(9), looked_up]), 0x00ff_fff0);
+        let added = ("dynset", numbers(&[(4, 1)]));
+        assert_eq!(rule(&[address(1), second, masked, added]), 0x00ff_fff0);
     }
 
     #[test]

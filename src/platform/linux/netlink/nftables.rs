@@ -1,11 +1,12 @@
 //! What nftables holds, asked of the kernel itself: reading needs no program that would have to be waited for, and leaves
-//! out what a host may have millions of, the elements of others' sets.
+//! out what a host may have millions of, the elements of others' sets without marks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use netlink_packet_core::{NetlinkSerializable, NlasIterator, parse_string};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
+use super::mark_sets::{Found, MarkSet};
 use super::{DUMP_ATTEMPTS, Netlink, NetlinkError, marks};
 
 /// `NFNL_SUBSYS_NFTABLES`: the upper byte of the type of each message.
@@ -25,10 +26,6 @@ const DROP: u32 = 0;
 const COMMENT: u8 = 0;
 /// `NFT_TABLE_F_DORMANT`: the table is there, and none of its chains is asked.
 const DORMANT: u32 = 1;
-/// What nft calls the type of marks (`TYPE_MARK`); the kernel only keeps the number.
-const TYPE_MARK: u32 = 19;
-/// `NFT_SET_INTERVAL`: keys are in network order, so that they can be compared.
-const INTERVAL: u32 = 4;
 
 /// A table that somebody has made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,17 +60,6 @@ struct SeenChain {
     table: String,
     name: String,
     drops_forwarded: bool,
-}
-
-/// A set or map of marks.
-#[derive(Debug)]
-struct MarkSet {
-    family: u8,
-    table: String,
-    name: String,
-    keys: bool,
-    values: bool,
-    interval: bool,
 }
 
 /// A conversation with nftables of this network namespace. Reads only.
@@ -178,30 +164,17 @@ impl Nftables {
     fn sets_of_marks(&mut self) -> Result<Vec<MarkSet>, NetlinkError> {
         let act = "list the firewall's sets";
         self.list(act, &Request::new(GET_SET, 0), |found: &mut Vec<MarkSet>, family, set| {
-            let (keys, values) = (number(set, 4) == Some(TYPE_MARK), number(set, 6) == Some(TYPE_MARK));
-            if let (Some(table), Some(name), true) = (text(set, 1), text(set, 2), keys || values) {
-                let interval = number(set, 3).is_some_and(|flags| flags & INTERVAL != 0);
-                found.push(MarkSet { family, table, name, keys, values, interval });
-            }
+            found.extend(MarkSet::read(family, set));
         })
     }
 
     fn marks_in(&mut self, set: &MarkSet) -> Result<u32, NetlinkError> {
         let act = "list marks that the firewall knows";
         let request = Request::new(GET_ELEMENTS, set.family).with(1, &set.table).with(2, &set.name);
-        let listed = self.list(act, &request, |bits: &mut u32, _, list| {
-            for element in attribute(list, 3).into_iter().flat_map(attributes).map(|(_, element)| element) {
-                let value = |at| attribute(element, at).and_then(marks::value);
-                let key = value(1).filter(|_| set.keys);
-                let key = key.map(|key| if set.interval { u32::from_be(key) } else { key });
-                *bits |=
-                    key.into_iter().chain(value(2).filter(|_| set.values)).fold(0, |bits, it| bits | marks::bits(it));
-            }
-        });
-        match listed {
+        match self.list(act, &request, |found, _, list| set.add(found, list)) {
             // Somebody has just deleted it.
             Err(error) if error.is_gone() => Ok(0),
-            other => other,
+            other => other.map(Found::bits),
         }
     }
 
