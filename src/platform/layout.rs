@@ -155,6 +155,9 @@ impl Layout<'_> {
         rules.extend(
             foreign.into_iter().map(|mark| Rule { mark: Some(mark), ..self.rule(offset::FOREIGN, self.to_end()) }),
         );
+        // What another run writes goes its way as what we write does: to a client, and not into our TUN.
+        let runs = self.survey.runs().into_iter();
+        rules.extend(runs.map(|tun| Rule { iif: Some(tun.to_owned()), ..self.rule(offset::FOREIGN, self.to_end()) }));
         rules.extend([
             Rule { iif: tun(), ..self.rule(offset::FROM_TUN, self.to_end()) },
             Rule { oif: tun(), ..self.rule(offset::BOUND_TO_TUN, self.always()) },

@@ -9,7 +9,7 @@ use super::layout::CAPTURE_STAGE;
 use super::plan::tests::options;
 use super::survey::tests::plain;
 use super::{
-    Before, DnsPlan, Family, HostOptions, HostPlan, MarkMatch, NftState, RouteTable, Rule, RuleAction, SeenRoute,
+    Before, DnsPlan, Family, HostOptions, HostPlan, Link, MarkMatch, NftState, RouteTable, Rule, RuleAction, SeenRoute,
     Survey,
 };
 use super::{layout, words};
@@ -49,6 +49,15 @@ fn hosts() -> Vec<(&'static str, HostOptions, Survey)> {
             with(&|it| {
                 let rule = Rule::new(Family::V4, 5210, RuleAction::Lookup(RouteTable::MAIN));
                 it.rules.push(Rule { mark: Some(MarkMatch { mark: 0x80000, mask: 0xff0000 }), ..rule });
+            }),
+        ),
+        (
+            "beside another run",
+            options(),
+            with(&|it| {
+                let first = HostPlan::new(&HostOptions { tun: "other".to_owned(), ..options() }, it).unwrap();
+                it.rules.extend(first.rules);
+                it.links.push(Link { index: 77, name: "other".to_owned() });
             }),
         ),
         (

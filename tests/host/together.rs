@@ -1,7 +1,9 @@
 //! Two runs in one network namespace, each with a state directory and a device of its own.
 
+mod left_over;
 mod side_by_side;
 mod waiting;
+mod without_nft;
 
 use super::support::tunproxy::{Place, Tunproxy};
 use super::support::{Dump, Netns, Topology, run};

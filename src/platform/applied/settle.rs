@@ -117,9 +117,9 @@ impl Applied {
             return Err(gone());
         }
         let mut survey = self.without_ours(look.survey.clone(), device);
-        let numbers = match options.auto_route {
-            true => survey.before_others(self.plan.numbers),
-            false => self.plan.numbers,
+        let (numbers, why) = match options.auto_route {
+            true => survey.place_of(self.plan.numbers, options.wishes.first_priority),
+            false => (self.plan.numbers, ""),
         };
         // A run that starts just now may be about to take the same: what it has taken is to be seen.
         if numbers != self.plan.numbers && turn.is_none() {
@@ -138,7 +138,7 @@ impl Applied {
         if self.plan.nft.is_none() {
             plan.nft = None;
         }
-        self.follow(plan, &mut settled);
+        self.follow(plan, why, &mut settled);
         let open = self.not_in_place(&look);
         self.carry_out(open, seen, &look, &mut settled)?;
         self.take_back(&mut settled)?;
@@ -156,16 +156,14 @@ impl Applied {
         Ok(settled)
     }
 
-    /// Makes `plan` the one to be true, and tells what is new about it.
-    fn follow(&mut self, plan: HostPlan, settled: &mut Settled) {
+    /// Makes `plan` the one to be true, and tells what is new about it. `why`: the reason where its rules stand elsewhere.
+    fn follow(&mut self, plan: HostPlan, why: &str, settled: &mut Settled) {
         let old = std::mem::replace(&mut self.plan, plan);
         self.plan.passed_over.clone_from(&old.passed_over);
         let new = &self.plan;
         let (from, to) = (old.numbers.first_priority, new.numbers.first_priority);
         if from != to {
-            settled.changed.push(Change::Other(format!(
-                "another program's rules came to stand before ours: ours move from priority {from} to {to}"
-            )));
+            settled.changed.push(Change::Other(format!("{why}: ours move from priority {from} to {to}")));
         }
         settled.warnings.extend(new.warnings.iter().filter(|it| !old.warnings.contains(it)).cloned());
         settled.notes.extend(new.notes.iter().filter(|it| !old.notes.contains(it)).cloned());

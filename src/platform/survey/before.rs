@@ -3,6 +3,9 @@
 use super::{BLOCK, FIRST_PRIORITY, MAIN_PRIORITY, Numbers, Survey, is_default_like};
 use crate::platform::routing::{MarkMatch, RouteTable, Rule, RuleAction};
 
+/// Priorities that are to be free behind the last run: of several that come at once each takes [`BLOCK`] of them.
+const ROOM: u32 = 16 * BLOCK;
+
 impl Survey {
     /// Whether a rule takes all that this host sends, or all that does not carry a mark of the rule's own, with a route
     /// for everything: what wg-quick puts there ("not fwmark 0xca6c lookup 51820"), or another proxy.
@@ -49,20 +52,45 @@ impl Survey {
     /// The first of [`BLOCK`] free priorities: the wish, or one near where we usually are; before the rules of others that
     /// would take everything, and behind those of other runs, if there is room.
     pub(super) fn free_priorities(&self, wish: Option<u32>, own: MarkMatch) -> Option<u32> {
-        let used: std::collections::BTreeSet<u32> = self.all_rules().map(|rule| rule.priority).collect();
-        let blocks = || {
-            let near = (FIRST_PRIORITY..MAIN_PRIORITY).chain((1..FIRST_PRIORITY).rev());
-            wish.into_iter().chain(near.filter(|first| first % BLOCK == 0))
-        };
-        let fits = |first: &u32, limit: u32| {
-            let end = first.saturating_add(BLOCK);
-            *first > 0 && end <= limit && used.range(*first..end).next().is_none()
-        };
-        let limit = self.limit(own);
-        let before = || blocks().filter(|first| fits(first, limit));
+        let before = || self.free_blocks(wish, self.limit(own));
         // Another run's flows would come to us, were we before it: what has an address that is the TUN's of both.
         let behind = before().find(|first| self.is_behind_runs(*first));
-        behind.or_else(|| before().next()).or_else(|| blocks().find(|first| fits(first, MAIN_PRIORITY)))
+        behind.or_else(|| before().next()).or_else(|| self.free_blocks(wish, MAIN_PRIORITY).next())
+    }
+
+    /// The first of each [`BLOCK`] free priorities before `limit`, the wish before all others.
+    fn free_blocks(&self, wish: Option<u32>, limit: u32) -> impl Iterator<Item = u32> {
+        let used: std::collections::BTreeSet<u32> = self.all_rules().map(|rule| rule.priority).collect();
+        let near = (FIRST_PRIORITY..MAIN_PRIORITY).chain((1..FIRST_PRIORITY).rev());
+        wish.into_iter().chain(near.filter(|first| first % BLOCK == 0)).filter(move |first| {
+            let end = first.saturating_add(BLOCK);
+            *first > 0 && end <= limit && used.range(*first..end).next().is_none()
+        })
+    }
+
+    /// Where our rules are to stand from now on, with the reason in words where that is not where they do. `self` knows nothing
+    /// of our rules.
+    pub(in crate::platform) fn place_of(&self, numbers: Numbers, wish: Option<u32>) -> (Numbers, &'static str) {
+        let before = self.before_others(numbers);
+        if before != numbers {
+            return (before, "another program's rules came to stand before ours");
+        }
+        (self.with_room_behind(numbers, wish), "there would soon be no room left for another run behind ours")
+    }
+
+    /// Our numbers, with a place that another run has left lower down, where little room is left for one that is to take
+    /// over from us. It would find a place before ours alone, and take our flows. Between the same runs as before.
+    fn with_room_behind(&self, numbers: Numbers, wish: Option<u32>) -> Numbers {
+        let limit = self.limit(numbers.own);
+        let runs = self.places_of_runs();
+        let last = runs.iter().copied().chain([numbers.first_priority]).max().unwrap_or_default();
+        if limit.saturating_sub(last) >= ROOM {
+            return numbers;
+        }
+        let same_order = |first: &u32| runs.iter().all(|run| (run < first) == (*run < numbers.first_priority));
+        // What a start would take, and never any other: else we would look for yet a lower one each time.
+        let place = self.free_blocks(wish, limit).find(same_order).filter(|first| *first < numbers.first_priority);
+        Numbers { first_priority: place.unwrap_or(numbers.first_priority), ..numbers }
     }
 
     /// Our numbers, with a place before rules of others that have come to stand before ours and take everything. The same

@@ -27,9 +27,14 @@ impl Survey {
 
     /// Whether rules from `first` on come after those of all other runs.
     pub(in crate::platform) fn is_behind_runs(&self, first: u32) -> bool {
+        self.places_of_runs().into_iter().all(|run| run < first)
+    }
+
+    /// A priority of each other run, one of the first in its block.
+    pub(super) fn places_of_runs(&self) -> BTreeSet<u32> {
         let runs = self.runs();
         let of_run = |rule: &&Rule| lets_tun_pass(rule) && rule.iif.as_deref().is_some_and(|iif| runs.contains(iif));
-        self.rules.iter().filter(of_run).all(|rule| rule.priority < first)
+        self.rules.iter().filter(of_run).map(|rule| rule.priority).collect()
     }
 }
 
@@ -86,6 +91,75 @@ mod tests {
         survey.rules = plain().rules;
         assert_eq!(survey.runs_and_twins(&options().addresses), ["tun7"].into());
         assert!(survey.runs().is_empty());
+    }
+
+    /// Runs that stand, the oldest first: the plan of each, with its TUN.
+    struct Standing(Vec<HostPlan>);
+
+    impl Standing {
+        /// The host as `but` would see it without itself.
+        fn seen(&self, but: &str) -> Survey {
+            let mut survey = plain();
+            for (index, plan) in (100..).zip(self.0.iter().filter(|plan| plan.tun != but)) {
+                survey.rules.extend(plan.rules.iter().cloned());
+                survey.links.push(Link { index, name: plan.tun.clone() });
+            }
+            survey
+        }
+
+        /// One more starts.
+        fn start(&mut self, tun: String, wishes: Wishes) {
+            let survey = self.seen(&tun);
+            let plan = HostPlan::new(&HostOptions { tun, wishes, ..options() }, &survey).unwrap();
+            self.0.push(plan);
+        }
+
+        /// Each looks at what has become of the host.
+        fn settle(&mut self, wishes: Wishes) {
+            for at in 0..self.0.len() {
+                let tun = self.0[at].tun.clone();
+                let survey = self.seen(&tun);
+                let (numbers, _) = survey.place_of(self.0[at].numbers, wishes.first_priority);
+                if numbers != self.0[at].numbers {
+                    let options = HostOptions { tun, wishes, ..options() };
+                    self.0[at] = HostPlan::with_numbers(&options, &survey, numbers).unwrap();
+                }
+            }
+        }
+
+        fn assert_by_age(&self) {
+            let places: Vec<u32> = self.0.iter().map(|plan| plan.numbers.first_priority).collect();
+            assert!(places.windows(2).all(|pair| pair[0] + 100 <= pair[1]), "{places:?}");
+        }
+    }
+
+    #[test]
+    fn however_often_one_takes_over_from_another_the_later_one_stands_behind() {
+        for (alive, wish) in [(1, None), (3, None), (1, Some(32_000)), (2, Some(20_050))] {
+            let wishes = Wishes { first_priority: wish, ..Wishes::default() };
+            let mut standing = Standing(Vec::new());
+            let mut moves = 0;
+            for number in 0..500 {
+                standing.start(format!("tun{number}"), wishes);
+                standing.assert_by_age();
+                if standing.0.len() > alive {
+                    standing.0.remove(0);
+                }
+                let places = |standing: &Standing| -> Vec<u32> {
+                    standing.0.iter().map(|plan| plan.numbers.first_priority).collect()
+                };
+                let before = places(&standing);
+                standing.settle(wishes);
+                standing.assert_by_age();
+                moves += u32::from(places(&standing) != before);
+                if number % 10 == 0 {
+                    let settled = places(&standing);
+                    standing.settle(wishes);
+                    assert_eq!(places(&standing), settled, "once is enough");
+                }
+            }
+            assert!((1..=100).contains(&moves) || wish == Some(32_000), "{alive} {wish:?}: {moves} moves");
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ rules: [{rules}]
 }
 
 /// Does `words` as a program of another user.
-fn act_as(ns: &Netns, uid: u32, words: &str) -> Outcome {
+pub(crate) fn act_as(ns: &Netns, uid: u32, words: &str) -> Outcome {
     let (program, args, environment) = world::client_command(words);
     let mut command = ns.command("setpriv");
     command.args(["--reuid", &uid.to_string(), "--clear-groups"]).arg(program).args(args).envs(environment);

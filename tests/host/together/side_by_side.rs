@@ -4,26 +4,29 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use super::without_nft::WithoutNft;
 use super::{TUN, end};
 use crate::support::sites::{NAME, V4, V6};
 use crate::support::tunproxy::{Place, Tunproxy};
 use crate::support::{Dump, Netns, Sites, Topology, client, run};
 
 /// Ranges that are nobody's else.
-const APART: Ranges = Ranges { fake: "198.19.0.1/16", fake6: "fdfe:dcba:9887::/64", device6: "fdfe:dcba:9886::1/126" };
+pub(super) const APART: Ranges =
+    Ranges { fake: "198.19.0.1/16", fake6: "fdfe:dcba:9887::/64", device6: "fdfe:dcba:9886::1/126" };
 /// The usual ones.
-const USUAL: Ranges = Ranges { fake: "198.18.0.1/16", fake6: "fdfe:dcba:9877::/64", device6: "fdfe:dcba:9876::1/126" };
+pub(super) const USUAL: Ranges =
+    Ranges { fake: "198.18.0.1/16", fake6: "fdfe:dcba:9877::/64", device6: "fdfe:dcba:9876::1/126" };
 /// Of IPv4 alone others than the usual.
 const HALF: Ranges = Ranges { fake: APART.fake, ..USUAL };
 
 #[derive(Clone, Copy)]
-struct Ranges {
-    fake: &'static str,
+pub(super) struct Ranges {
+    pub(super) fake: &'static str,
     fake6: &'static str,
     device6: &'static str,
 }
 
-fn place(device: &str, ranges: Ranges, more: &str) -> Place {
+pub(super) fn place(device: &str, ranges: Ranges, more: &str) -> Place {
     let Ranges { fake, fake6, device6 } = ranges;
     Place::new(&format!(
         "
@@ -59,10 +62,10 @@ fn assert_names_from(host: &Netns, ranges: Ranges) {
 }
 
 /// A flow to an echo, which counts as one of that run's if it is open still when others have come and gone.
-struct Held(TcpStream);
+pub(super) struct Held(TcpStream);
 
 impl Held {
-    fn open(host: &Netns, to: &str) -> Self {
+    pub(super) fn open(host: &Netns, to: &str) -> Self {
         let to: SocketAddr = to.parse().expect("an address");
         let stream = host.enter(move || TcpStream::connect(to)).expect("a flow");
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
@@ -71,7 +74,7 @@ impl Held {
         held
     }
 
-    fn assert_answers(&mut self) {
+    pub(super) fn assert_answers(&mut self) {
         let mut answer = [0; 5];
         self.0.write_all(b"still").and_then(|()| self.0.read_exact(&mut answer)).expect("an echo");
         assert_eq!(&answer, b"still");
@@ -98,12 +101,16 @@ fn assert_takes(host: &Netns, taking: &Tunproxy, other: Option<&Tunproxy>) {
     assert!(!others.contains("INFO flow:"), "{others}");
 }
 
-/// One starts, then another; the first makes room and comes back, and then the second does.
 fn side_by_side(ranges: [Ranges; 2], more: &str) {
     let lab = Topology::desktop();
     let _sites = Sites::open(&lab);
-    let host = &lab.host;
-    let before = Dump::take(host);
+    let before = Dump::take(&lab.host);
+    hand_over(&lab.host, ranges, more);
+    before.assert_same(&Dump::take(&lab.host));
+}
+
+/// One starts, then another; the first makes room and comes back, and then the second does.
+fn hand_over(host: &Netns, ranges: [Ranges; 2], more: &str) {
     let places = [place("tun1", ranges[0], more), place("tun2", ranges[1], more)];
     let (mut taking, mut turn) = (places[0].start(host), 0);
     for _ in 0..3 {
@@ -121,7 +128,6 @@ fn side_by_side(ranges: [Ranges; 2], more: &str) {
         assert!(!taking.output().contains("overlaps"), "{}", taking.output());
     }
     end(taking);
-    before.assert_same(&Dump::take(host));
 }
 
 #[test]
@@ -147,4 +153,30 @@ fn with_kill_switches_and_ranges_apart_the_first_answers_names_and_carries_flows
 #[test]
 fn with_kill_switches_and_the_same_ranges_the_first_answers_names_and_carries_flows() {
     run(&[TUN, "dig"], || side_by_side([USUAL, USUAL], ", kill-switch: true"));
+}
+
+fn without_nftables(ranges: [Ranges; 2]) {
+    let lab = Topology::desktop();
+    let _sites = Sites::open(&lab);
+    let before = Dump::take(&lab.host);
+    let hidden = WithoutNft::hide();
+    hand_over(&lab.host, ranges, "");
+    hidden.assert_was_hidden(&lab.host);
+    drop(hidden);
+    before.assert_same(&Dump::take(&lab.host));
+}
+
+#[test]
+fn without_nftables_and_with_the_same_ranges_the_first_answers_names_and_carries_flows() {
+    run(&[TUN, "dig"], || without_nftables([USUAL, USUAL]));
+}
+
+#[test]
+fn without_nftables_and_with_ranges_apart_the_first_answers_names_and_carries_flows() {
+    run(&[TUN, "dig"], || without_nftables([USUAL, APART]));
+}
+
+#[test]
+fn without_nftables_and_with_ranges_that_are_equal_in_part_the_first_answers_names_and_carries_flows() {
+    run(&[TUN, "dig"], || without_nftables([USUAL, HALF]));
 }
