@@ -87,6 +87,8 @@ fn many_that_start_at_once_have_numbers_of_their_own() {
         let own = |rule: &&String| rule.contains("iif tun") && rule.contains("goto");
         let rules = rules(&lab.host);
         let mut priorities: Vec<&str> = rules.iter().filter(own).filter_map(|rule| rule.split(':').next()).collect();
+        // Rules that let the TUNs of others pass stand there as well.
+        priorities.retain(|priority| priority.ends_with("02"));
         priorities.sort_unstable();
         priorities.dedup();
         assert_eq!(priorities.len(), 4, "{rules:#?}");

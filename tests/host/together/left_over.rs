@@ -1,5 +1,7 @@
 //! Two runs of which one leaves something to the other: each has the names and the flows that are its own.
 
+use std::time::Duration;
+
 use super::TUN;
 use super::end;
 use super::side_by_side::{APART, Held, USUAL, place};
@@ -8,7 +10,7 @@ use crate::neighbours::act_as;
 use crate::support::sites::{NAME, V4, V6};
 use crate::support::topology::{CLIENT_V4, CLIENT_V6, HOST_LAN_V4, HOST_LAN_V6};
 use crate::support::tunproxy::{Said, Tunproxy};
-use crate::support::{Dump, Netns, Sites, Topology, client, run};
+use crate::support::{Dump, Netns, Sites, Topology, client, run, world};
 
 /// Has `test` done with nftables and without.
 fn with_and_without_nft(lab: impl Fn() -> Topology, test: impl Fn(&Topology)) {
@@ -23,6 +25,15 @@ fn with_and_without_nft(lab: impl Fn() -> Topology, test: impl Fn(&Topology)) {
         }
         before.assert_same(&Dump::take(&lab.host));
     }
+}
+
+/// Waits until the run that stands first lets pass what the other's TUN brings: it looks at the host a moment after that has
+/// started, and its rules are the sign that it has.
+fn wait_until_known(host: &Netns, tun: &str) {
+    let rule = format!("iif {tun} goto");
+    // In the block of each, in both families.
+    let known = || ["-4 rule", "-6 rule"].iter().all(|list| host.ip(list).matches(&rule).count() == 2).then_some(());
+    world::poll_until(Duration::from_secs(20), known).unwrap_or_else(|| panic!("{}", host.ip("-4 rule")));
 }
 
 /// Does each act, and holds that `taking` carried it.
@@ -49,6 +60,7 @@ fn whom_the_first_leaves_out_the_second_takes_names_and_flows() {
         with_and_without_nft(Topology::desktop, |lab| {
             let first = place("tun1", USUAL, ", exclude-uid: [1000]").start(&lab.host);
             let second = place("tun2", APART, "").start(&lab.host);
+            wait_until_known(&lab.host, "tun2");
             for (uid, taking, other, ranges) in
                 [(0, &first, &second, USUAL), (1000, &second, &first, APART), (0, &first, &second, USUAL)]
             {
@@ -90,6 +102,7 @@ fn a_network_behind_another_router_gets_what_either_run_writes_to_it() {
             end(second);
             // What the first of them leaves out comes to the one behind it, and what that writes passes the first.
             let last = place("tun2", APART, "").start(&lab.host);
+            wait_until_known(&lab.host, "tun2");
             assert_carried(&last, &third, |words| client::act_in(client, words));
             end(third);
             end(last);
