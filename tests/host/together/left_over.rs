@@ -97,12 +97,12 @@ fn a_network_behind_another_router_gets_what_either_run_writes_to_it() {
             let second = place("tun2", APART, "").start(&lab.host);
             assert_carried(&first, &second, |words| client::act_in(client, words));
             end(first);
-            let third = place("tun1", USUAL, ", exclude-interface: [lan0]").start(&lab.host);
+            let third = place("tun3", USUAL, ", exclude-interface: [lan0]").start(&lab.host);
             assert_carried(&second, &third, |words| client::act_in(client, words));
             end(second);
             // What the first of them leaves out comes to the one behind it, and what that writes passes the first.
-            let last = place("tun2", APART, "").start(&lab.host);
-            wait_until_known(&lab.host, "tun2");
+            let last = place("tun4", APART, "").start(&lab.host);
+            wait_until_known(&lab.host, "tun4");
             assert_carried(&last, &third, |words| client::act_in(client, words));
             end(third);
             end(last);
