@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::places::{STATE_OF_ROOT, option};
-use crate::platform::{Journalled, holder};
+use crate::platform::{Condition, Journalled, SUSPENDED, condition, holder, let_go_on};
 
 /// A longer line, in bytes, is no command.
 const LONGEST: u64 = 64 << 10;
@@ -171,8 +171,22 @@ pub fn ask(state: &Path, command: Command) -> anyhow::Result<serde_json::Value> 
     if command == Command::Stop {
         return stop(state);
     }
-    let (answer, _) = exchange(&connect(state)?, command)?;
+    let run = holder(state);
+    let stream = connect(state)?;
+    send(&stream, command)?;
+    let (answer, _) = answer(&stream, run)?;
     Ok(answer)
+}
+
+/// Whether a process is there to answer.
+///
+/// # Errors
+/// It is suspended, with how it goes on.
+fn goes_on(run: Option<i32>) -> anyhow::Result<()> {
+    match run.filter(|run| condition(*run) == Condition::Suspended) {
+        Some(run) => bail!("process {run} runs with that state directory; {SUSPENDED}. {}", let_go_on(run)),
+        None => Ok(()),
+    }
 }
 
 fn connect(state: &Path) -> anyhow::Result<BlockingStream> {
@@ -183,18 +197,14 @@ fn connect(state: &Path) -> anyhow::Result<BlockingStream> {
     })
 }
 
-/// The answer to `command`, and what else is to come.
-fn exchange(stream: &BlockingStream, command: Command) -> anyhow::Result<(serde_json::Value, impl BufRead)> {
-    send(stream, command)?;
-    answer(stream)
-}
-
 fn send(mut stream: &BlockingStream, command: Command) -> anyhow::Result<()> {
     writeln!(stream, "{}", serde_json::to_string(&command)?).context(CUT)
 }
 
-fn answer(stream: &BlockingStream) -> anyhow::Result<(serde_json::Value, impl BufRead)> {
-    stream.set_read_timeout(Some(ANSWER))?;
+/// The answer of `run`, and what else is to come.
+fn answer(stream: &BlockingStream, run: Option<i32>) -> anyhow::Result<(serde_json::Value, impl BufRead)> {
+    wait_for(stream, run, ANSWER)?;
+    stream.set_read_timeout(Some(LOOK))?;
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     match reader.read_line(&mut line) {
@@ -204,6 +214,21 @@ fn answer(stream: &BlockingStream) -> anyhow::Result<(serde_json::Value, impl Bu
         Err(error) => return Err(error).context(CUT),
     }
     Ok((serde_json::from_str(&line).context("the answer cannot be read")?, reader))
+}
+
+/// Waits until there is something to be read, or an end, or `limit` is over.
+///
+/// # Errors
+/// `run` is suspended, so that nothing will come.
+fn wait_for(stream: &BlockingStream, run: Option<i32>, limit: Duration) -> anyhow::Result<()> {
+    let end = Instant::now() + limit;
+    loop {
+        goes_on(run)?;
+        let left = end.saturating_duration_since(Instant::now());
+        if is_ready(stream, left.min(WORD))? || left.is_zero() {
+            return Ok(());
+        }
+    }
 }
 
 /// Whether there is something to be read, or an end, within `limit`.
@@ -261,8 +286,9 @@ impl Waiting {
     /// Says once for what one waits.
     ///
     /// # Errors
-    /// It has been too long.
+    /// It has been too long, or the run is suspended.
     fn go_on(&mut self) -> anyhow::Result<()> {
+        goes_on(self.run)?;
         let who = self.run.map_or_else(|| "it".to_owned(), |run| format!("process {run}"));
         let waited = self.begun.elapsed();
         if waited >= SILENCE {
@@ -296,15 +322,17 @@ fn ended(state: &Path) -> anyhow::Result<serde_json::Value> {
 
 /// Returns when it has ended, or with its answer if it will not hear of it.
 fn told_to_stop(stream: &BlockingStream, waiting: &mut Waiting) -> anyhow::Result<Option<serde_json::Value>> {
+    // Nobody wants it to end whenever it may go on.
+    goes_on(waiting.run)?;
     send(stream, Command::Stop)?;
     while !is_ready(stream, WORD)? {
         waiting.go_on()?;
     }
-    let (answer, mut reader) = answer(stream)?;
+    let (answer, mut reader) = answer(stream, waiting.run)?;
     if answer.get("error").is_some() {
         return Ok(Some(answer));
     }
-    stream.set_read_timeout(Some(END))?;
+    wait_for(stream, waiting.run, END)?;
     match reader.read_line(&mut String::new()) {
         Err(error) if is_late(&error) => {
             bail!("it was told to stop, and has not ended after {} s; its log may say why", END.as_secs())

@@ -14,8 +14,9 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use super::imp::process::{Condition, condition};
 use super::undo::Undo;
-pub use error::JournalError;
+pub use error::{JournalError, SUSPENDED, let_go_on};
 use format::End;
 pub use reading::Rehearsal;
 pub(super) use reading::{Leftovers, Origin};
@@ -29,8 +30,10 @@ mod reading;
 
 /// So many lines more than are needed are too many.
 const LONG: usize = 1024;
-/// How long the last child of a dead run may hold on to the state directory.
+/// How long a run that was killed, or the last child of a dead one, may hold on to the state directory.
 const LAST_BREATH: Duration = Duration::from_secs(2);
+/// Who looks alive is looked at again after this.
+const SECOND_LOOK: Duration = Duration::from_millis(10);
 /// The kernel and the network namespace that changes were made in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Place {
@@ -284,10 +287,9 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, JournalError> {
             }
             Err((again, Errno::EWOULDBLOCK)) => {
                 let pid = fs::read_to_string(&path).unwrap_or_default();
-                // One that was killed while it started a child: the child has the lock too, until it runs or dies.
-                let dead = !Path::new("/proc").join(&pid).exists();
-                if !dead || Instant::now() >= end {
-                    return Err(JournalError::Locked { dir: state_dir.to_owned(), pid });
+                let holder = condition_of(&pid);
+                if matches!(holder, Condition::Alive | Condition::Suspended) || Instant::now() >= end {
+                    return Err(JournalError::Locked { dir: state_dir.to_owned(), pid, holder });
                 }
                 file = again;
                 std::thread::sleep(Duration::from_millis(5));
@@ -295,6 +297,19 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, JournalError> {
             Err((_, errno)) => return Err(io("lock")(errno.into())),
         }
     }
+}
+
+/// How it stands with the process that has noted itself in the lock. Gone is one that was killed while it started a child,
+/// too: the child has the lock as well, until it runs or dies.
+fn condition_of(note: &str) -> Condition {
+    let look = || note.trim().parse().map_or(Condition::Gone, condition);
+    let first = look();
+    // Between the moment in which it hears of its end and that in which it is seen to end it looks alive.
+    if first == Condition::Alive {
+        std::thread::sleep(SECOND_LOOK);
+        return look();
+    }
+    first
 }
 
 /// Whether there is no room for what was to be written.

@@ -57,6 +57,8 @@ pub(super) enum RunState {
     },
     /// A process holds the state directory and does not answer.
     Silent(i32),
+    /// The same, since a signal has stopped it.
+    Suspended(i32),
     /// This user may not ask, so that there may be one.
     Hidden,
 }
@@ -244,7 +246,7 @@ impl Record {
     pub(super) fn plan(&self) -> Option<&HostPlan> {
         match &self.run {
             RunState::Answers { plan, .. } => plan.as_deref(),
-            RunState::Absent | RunState::Silent(_) | RunState::Hidden => None,
+            RunState::Absent | RunState::Silent(_) | RunState::Suspended(_) | RunState::Hidden => None,
         }
     }
 
@@ -252,7 +254,7 @@ impl Record {
     pub(super) fn looped(&self) -> u64 {
         match &self.run {
             RunState::Answers { looped, .. } => *looped,
-            RunState::Absent | RunState::Silent(_) | RunState::Hidden => 0,
+            RunState::Absent | RunState::Silent(_) | RunState::Suspended(_) | RunState::Hidden => 0,
         }
     }
 

@@ -6,10 +6,20 @@ use std::path::PathBuf;
 
 use super::file;
 use super::format::{OLDEST, VERSION};
+use crate::platform::imp::process::Condition;
 
 /// What to do about a journal that cannot be used.
 const REMEDY: &str = "Undo by hand what it stood for (`ip rule` and `ip -6 rule` show our rules as `proto kernel`, \
                       from priority 9000 on), or reboot; look at /etc/resolv.conf; then delete the file";
+
+/// What there is to say of a run in that condition.
+pub const SUSPENDED: &str = "it is suspended (by SIGSTOP or Ctrl-Z), so that it neither carries traffic nor answers";
+
+/// How a suspended process goes on.
+#[must_use]
+pub fn let_go_on(pid: impl fmt::Display) -> String {
+    format!("`kill -CONT {pid}` lets it go on")
+}
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +30,8 @@ pub enum JournalError {
         dir: PathBuf,
         /// The process that holds it, as far as it says.
         pid: String,
+        /// How it stands with that process.
+        holder: Condition,
     },
     /// A newer program wrote it.
     Version {
@@ -67,7 +79,10 @@ impl JournalError {
     #[must_use]
     pub fn what(&self) -> String {
         match self {
-            Self::Locked { dir, pid } => format!("another run (process {pid}) uses {}", dir.display()),
+            Self::Locked { dir, pid, holder: Condition::Suspended } => {
+                format!("another run (process {pid}) uses {}, and {SUSPENDED}", dir.display())
+            }
+            Self::Locked { dir, pid, .. } => format!("another run (process {pid}) uses {}", dir.display()),
             Self::Version { path, found } => {
                 format!("{} is of version {found}, this program knows versions {OLDEST} to {VERSION}", path.display())
             }
@@ -90,6 +105,9 @@ impl JournalError {
     #[must_use]
     pub fn advice(&self) -> String {
         match self {
+            Self::Locked { pid, holder: Condition::Suspended, .. } => {
+                format!("{}; then `tunproxy stop` ends it, too", let_go_on(pid))
+            }
             Self::Locked { .. } => "stop it (`tunproxy stop`), or give this one its own --state-dir".to_owned(),
             Self::Version { .. } => {
                 "run `cleanup` with the version that wrote it, or reboot and delete the file".to_owned()
