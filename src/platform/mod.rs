@@ -58,8 +58,8 @@ pub use imp::sysctl::{are_read_only as parameters_are_read_only, first_open_port
 pub use imp::tun::{Framing, HEADROOM, Layout, TunQueue, open_packet, open_tun};
 pub use imp::turn::Turn;
 pub use imp::udp::{Arrival, DatagramSocket};
-pub use imp::watch::{Watch, Woken};
-pub use journal::{Journal, JournalError, Rehearsal, SUSPENDED, let_go_on};
+pub use imp::watch::{DirectoryWatch, Watch, Woken};
+pub use journal::{Journal, JournalError, Rehearsal, SUSPENDED, let_go_on, lost_by};
 pub use journalled::{Journalled, holder};
 pub use may_start::PlanError;
 pub use not_set::not_set;

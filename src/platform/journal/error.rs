@@ -33,6 +33,13 @@ pub enum JournalError {
         /// How it stands with that process.
         holder: Condition,
     },
+    /// Somebody has deleted the state directory of a run that goes on.
+    Lost {
+        /// The state directory.
+        dir: PathBuf,
+        /// The process of that run.
+        pid: i32,
+    },
     /// A newer program wrote it.
     Version {
         /// The journal.
@@ -83,6 +90,9 @@ impl JournalError {
                 format!("another run (process {pid}) uses {}, and {SUSPENDED}", dir.display())
             }
             Self::Locked { dir, pid, .. } => format!("another run (process {pid}) uses {}", dir.display()),
+            Self::Lost { dir, pid } => {
+                format!("process {pid} runs with {}, which was deleted since and could not be put back", dir.display())
+            }
             Self::Version { path, found } => {
                 format!("{} is of version {found}, this program knows versions {OLDEST} to {VERSION}", path.display())
             }
@@ -109,6 +119,10 @@ impl JournalError {
                 format!("{}; then `tunproxy stop` ends it, too", let_go_on(pid))
             }
             Self::Locked { .. } => "stop it (`tunproxy stop`), or give this one its own --state-dir".to_owned(),
+            Self::Lost { dir, pid } => format!(
+                "its log says why; `kill {pid}` ends it and puts the host back, `mkdir -m 700 -p {}` (by its user) lets it go on",
+                dir.display()
+            ),
             Self::Version { .. } => {
                 "run `cleanup` with the version that wrote it, or reboot and delete the file".to_owned()
             }
@@ -128,7 +142,7 @@ impl fmt::Display for JournalError {
         let (what, advice) = (self.what(), self.advice());
         match self {
             _ if advice.is_empty() => f.write_str(&what),
-            Self::Locked { .. } | Self::Io { .. } => write!(f, "{what}; {advice}"),
+            Self::Locked { .. } | Self::Lost { .. } | Self::Io { .. } => write!(f, "{what}; {advice}"),
             Self::Version { .. } => write!(f, "{what}: {advice}"),
             Self::Foreign { .. } | Self::Damaged { .. } | Self::Untrusted { .. } => {
                 write!(f, "{what}. {advice}")

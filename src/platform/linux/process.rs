@@ -1,6 +1,7 @@
 //! How it stands with another process, by proc(5).
 
 use std::fs;
+use std::path::Path;
 
 /// `PF_EXITING` of the kernel: it gives back what it has, and runs no more of its program.
 const EXITING: u64 = 0x4;
@@ -10,9 +11,9 @@ const KILL: u64 = 1 << (libc::SIGKILL - 1);
 /// How it stands with a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
-    /// There is none of that number, as far as can be seen from here.
+    /// There is none of that number, as far as can be seen from here, or nothing of it but how it has ended.
     Gone,
-    /// It was killed, and the kernel is about to take back what it holds.
+    /// It was killed, and the kernel is about to take back what it holds: locks, ports, a TUN.
     Dying,
     /// A signal has stopped it (SIGSTOP, or Ctrl-Z): it does nothing until SIGCONT.
     Suspended,
@@ -25,15 +26,30 @@ pub enum Condition {
 pub fn condition(pid: i32) -> Condition {
     let read = |path: String| fs::read_to_string(path).ok();
     let Some(stat) = read(format!("/proc/{pid}/stat")) else { return Condition::Gone };
-    // What kills a process is pending for each of its threads, until that has run.
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(Result::ok);
     let status = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("status")).ok();
-    let killed = threads.filter_map(status).any(|status| is_killed(&status));
+    let threads: Vec<String> = threads.filter_map(status).collect();
     match of_stat(&stat) {
+        // The first thread waits for the others, which hold what they share.
+        Condition::Gone if threads.len() > 1 => Condition::Dying,
         Condition::Gone => Condition::Gone,
-        _ if killed => Condition::Dying,
+        // What kills a process is pending for each of its threads, until that has run.
+        _ if threads.iter().any(|status| is_killed(status)) => Condition::Dying,
         other => other,
     }
+}
+
+/// Another process that has a file open which was `path`, and is deleted, as far as this user may look.
+pub(in crate::platform) fn holder_of_deleted(path: &Path) -> Option<i32> {
+    let deleted = format!("{} (deleted)", path.display());
+    let us = std::process::id().cast_signed();
+    let has = |link: fs::DirEntry| fs::read_link(link.path()).is_ok_and(|to| to.as_os_str() == deleted.as_str());
+    let processes = fs::read_dir("/proc").ok()?.filter_map(Result::ok);
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).filter(|pid| *pid != us);
+    pids.into_iter().find(|pid| {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd"));
+        descriptors.into_iter().flatten().filter_map(Result::ok).any(has)
+    })
 }
 
 /// By the text of /proc/PID/stat: "4711 (name) S 1 4711 4711 0 -1 4194560 ...". The name may hold anything.
@@ -43,7 +59,7 @@ fn of_stat(stat: &str) -> Condition {
     let state = fields.next().unwrap_or_default();
     let flags = fields.nth(5).and_then(|flags| flags.parse().ok()).unwrap_or(0_u64);
     match state {
-        "Z" | "X" | "x" => Condition::Dying,
+        "Z" | "X" | "x" => Condition::Gone,
         _ if flags & EXITING != 0 => Condition::Dying,
         "T" => Condition::Suspended,
         _ => Condition::Alive,
@@ -84,9 +100,10 @@ mod tests {
         waitid(Id::Pid(pid), WaitPidFlag::WCONTINUED).unwrap();
         assert_eq!(condition(number), Condition::Alive);
         kill(pid, Signal::SIGKILL).unwrap();
-        assert_eq!(condition(number), Condition::Dying, "from the very moment on");
+        let killed = condition(number);
+        assert!(matches!(killed, Condition::Dying | Condition::Gone), "from the very moment on: {killed:?}");
         waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
-        assert_eq!(condition(number), Condition::Dying, "nobody has asked what became of it");
+        assert_eq!(condition(number), Condition::Gone, "though nobody has asked what became of it");
         child.wait().unwrap();
         assert_eq!(condition(number), Condition::Gone);
     }
@@ -98,6 +115,7 @@ mod tests {
         assert_eq!(stat("a) Z (b", "S", 0x0040_0100), Condition::Alive);
         assert_eq!(stat("a) S (b", "T", 0x0040_0100), Condition::Suspended);
         assert_eq!(stat("tunproxy", "S", 0x0040_0104), Condition::Dying);
+        assert_eq!(stat("tunproxy", "Z", 0x0040_0104), Condition::Gone);
         assert_eq!(of_stat("nonsense"), Condition::Gone);
     }
 

@@ -37,6 +37,18 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
                 option(Path::new(&record.system.state.path))
             ),
         )],
+        RunState::Lost(pid) => vec![Finding::problem(
+            format!(
+                "tunproxy runs (process {pid}), and its state directory {} was deleted since: nobody can ask it, and after a crash \
+                 nothing tells what to undo",
+                record.system.state.path
+            ),
+            format!(
+                "look again: it puts the directory back within a second. If it cannot, its log says why; `mkdir -m 700 -p {}` (by \
+                 its user) helps, or `kill {pid}`, which puts the host back, and a new start",
+                record.system.state.path
+            ),
+        )],
         RunState::Absent | RunState::Hidden => absent(record),
     }
 }
@@ -161,6 +173,14 @@ mod tests {
         let found = check(&Record { run: RunState::Suspended(4711), ..quiet() });
         let problem = only_problem(&found).unwrap();
         assert!(problem.what.contains("suspended") && problem.advice.contains("`kill -CONT 4711`"), "{found:?}");
+    }
+
+    #[test]
+    fn one_whose_directory_was_deleted_is_not_called_absent() {
+        let found = check(&Record { run: RunState::Lost(4711), ..quiet() });
+        let problem = only_problem(&found).unwrap();
+        assert!(problem.what.contains("runs (process 4711)") && problem.advice.contains("`kill 4711`"), "{found:?}");
+        assert_eq!(found.len(), 1, "{found:?}");
     }
 
     #[test]
