@@ -33,6 +33,8 @@ const CLIENTS: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long one waits for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
+/// Who has not answered after this may be suspended.
+const SLOW: Duration = Duration::from_millis(200);
 /// What became of the question.
 const CUT: &str = "it has ended without an answer";
 /// How often one looks whether a run that answers no more has ended.
@@ -260,11 +262,11 @@ fn answer(stream: &BlockingStream, run: Option<i32>) -> anyhow::Result<(serde_js
 fn wait_for(stream: &BlockingStream, run: Option<i32>, limit: Duration) -> anyhow::Result<()> {
     let end = Instant::now() + limit;
     loop {
-        goes_on(run)?;
         let left = end.saturating_duration_since(Instant::now());
-        if is_ready(stream, left.min(WORD))? || left.is_zero() {
+        if is_ready(stream, left.min(SLOW))? || left.is_zero() {
             return Ok(());
         }
+        goes_on(run)?;
     }
 }
 

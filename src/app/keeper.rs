@@ -58,7 +58,10 @@ pub(super) async fn keep(state: &Path, journal: Arc<Mutex<Journal>>, control: Rc
                 retry = (retry * 2).min(LAST_RETRY);
                 match DirectoryWatch::open(state) {
                     Ok(watch) => timeout(until, watch.changed()).await.unwrap_or(Ok(())),
-                    Err(_) => Ok(sleep(until).await),
+                    Err(_) => {
+                        sleep(until).await;
+                        Ok(())
+                    }
                 }
             }
         };

@@ -317,7 +317,7 @@ fn a_directory_that_others_may_take_away_is_told_with_who_they_are() {
     mode(0o777);
     for way in [&dir, &link.join("tunproxy")] {
         let (what, _) = Journal::open_to_others(way).unwrap();
-        assert!(what.contains("above, in which it is, may be written by everybody (mode 0777)"), "{what}");
+        assert!(what.contains(", in which it is, may be written by everybody (mode 0777)"), "{what}");
     }
     for closed in [0o1777, 0o755] {
         mode(closed);
