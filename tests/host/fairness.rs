@@ -59,13 +59,23 @@ rules: ['MATCH,DIRECT']
         for session in &mut sessions {
             assert_eq!(session.alive().map(drop), Ok(()), "{}", tunproxy.output());
         }
-        let alone = download(&modest).expect("it has everything for itself");
-        let asking = std::thread::spawn(move || act_in(&greedy, &format!("greedy 2000 {V4}:9000")));
-        let (mut downloads, mut slowest, mut most) = (0, Duration::ZERO, 0);
-        while !asking.is_finished() {
+        let measured = || {
             let before = tunproxy.processor_time();
             let took = download(&modest).unwrap_or_else(|error| panic!("{error}\n{}", tunproxy.output()));
-            slowest = slowest.max(took.mul_f64(share(before, tunproxy.processor_time())));
+            took.mul_f64(share(before, tunproxy.processor_time()))
+        };
+        let alone = measured();
+        let ask = || {
+            let greedy = greedy.clone();
+            std::thread::spawn(move || act_in(&greedy, &format!("greedy 2000 {V4}:9000")))
+        };
+        let (mut asking, mut downloads, mut slowest, mut most) = (ask(), 0, Duration::ZERO, 0);
+        while downloads <= 3 || !asking.is_finished() {
+            // On a machine that is busy with other things it may be over before enough has been measured beside it.
+            if asking.is_finished() {
+                drop(std::mem::replace(&mut asking, ask()).join().expect("no panic"));
+            }
+            slowest = slowest.max(measured());
             downloads += 1;
             let [opened, closed] = ["opened", "closed"].map(|word| tunproxy.counted(&lab.host, &["flows", word]));
             most = most.max(opened - closed);
@@ -75,7 +85,6 @@ rules: ['MATCH,DIRECT']
         // Two thousand handshakes and their data keep the machine busy as well; starving would take tens of seconds, in which
         // the program has its processor all the time.
         assert!(slowest <= alone * 20 + Duration::from_secs(4), "{alone:?} alone, {slowest:?} beside the other");
-        assert!(downloads > 3, "{downloads}");
         for session in &mut sessions {
             assert_eq!(session.alive().map(drop), Ok(()), "it was idle meanwhile\n{}", tunproxy.output());
         }
