@@ -56,8 +56,8 @@ pub struct Common {
     /// The profile: a Clash/mihomo YAML file
     #[arg(long, short = 'f', global = true, value_name = "FILE")]
     pub profile: Option<PathBuf>,
-    /// Where the journal, the fake-IP log and the control socket live [default: /var/lib/tunproxy for root, else
-    /// $XDG_STATE_HOME/tunproxy]
+    /// Where the journal, the fake-IP log and the control socket live, in a directory that nobody else may write to [default:
+    /// /var/lib/tunproxy for root, else $XDG_STATE_HOME/tunproxy]
     #[arg(long, global = true, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// How much to log [default: what the profile says, else info]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::closed::closed_note;
 use super::places::{STATE_OF_ROOT, hides_from_us};
-use crate::platform::{self, Report};
+use crate::platform::{self, Report, lost_by};
 
 /// What a clean-up came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub fn cleanup(state: &Path, chosen: bool, namespace_gone: bool) -> anyhow::Resu
     let managed = std::env::var("SERVICE_RESULT").ok();
     let failed = managed.as_deref().filter(|result| *result != "success");
     let report = match failed {
-        _ if is_absent(state) => Report::default(),
+        _ if is_absent(state) && lost_by(state).is_none() => Report::default(),
         Some(_) => platform::cleanup_closed(state, namespace_gone)?,
         None => platform::cleanup(state, namespace_gone)?,
     };

@@ -1,25 +1,29 @@
 //! The control socket: a unix socket in the state directory, one JSON object a line each way.
 
+use std::cell::RefCell;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::places::{STATE_OF_ROOT, option};
-use crate::platform::{Journalled, holder};
+use crate::platform::{Condition, Journalled, SUSPENDED, condition, holder, let_go_on, lost_by};
 
 /// A longer line, in bytes, is no command.
 const LONGEST: u64 = 64 << 10;
@@ -29,6 +33,8 @@ const CLIENTS: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long one waits for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
+/// Who has not answered after this may be suspended.
+const SLOW: Duration = Duration::from_millis(200);
 /// What became of the question.
 const CUT: &str = "it has ended without an answer";
 /// How often one looks whether a run that answers no more has ended.
@@ -74,8 +80,14 @@ pub(super) fn path(state: &Path) -> PathBuf {
 
 /// The listening socket; removed when dropped.
 pub(super) struct Control {
-    listener: UnixListener,
+    place: RefCell<Listening>,
     path: PathBuf,
+    /// Told when another socket has taken the place of the one that was listened on.
+    replaced: Notify,
+}
+
+struct Listening {
+    listener: Rc<UnixListener>,
     /// Which file it is. Another run may have put its own in its place.
     inode: u64,
 }
@@ -84,28 +96,39 @@ impl Control {
     /// Listens below `state`. The caller holds the state directory's lock, so a socket that is there is a leftover.
     pub(super) fn bind(state: &Path) -> anyhow::Result<Self> {
         let path = path(state);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot replace {}", path.display()));
-            }
-            _ => {}
+        let place = RefCell::new(listen(&path)?);
+        Ok(Self { place, path, replaced: Notify::new() })
+    }
+
+    /// Listens anew if the socket's file is gone. The caller holds the state directory's lock. True: it was gone.
+    pub(super) fn put_back(&self) -> anyhow::Result<bool> {
+        if self.is_in_place() {
+            return Ok(false);
         }
-        // Nobody else may connect in the moment between the two calls: the directory is ours alone.
-        let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-        let inode = std::fs::symlink_metadata(&path)?.ino();
-        Ok(Self { listener, path, inode })
+        let place = listen(&self.path)?;
+        *self.place.borrow_mut() = place;
+        self.replaced.notify_one();
+        Ok(true)
+    }
+
+    fn is_in_place(&self) -> bool {
+        std::fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.place.borrow().inode)
     }
 
     /// Serves clients with `answers` until dropped; a stop is sent to `stop`.
     pub(super) async fn serve(&self, answers: Answers, stop: mpsc::Sender<()>) {
         let places = Arc::new(Semaphore::new(CLIENTS));
-        let answers = std::rc::Rc::new(answers);
+        let answers = Rc::new(answers);
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            match self.listener.accept().await {
+            let listener = Rc::clone(&self.place.borrow().listener);
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.replaced.notified() => continue,
+            };
+            match accepted {
                 Ok((stream, _)) => {
-                    let (answers, stop) = (std::rc::Rc::clone(&answers), stop.clone());
+                    let (answers, stop) = (Rc::clone(&answers), stop.clone());
                     tokio::task::spawn_local(async move {
                         // A client that goes away or talks nonsense is its own problem.
                         let _ = talk(stream, &answers, &stop).await;
@@ -121,10 +144,26 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+        if self.is_in_place() {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+fn listen(path: &Path) -> anyhow::Result<Listening> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot replace {}", path.display()));
+        }
+        _ => {}
+    }
+    // Nobody else may connect in the moment between the two calls: the directory is ours alone.
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    // Where the directory is another's, a link may have come in its place.
+    let closed = fchmodat(AT_FDCWD, path, Mode::S_IRUSR | Mode::S_IWUSR, FchmodatFlags::NoFollowSymlink);
+    closed.with_context(|| format!("cannot close {} to others", path.display()))?;
+    let inode = std::fs::symlink_metadata(path)?.ino();
+    Ok(Listening { listener: Rc::new(listener), inode })
 }
 
 async fn talk(mut stream: UnixStream, answers: &Answers, stop: &mpsc::Sender<()>) -> io::Result<()> {
@@ -171,8 +210,22 @@ pub fn ask(state: &Path, command: Command) -> anyhow::Result<serde_json::Value> 
     if command == Command::Stop {
         return stop(state);
     }
-    let (answer, _) = exchange(&connect(state)?, command)?;
+    let run = holder(state);
+    let stream = connect(state)?;
+    send(&stream, command)?;
+    let (answer, _) = answer(&stream, run)?;
     Ok(answer)
+}
+
+/// Whether a process is there to answer.
+///
+/// # Errors
+/// It is suspended, with how it goes on.
+fn goes_on(run: Option<i32>) -> anyhow::Result<()> {
+    match run.filter(|run| condition(*run) == Condition::Suspended) {
+        Some(run) => bail!("process {run} runs with that state directory; {SUSPENDED}. {}", let_go_on(run)),
+        None => Ok(()),
+    }
 }
 
 fn connect(state: &Path) -> anyhow::Result<BlockingStream> {
@@ -183,18 +236,14 @@ fn connect(state: &Path) -> anyhow::Result<BlockingStream> {
     })
 }
 
-/// The answer to `command`, and what else is to come.
-fn exchange(stream: &BlockingStream, command: Command) -> anyhow::Result<(serde_json::Value, impl BufRead)> {
-    send(stream, command)?;
-    answer(stream)
-}
-
 fn send(mut stream: &BlockingStream, command: Command) -> anyhow::Result<()> {
     writeln!(stream, "{}", serde_json::to_string(&command)?).context(CUT)
 }
 
-fn answer(stream: &BlockingStream) -> anyhow::Result<(serde_json::Value, impl BufRead)> {
-    stream.set_read_timeout(Some(ANSWER))?;
+/// The answer of `run`, and what else is to come.
+fn answer(stream: &BlockingStream, run: Option<i32>) -> anyhow::Result<(serde_json::Value, impl BufRead)> {
+    wait_for(stream, run, ANSWER)?;
+    stream.set_read_timeout(Some(LOOK))?;
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     match reader.read_line(&mut line) {
@@ -204,6 +253,21 @@ fn answer(stream: &BlockingStream) -> anyhow::Result<(serde_json::Value, impl Bu
         Err(error) => return Err(error).context(CUT),
     }
     Ok((serde_json::from_str(&line).context("the answer cannot be read")?, reader))
+}
+
+/// Waits until there is something to be read, or an end, or `limit` is over.
+///
+/// # Errors
+/// `run` is suspended, so that nothing will come.
+fn wait_for(stream: &BlockingStream, run: Option<i32>, limit: Duration) -> anyhow::Result<()> {
+    let end = Instant::now() + limit;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if is_ready(stream, left.min(SLOW))? || left.is_zero() {
+            return Ok(());
+        }
+        goes_on(run)?;
+    }
 }
 
 /// Whether there is something to be read, or an end, within `limit`.
@@ -261,8 +325,9 @@ impl Waiting {
     /// Says once for what one waits.
     ///
     /// # Errors
-    /// It has been too long.
+    /// It has been too long, or the run is suspended.
     fn go_on(&mut self) -> anyhow::Result<()> {
+        goes_on(self.run)?;
         let who = self.run.map_or_else(|| "it".to_owned(), |run| format!("process {run}"));
         let waited = self.begun.elapsed();
         if waited >= SILENCE {
@@ -296,15 +361,17 @@ fn ended(state: &Path) -> anyhow::Result<serde_json::Value> {
 
 /// Returns when it has ended, or with its answer if it will not hear of it.
 fn told_to_stop(stream: &BlockingStream, waiting: &mut Waiting) -> anyhow::Result<Option<serde_json::Value>> {
+    // Nobody wants it to end whenever it may go on.
+    goes_on(waiting.run)?;
     send(stream, Command::Stop)?;
     while !is_ready(stream, WORD)? {
         waiting.go_on()?;
     }
-    let (answer, mut reader) = answer(stream)?;
+    let (answer, mut reader) = answer(stream, waiting.run)?;
     if answer.get("error").is_some() {
         return Ok(Some(answer));
     }
-    stream.set_read_timeout(Some(END))?;
+    wait_for(stream, waiting.run, END)?;
     match reader.read_line(&mut String::new()) {
         Err(error) if is_late(&error) => {
             bail!("it was told to stop, and has not ended after {} s; its log may say why", END.as_secs())
@@ -330,6 +397,13 @@ fn nobody(path: &Path, error: &io::Error) -> String {
              --state-dir with the same"
         }
     };
+    if let Some(pid) = path.parent().and_then(lost_by) {
+        return format!(
+            "process {pid} runs with the state directory of {}, which was deleted since. It puts it back if it can: ask again; else \
+             its log says why not, and `kill {pid}` ends it and puts the host back",
+            path.display()
+        );
+    }
     let holds = path.parent().and_then(holder).map_or_else(String::new, |pid| {
         format!(" (Process {pid} has it: it is about to start or to end, or it hangs; `tunproxy doctor` says more)")
     });

@@ -9,6 +9,7 @@ mod demo;
 mod doctor;
 mod exec;
 mod guard;
+mod keeper;
 mod limits;
 mod load;
 mod nameservers;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use nix::net::if_::if_nametoindex;
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::{InterfaceFlags, if_nametoindex};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -241,6 +242,32 @@ pub(super) fn is_here(ip: IpAddr) -> bool {
     ip.is_loopback() || from.is_ok_and(|from| from.ip() == ip)
 }
 
+/// What comes of answering names at `listen`, if that is every address of this host, and what to write instead.
+pub(super) fn open_resolver(listen: SocketAddr) -> Option<(String, String)> {
+    listen.ip().to_canonical().is_unspecified().then(|| {
+        let what = format!(
+            "dns.listen: {listen} answers whoever reaches any address of this host, and where that is the internet strangers use it \
+             for attacks on others (an open resolver)"
+        );
+        let port = listen.port();
+        let lan: Vec<String> = lan_addresses().map(|ip| format!("`{ip}:{port}`")).collect();
+        let lan = match lan.as_slice() {
+            [] => "its address on the LAN".to_owned(),
+            some => some.join(" or "),
+        };
+        (what, format!("name one address: {lan} for the LAN, `127.0.0.1:{port}` for this host alone"))
+    })
+}
+
+/// The private IPv4 addresses of this host, other than those of tunnels.
+fn lan_addresses() -> impl Iterator<Item = Ipv4Addr> {
+    let interfaces = getifaddrs().into_iter().flatten();
+    let lan =
+        interfaces.filter(|it| !it.flags.intersects(InterfaceFlags::IFF_LOOPBACK | InterfaceFlags::IFF_POINTOPOINT));
+    let addresses = lan.filter_map(|it| Some(it.address?.as_sockaddr_in()?.ip()));
+    addresses.filter(Ipv4Addr::is_private)
+}
+
 /// An address of resolv.conf; a link-local one has its link behind a `%`.
 pub(super) fn address(text: &str) -> Option<SocketAddr> {
     if let Ok(ip) = text.parse::<IpAddr>() {
@@ -254,6 +281,19 @@ pub(super) fn address(text: &str) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+
+    #[test]
+    fn every_address_is_an_open_resolver_and_one_address_is_none() {
+        let told = |listen: &str| open_resolver(listen.parse().unwrap());
+        for every in ["0.0.0.0:53", "[::]:53", "[::ffff:0.0.0.0]:53"] {
+            let (what, advice) = told(every).unwrap();
+            assert!(what.contains(every) && advice.contains("`127.0.0.1:53` for this host alone"), "{what}: {advice}");
+        }
+        assert!(told("0.0.0.0:5353").unwrap().1.contains("127.0.0.1:5353"));
+        for one in ["127.0.0.1:53", "[::1]:53", "192.168.1.1:53", "[fd00::1]:53"] {
+            assert_eq!(told(one), None, "{one}");
+        }
+    }
 
     use super::*;
     use crate::dns::System;

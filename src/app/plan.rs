@@ -12,8 +12,8 @@ use super::nameservers::stub_warning;
 use super::places::{STATE_OF_ROOT, by_root, hides_from_us};
 use super::run::{Run, workers_wanted};
 use crate::platform::{
-    Before, FOUND_OPEN, Group, HostPlan, JournalError, Journalled, NftState, Numbers, Survey, holder,
-    may_administer_network, nft_program,
+    Before, Condition, FOUND_OPEN, Group, HostPlan, JournalError, Journalled, NftState, Numbers, SUSPENDED, Survey,
+    condition, holder, let_go_on, may_administer_network, nft_program,
 };
 use crate::profile::Profile;
 
@@ -117,10 +117,13 @@ pub fn plan(profile: &Profile, file: &Path, state: &Path) -> anyhow::Result<Outl
 /// # Errors
 /// Nobody answers there, or not in words that can be read.
 pub fn plan_in_force(state: &Path) -> anyhow::Result<Outline> {
-    let answer = ask(state, Command::Plan).context(
-        "which profile? Name it with --profile FILE, to see what a start would change. Without one this prints what the \
-         tunproxy that runs has changed, and there is none",
-    )?;
+    let answer = match ask(state, Command::Plan) {
+        Err(error) if holder(state).is_none() => Err(error.context(
+            "which profile? Name it with --profile FILE, to see what a start would change. Without one this prints what the \
+             tunproxy that runs has changed, and there is none",
+        )),
+        other => other,
+    }?;
     match read(answer)? {
         Some(plan) => Ok(of_the_running(&plan, &Journalled::read(state)?)),
         None => Ok(Outline::empty(true, UNCHANGED)),
@@ -131,6 +134,9 @@ pub fn plan_in_force(state: &Path) -> anyhow::Result<Outline> {
 fn in_the_way(journal: &Journalled, state: &Path) -> Option<String> {
     let shown = state.display();
     if let Some(pid) = holder(state) {
+        if condition(pid) == Condition::Suspended {
+            return Some(format!("another run (process {pid}) uses {shown}; {SUSPENDED}. {}", let_go_on(pid)));
+        }
         return Some(format!(
             "another run (process {pid}) uses {shown} and does not answer; `tunproxy doctor` says more"
         ));

@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::build::{self, Addresses, Outside};
 use super::control::{Answers, Control};
 use super::guard::{Board, Guard};
+use super::keeper::keep;
 use super::limits::{enough_descriptors, raise_descriptor_limit};
-use super::nameservers::is_here;
+use super::nameservers::{is_here, open_resolver};
 use super::refusal::explain_tun;
 use super::signals::Signals;
 use super::turn::beside;
@@ -91,7 +93,7 @@ impl Run<'_> {
             ask_ahead();
         }
         let mut journal = Journal::open(self.state)?;
-        if let Some((what, advice)) = Journal::open_to_all(self.state) {
+        if let Some((what, advice)) = Journal::open_to_others(self.state) {
             tracing::warn!("{what}. What to do: {advice}");
         }
         // Until all is in force: what another run makes or undoes meanwhile would look like ours.
@@ -127,13 +129,17 @@ impl Run<'_> {
         let in_force = Board::default();
         // Whoever keeps the journal holds the state directory.
         let (trouble, mut troubled) = mpsc::unbounded_channel();
-        let (guard, held) = match plan {
-            Some(plan) => (Some(self.guard(plan.apply(journal)?, &in_force, trouble)?), None),
+        let (guard, journal) = match plan {
+            Some(plan) => {
+                let applied = plan.apply(journal)?;
+                let journal = applied.journal();
+                (Some(self.guard(applied, &in_force, trouble)?), journal)
+            }
             None => {
                 if journal.is_closed() {
                     tell_taken_over(&journal.replay()?, false);
                 }
-                (None, Some(journal))
+                (None, Arc::new(Mutex::new(journal)))
             }
         };
         drop(turn);
@@ -143,6 +149,8 @@ impl Run<'_> {
         let status = status::status(self.profile, &core, &in_force, started);
         let answers = Answers { status, plan: Box::new(move || plan_in_force(&in_force)) };
         let control = Rc::new(control);
+        let (kept, keeper) = (self.state.to_owned(), (Arc::clone(&journal), Rc::clone(&control)));
+        let keeper = spawn_local(async move { keep(&kept, keeper.0, keeper.1).await });
         let answering = Rc::clone(&control);
         let answers = spawn_local(async move { answering.serve(answers, stop).await });
         self.tell_ready(started);
@@ -176,8 +184,10 @@ impl Run<'_> {
         worker::drain(&workers, DRAIN, asked()).await;
         signs.abort();
         // The next run makes a socket of that name as soon as the state directory is free.
-        answers.abort();
-        let _ = answers.await;
+        for task in [keeper, answers] {
+            task.abort();
+            let _ = task.await;
+        }
         drop(control);
         // Until it is looked at.
         let (turn, _) = beside(applied.is_some(), asked()).await;
@@ -192,7 +202,7 @@ impl Run<'_> {
         });
         drop(turn);
         // The state directory is free when the device is gone, and not before.
-        drop((applied, held));
+        drop((applied, journal));
         outcome(result, stays, back)
     }
 
@@ -290,6 +300,9 @@ impl Run<'_> {
         let Some(listen) = self.profile.dns.listen.filter(|_| self.profile.dns.enable) else { return Ok(()) };
         let server = dns::Server::bind(&core.dns, listen)
             .with_context(|| format!("dns.listen: cannot listen on {listen}; is another DNS server there?"))?;
+        if let Some((what, advice)) = open_resolver(listen) {
+            tracing::warn!("{what}. What to do: {advice}");
+        }
         if !listen.ip().is_unspecified() && !is_here(listen.ip()) {
             tracing::warn!("dns.listen: no interface has {} yet; names are answered there once one has", listen.ip());
         }

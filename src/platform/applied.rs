@@ -4,8 +4,10 @@ use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ipnet::IpNet;
+use parking_lot::Mutex;
 
 use super::cleanup::Report;
 use super::firewall::Nft;
@@ -172,7 +174,7 @@ enum Done {
 #[derive(Debug)]
 pub struct Applied {
     plan: HostPlan,
-    journal: Journal,
+    journal: Arc<Mutex<Journal>>,
     netlink: Netlink,
     done: Vec<Done>,
     /// What is to load the firewall table, from the start on.
@@ -207,7 +209,7 @@ impl HostPlan {
         let netlink = Netlink::open()?;
         let mut applied = Applied {
             plan: self,
-            journal,
+            journal: Arc::new(Mutex::new(journal)),
             netlink,
             done: Vec::new(),
             ready: None,
@@ -282,6 +284,12 @@ impl Applied {
         &self.plan
     }
 
+    /// The journal, for whoever looks after its directory. While somebody has it, nothing is recorded.
+    #[must_use]
+    pub fn journal(&self) -> Arc<Mutex<Journal>> {
+        Arc::clone(&self.journal)
+    }
+
     /// A descriptor that hangs up when the holder of the firewall table has ended.
     #[must_use]
     pub fn lifeline(&self) -> Option<BorrowedFd<'_>> {
@@ -292,7 +300,7 @@ impl Applied {
     }
 
     /// Undoes everything, last change first, and forgets the journal. Reset the flows of clients before: the
-    /// addresses that they use vanish here. The state directory is held until this value is dropped.
+    /// addresses that they use vanish here. The state directory is held until this value, and what [`Applied::journal`] gave, are dropped.
     ///
     /// # Errors
     /// What could not be undone; the journal keeps it, and `cleanup` tries again.
@@ -306,7 +314,7 @@ impl Applied {
         let steps: Vec<(Step, Vec<Undo>)> =
             self.plan.steps().into_iter().map(|step| (step.clone(), self.undos(&step))).collect();
         let lasting = steps.iter().flat_map(|(_, undos)| undos).filter(|undo| undo.outlives_us());
-        let mut ids = self.journal.record(lasting)?.into_iter();
+        let mut ids = self.journal.lock().record(lasting)?.into_iter();
         let mut failed = Vec::new();
         for (step, undos) in steps {
             let mut number = |undo: Undo| (undo.outlives_us().then(|| ids.next()).flatten(), undo);
@@ -324,10 +332,10 @@ impl Applied {
                     let mut void: Vec<u64> = never.into_iter().filter_map(|(id, _)| id).collect();
                     if step.is_essential(&self.plan) {
                         void.extend(ids);
-                        self.journal.void(&void)?;
+                        self.journal.lock().void(&void)?;
                         return Err(error);
                     }
-                    self.journal.void(&void)?;
+                    self.journal.lock().void(&void)?;
                     match &step {
                         Step::Sysctl(sysctl) => failed.push((sysctl.clone(), error)),
                         _ => self.warnings.push(error.to_string()),

@@ -6,17 +6,16 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
 use super::undo::Undo;
-pub use error::JournalError;
+pub use error::{JournalError, SUSPENDED, let_go_on};
 use format::End;
+pub use lock::lost_by;
 pub use reading::Rehearsal;
 pub(super) use reading::{Leftovers, Origin};
 
@@ -25,12 +24,12 @@ mod bad_input_tests;
 mod error;
 mod file;
 mod format;
+mod kept;
+mod lock;
 mod reading;
 
 /// So many lines more than are needed are too many.
 const LONG: usize = 1024;
-/// How long the last child of a dead run may hold on to the state directory.
-const LAST_BREATH: Duration = Duration::from_secs(2);
 /// The kernel and the network namespace that changes were made in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Place {
@@ -73,7 +72,8 @@ pub struct Journal {
     /// How a directory gets to the disk.
     sync: fn(&Path) -> io::Result<()>,
     pub(super) leftovers: Leftovers,
-    _lock: Flock<File>,
+    /// The last is the one at its place: those before it are locks of a directory that somebody has taken away.
+    locks: Vec<Flock<File>>,
 }
 
 impl Journal {
@@ -86,8 +86,9 @@ impl Journal {
             let path = path.to_owned();
             move |source| JournalError::Io { act, path, source }
         };
-        make_directory(state_dir).map_err(io("create", state_dir))?;
-        let lock = lock(state_dir)?;
+        lock::await_return(state_dir)?;
+        lock::make_directory(state_dir).map_err(io("create", state_dir))?;
+        let locks = vec![lock::take(state_dir)?];
         let path = state_dir.join("journal");
         let bytes = file::load(&path)?;
         let leftovers = reading::read(&path, &bytes, &Place::here())?;
@@ -96,13 +97,13 @@ impl Journal {
         let end = if leftovers.undos.is_empty() { End::default() } else { leftovers.end.clone() };
         let sync = |directory: &Path| File::open(directory)?.sync_all();
         let (file, recorded, lines, renamed) = (None, false, 0, false);
-        Ok(Self { path, file, end, next, recorded, lines, renamed, sync, leftovers, _lock: lock })
+        Ok(Self { path, file, end, next, recorded, lines, renamed, sync, leftovers, locks })
     }
 
     /// Why others can interfere with what is in `state_dir`, and what to do about it.
     #[must_use]
-    pub fn open_to_all(state_dir: &Path) -> Option<(String, String)> {
-        file::open_to_all(state_dir)
+    pub fn open_to_others(state_dir: &Path) -> Option<(String, String)> {
+        file::open_to_others(state_dir)
     }
 
     /// What is journalled in `state_dir`, read without the lock: of a run that goes on, too. Changes nothing.
@@ -171,11 +172,14 @@ impl Journal {
         self.lines = 0;
         self.leftovers = Leftovers::default();
         (self.recorded, self.renamed, self.end) = (false, false, End::default());
-        let removed = match fs::remove_file(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // Of a directory that somebody has deleted nothing can come back.
+        let unless_gone = |done: io::Result<()>| match done {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
             other => other,
         };
-        removed.and_then(|()| self.sync_directory()).map_err(|source| self.failed("remove", source))
+        let removed = unless_gone(fs::remove_file(&self.path));
+        let synced = removed.and_then(|()| unless_gone(self.sync_directory()));
+        synced.map_err(|source| self.failed("remove", source))
     }
 
     fn append(&mut self, records: &[Record]) -> Result<(), JournalError> {
@@ -197,7 +201,8 @@ impl Journal {
         let mut file = match self.file.take() {
             Some(file) => file,
             None => {
-                let mut file = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(&self.path)?;
+                let mut file =
+                    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&self.path)?;
                 // A torn last line stands for nothing, and must not swallow what comes after it.
                 file.set_len(self.end.whole)?;
                 file.seek(SeekFrom::End(0))?;
@@ -214,18 +219,23 @@ impl Journal {
     /// Makes the file with its first line and `records`, whole or not at all, and goes on with it. Once it has its name there
     /// is no other: where only the directory does not get to the disk, the next to write tries that again first.
     fn create(&mut self, records: &[Record]) -> io::Result<()> {
+        let (mut text, mut end) = End::first(&Place::here())?;
+        text.push_str(&end.add(records));
+        self.put(text.as_bytes(), end)
+    }
+
+    /// Makes the file of `bytes`, which end there, as [`Journal::create`] does.
+    fn put(&mut self, bytes: &[u8], end: End) -> io::Result<()> {
         let new = self.path.with_extension("new");
         let mut options = OpenOptions::new();
         // Never one that somebody has put there, who could go on writing to it.
-        options.write(true).create_new(true).mode(0o600);
+        options.read(true).write(true).create_new(true).mode(0o600);
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         let mut file = options.open(&new)?;
-        let (mut text, mut end) = End::first(&Place::here())?;
-        text.push_str(&end.add(records));
-        file.write_all(text.as_bytes())?;
+        file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&new, &self.path)?;
         (self.file, self.end, self.renamed) = (Some(file), end, true);
@@ -248,58 +258,6 @@ impl Journal {
     fn failed(&self, act: &'static str, source: io::Error) -> JournalError {
         JournalError::Io { act, path: self.path.clone(), source }
     }
-}
-
-/// Makes the state directory (mode 0700) and those above it, so that they are still there after a power loss.
-fn make_directory(state_dir: &Path) -> io::Result<()> {
-    let missing: Vec<&Path> = state_dir.ancestors().take_while(|dir| !dir.exists()).collect();
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir)?;
-    for parent in missing.into_iter().filter_map(Path::parent).filter(|parent| parent.is_dir()) {
-        File::open(parent)?.sync_all()?;
-    }
-    Ok(())
-}
-
-/// Takes the state directory for this process, for as long as the file lives.
-fn lock(state_dir: &Path) -> Result<Flock<File>, JournalError> {
-    let path = state_dir.join("lock");
-    let io = |act| {
-        let path = path.clone();
-        move |source| JournalError::Io { act, path, source }
-    };
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    let mut file = options.open(&path).map_err(io("open"))?;
-    let end = Instant::now() + LAST_BREATH;
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => {
-                let note = lock.set_len(0).and_then(|()| (&*lock).write_all(std::process::id().to_string().as_bytes()));
-                match note {
-                    // It is for people to read. A clean-up must go on where a crash has filled the disk.
-                    Err(error) if is_full(&error) => {}
-                    note => note.map_err(io("write"))?,
-                }
-                return Ok(lock);
-            }
-            Err((again, Errno::EWOULDBLOCK)) => {
-                let pid = fs::read_to_string(&path).unwrap_or_default();
-                // One that was killed while it started a child: the child has the lock too, until it runs or dies.
-                let dead = !Path::new("/proc").join(&pid).exists();
-                if !dead || Instant::now() >= end {
-                    return Err(JournalError::Locked { dir: state_dir.to_owned(), pid });
-                }
-                file = again;
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Err((_, errno)) => return Err(io("lock")(errno.into())),
-        }
-    }
-}
-
-/// Whether there is no room for what was to be written.
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 #[cfg(test)]

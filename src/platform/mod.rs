@@ -50,6 +50,7 @@ pub use imp::inherited::{ignore_children, is_ignored, mind_children, unblock_sig
 pub use imp::memory::memory;
 pub use imp::netlink::{Netlink, NetlinkError};
 pub use imp::nft::{ask_ahead, program as nft_program, ruleset as firewall_rules};
+pub use imp::process::{Condition, condition};
 pub use imp::processor::thread_time;
 pub use imp::rootless;
 pub use imp::stranded::Stranded;
@@ -57,8 +58,8 @@ pub use imp::sysctl::{are_read_only as parameters_are_read_only, first_open_port
 pub use imp::tun::{Framing, HEADROOM, Layout, TunQueue, open_packet, open_tun};
 pub use imp::turn::Turn;
 pub use imp::udp::{Arrival, DatagramSocket};
-pub use imp::watch::{Watch, Woken};
-pub use journal::{Journal, JournalError, Rehearsal};
+pub use imp::watch::{DirectoryWatch, Watch, Woken};
+pub use journal::{Journal, JournalError, Rehearsal, SUSPENDED, let_go_on, lost_by};
 pub use journalled::{Journalled, holder};
 pub use may_start::PlanError;
 pub use not_set::not_set;

@@ -4,13 +4,13 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::support::client::act_in;
-use super::support::program::Program;
+use super::support::program::{PATIENCE, Program};
 use super::support::sites::{NAME, V4};
 use super::support::tunproxy::{Place, Said, binary};
 use super::support::{Dump, Sites, Topology, run};
@@ -98,6 +98,62 @@ fn whoever_asks_for_a_stop_hears_of_the_end_however_many_ask() {
                 assert_eq!(changed, "");
             }
             assert!(tunproxy.wait().success());
+        }
+    });
+}
+
+#[test]
+fn who_asks_a_suspended_run_is_told_at_once_that_it_is_and_how_it_goes_on() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let before = Dump::take(&lab.host);
+        let tunproxy = profile().start(&lab.host);
+        let place = tunproxy.place().clone();
+        tunproxy.freeze();
+        let go_on = format!("kill -CONT {}", tunproxy.pid());
+        let started = Instant::now();
+        let asked = ["status", "stop", "cleanup"].map(|word| place.ask(&lab.host, word));
+        let started_again = Said::of(&mut place.run_command(&lab.host));
+        for said in asked.iter().chain([&started_again, &place.look(&lab.host, "plan", &[])]) {
+            let told = said.stdout.clone() + &said.stderr;
+            assert!(said.code == Some(1) && told.contains("suspended") && told.contains(&go_on), "{said:?}");
+        }
+        assert!(started.elapsed() < PATIENCE, "nobody has waited for an answer: {:?}", started.elapsed());
+        let examined = place.look(&lab.host, "doctor", &[]);
+        assert!(examined.stdout.contains("suspended") && examined.stdout.contains(&go_on), "{examined:?}");
+        assert!(!examined.stdout.contains("has only just begun"), "{examined:?}");
+        tunproxy.signal(Signal::SIGCONT);
+        // None of those who asked for an end while it was suspended has brought it about.
+        tunproxy.assert_carries(&lab.host);
+        assert!(place.ask(&lab.host, "stop").succeeded());
+        assert!(tunproxy.wait().success());
+        before.assert_same(&Dump::take(&lab.host));
+    });
+}
+
+#[test]
+fn a_clean_up_or_a_start_right_after_a_kill_waits_for_the_dying() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let before = Dump::take(&lab.host);
+        let place = profile();
+        for _ in 0..5 {
+            let tunproxy = place.start(&lab.host);
+            tunproxy.signal(Signal::SIGKILL);
+            let said = place.ask(&lab.host, "cleanup");
+            assert!(said.succeeded(), "{said:?}");
+            before.assert_same(&Dump::take(&lab.host));
+            let tunproxy = place.start(&lab.host);
+            tunproxy.signal(Signal::SIGKILL);
+            let next = place.try_start(&lab.host).unwrap_or_else(|said| panic!("{said}"));
+            next.assert_carries(&lab.host);
+            // One that is well and alive is not in its way to die.
+            let said = place.ask(&lab.host, "cleanup");
+            assert!(said.code == Some(1) && said.stderr.contains("another run (process"), "{said:?}");
+            assert!(next.stop().success());
+            before.assert_same(&Dump::take(&lab.host));
         }
     });
 }

@@ -28,6 +28,14 @@ fn download(ns: &Netns) -> Result<Duration, String> {
     act_in(ns, &format!("down {V4}:9000 2000000")).map(|_| start.elapsed())
 }
 
+/// Which part of the time in which it was ready to run it did run, between two readings of its time. What is missing is the
+/// machine's: others had its processors.
+fn share(before: (Duration, Duration), after: (Duration, Duration)) -> f64 {
+    let (run, waited) = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
+    let ready = run + waited;
+    if ready.is_zero() { 1.0 } else { run.as_secs_f64() / ready.as_secs_f64() }
+}
+
 #[test]
 fn a_modest_client_keeps_its_flows_and_its_speed_beside_one_with_two_thousand() {
     run(&[TUN], || {
@@ -51,21 +59,32 @@ rules: ['MATCH,DIRECT']
         for session in &mut sessions {
             assert_eq!(session.alive().map(drop), Ok(()), "{}", tunproxy.output());
         }
-        let alone = download(&modest).expect("it has everything for itself");
-        let asking = std::thread::spawn(move || act_in(&greedy, &format!("greedy 2000 {V4}:9000")));
-        let (mut downloads, mut slowest, mut most) = (0, Duration::ZERO, 0);
-        while !asking.is_finished() {
-            let took = download(&modest);
-            slowest = slowest.max(took.unwrap_or_else(|error| panic!("{error}\n{}", tunproxy.output())));
+        let measured = || {
+            let before = tunproxy.processor_time();
+            let took = download(&modest).unwrap_or_else(|error| panic!("{error}\n{}", tunproxy.output()));
+            took.mul_f64(share(before, tunproxy.processor_time()))
+        };
+        let alone = measured();
+        let ask = || {
+            let greedy = greedy.clone();
+            std::thread::spawn(move || act_in(&greedy, &format!("greedy 2000 {V4}:9000")))
+        };
+        let (mut asking, mut downloads, mut slowest, mut most) = (ask(), 0, Duration::ZERO, 0);
+        while downloads <= 3 || !asking.is_finished() {
+            // On a machine that is busy with other things it may be over before enough has been measured beside it.
+            if asking.is_finished() {
+                drop(std::mem::replace(&mut asking, ask()).join().expect("no panic"));
+            }
+            slowest = slowest.max(measured());
             downloads += 1;
             let [opened, closed] = ["opened", "closed"].map(|word| tunproxy.counted(&lab.host, &["flows", word]));
             most = most.max(opened - closed);
             let session = &mut sessions[downloads % 8];
             assert_eq!(session.alive().map(drop), Ok(()), "{}", tunproxy.output());
         }
-        // Two thousand handshakes and their data keep the machine busy as well; starving would take tens of seconds.
+        // Two thousand handshakes and their data keep the machine busy as well; starving would take tens of seconds, in which
+        // the program has its processor all the time.
         assert!(slowest <= alone * 20 + Duration::from_secs(4), "{alone:?} alone, {slowest:?} beside the other");
-        assert!(downloads > 3, "{downloads}");
         for session in &mut sessions {
             assert_eq!(session.alive().map(drop), Ok(()), "it was idle meanwhile\n{}", tunproxy.output());
         }

@@ -166,3 +166,36 @@ fn a_chain_that_drops_what_is_forwarded_is_named_by_start_and_check() {
         assert!(desktop.succeeded() && !desktop.stdout.contains("FORWARD"), "{desktop:?}");
     });
 }
+
+#[test]
+fn a_nameserver_for_everybody_is_warned_of_once_with_the_address_to_use_instead() {
+    run(&[TUN], || {
+        let lab = Topology::with_lan();
+        let _sites = Sites::open(&lab);
+        let warnings = |listen: &str| {
+            let place = Place::new(&format!(
+                "tun: {{ enable: true }}\ndns: {{ enable: true, listen: '{listen}', nameserver: [192.168.1.1] }}\nrules: ['MATCH,DIRECT']\n"
+            ));
+            let examined = place.look(&lab.host, "doctor", &[]).stdout;
+            let tunproxy = place.start(&lab.host);
+            let said = tunproxy.output();
+            assert!(tunproxy.stop().success());
+            [said, examined].map(|text| {
+                let lines: Vec<&str> = text.lines().collect();
+                let at = lines.iter().position(|line| line.contains("open resolver"));
+                assert!(lines.iter().filter(|line| line.contains("open resolver")).count() <= 1, "{text}");
+                // What to do stands behind it, or on the next line.
+                at.map(|at| lines[at..(at + 2).min(lines.len())].concat())
+            })
+        };
+        for every in [":53", "0.0.0.0:53", "[::]:53"] {
+            for warning in warnings(every) {
+                let warning = warning.unwrap_or_else(|| panic!("{every}: no warning"));
+                assert!(warning.contains(&format!("`{HOST_LAN_V4}:53`")), "{every}: {warning}");
+            }
+        }
+        for one in ["127.0.0.1:53", &format!("{HOST_LAN_V4}:53")] {
+            assert_eq!(warnings(one), [None, None], "{one}");
+        }
+    });
+}

@@ -35,6 +35,7 @@ mod lab;
 mod leaks;
 mod load;
 mod loops;
+mod lost_state;
 mod modes;
 mod mtu;
 mod names;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 use super::support::peers::Peers;
@@ -262,11 +263,14 @@ fn a_start_that_would_be_refused_is_told_with_the_reason() {
             assert_eq!(said.code, Some(1), "{plan:#}");
             plan["refused"].as_str().unwrap_or_else(|| panic!("{plan:#}")).to_owned()
         };
-        let tunproxy = desktop().start(&lab.host);
-        std::fs::remove_file(tunproxy.place().state.join("control.sock")).unwrap();
-        let why = refused(tunproxy.place(), &lab.host);
+        let silent = desktop();
+        std::fs::create_dir(&silent.state).unwrap();
+        let lock = std::fs::File::create(silent.state.join("lock")).unwrap();
+        let held = Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap();
+        let why = refused(&silent, &lab.host);
         assert!(why.contains("another run (process ") && why.contains("does not answer"), "{why}");
-        let place = tunproxy.kill();
+        drop(held);
+        let place = desktop().start(&lab.host).kill();
         let why = refused(&place, &lab.gateway);
         assert!(why.contains("another network namespace") && why.contains("--namespace-gone"), "{why}");
         std::fs::write(place.state.join("journal"), "tunproxy-journal 99 {}\n").unwrap();

@@ -1,7 +1,9 @@
 //! A client that says much before it reads anything: what it says is acknowledged while its own window is shut.
 
 use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
@@ -13,7 +15,7 @@ use super::support::peers::tcp::send_pattern;
 use super::support::peers::{Peer, Peers};
 use super::support::sites::{V4, V6};
 use super::support::tunproxy::Place;
-use super::support::{Topology, run};
+use super::support::{Topology, run, world};
 
 const TUN: &str = "/dev/net/tun";
 /// What the site says first: more than the client's buffer holds, less than ours.
@@ -21,8 +23,8 @@ const GREETING: u64 = 400_000;
 /// What the client says before it reads: many windows.
 const UPLOAD: u64 = 16_000_000;
 const BUFFER: usize = 16_384;
-/// A shut window is probed within a second, and again after two.
-const PROBED: Duration = Duration::from_secs(4);
+/// A shut window is probed within a second, and again after two: so many segments come that bring nothing.
+const PROBES: u32 = 2;
 /// Far more than it takes, and less than a probe for each window of the upload.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -43,6 +45,39 @@ fn greets(sites: &Peers, address: SocketAddr) -> Peer {
     })
 }
 
+/// Returns when the window of `stream`, of which nobody reads, is shut and has been probed: when segments come, and no more bytes
+/// with them.
+fn until_probed(stream: &TcpStream) -> io::Result<()> {
+    let mut last = told(stream)?;
+    let probed = || match told(stream) {
+        Ok(now) if now.tcpi_bytes_received != last.tcpi_bytes_received => {
+            last = now;
+            None
+        }
+        Ok(now) => (now.tcpi_segs_in >= last.tcpi_segs_in + PROBES).then_some(Ok(())),
+        Err(error) => Some(Err(error)),
+    };
+    let late = || Err(io::Error::new(io::ErrorKind::TimedOut, "its shut window is not probed"));
+    world::poll_until(PATIENCE, probed).unwrap_or_else(late)
+}
+
+/// What the kernel tells of a connection (tcp(7)).
+fn told(stream: &TcpStream) -> io::Result<libc::tcp_info> {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes of plain numbers, of which all are zero before.
+    unsafe {
+        let got = libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        );
+        if got == 0 { Ok(info.assume_init()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
 /// Uploads while its window is shut. Returns the digest of what it was greeted with and the one that the site tells.
 fn uploads_first(to: SocketAddr) -> io::Result<(String, String)> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
@@ -51,7 +86,7 @@ fn uploads_first(to: SocketAddr) -> io::Result<(String, String)> {
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(Duration::from_secs(1)))?;
-    std::thread::sleep(PROBED);
+    until_probed(&stream)?;
     let (start, mut sent) = (Instant::now(), 0);
     while sent < UPLOAD {
         match stream.write(pattern(sent, UPLOAD - sent)) {

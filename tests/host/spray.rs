@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 
 use super::fairness::second;
 use super::support::client::act_in;
+use super::support::program::PATIENCE;
 use super::support::sites::V4;
 use super::support::tunproxy::{Place, Tunproxy};
-use super::support::{Netns, Sites, Topology, forged, packet, run};
+use super::support::{Netns, Sites, Topology, forged, packet, run, world};
 
 const TUN: &str = "/dev/net/tun";
 /// Each from a port of its own; a tenth of that is what a busy client may do.
 const DATAGRAMS_A_SECOND: f64 = 6000.0;
+/// So many were sent when the others begin: more than a client may do all at once.
+const BEFORE_OTHERS: u32 = 12_000;
 
 fn start(lab: &Topology, keys: &str) -> Tunproxy {
     let profile = format!(
@@ -45,7 +48,8 @@ fn beside_a_flood<T>(lab: &Topology, datagram: impl Fn(u32) -> Vec<u8> + Sync, a
     std::thread::scope(|scope| {
         scope.spawn(spray);
         // It has gone on for a while when the others begin.
-        std::thread::sleep(Duration::from_secs(2));
+        let goes_on = || (sent.load(Relaxed) >= BEFORE_OTHERS).then_some(());
+        assert!(world::poll_until(PATIENCE, goes_on).is_some(), "only {} were sent", sent.load(Relaxed));
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
         stop.store(true, Relaxed);
         let outcome = outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));

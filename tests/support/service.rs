@@ -11,8 +11,8 @@ use super::tunproxy::{Place, Said, binary};
 use super::unit::Unit;
 use super::{Netns, needs, world};
 
-/// The service's user, who is nobody else.
-pub(crate) const USER: u32 = 12345;
+/// The service's user, who is nobody else: one of the system, as the package makes it.
+pub(crate) const USER: u32 = 712;
 
 /// Needed by tests of a service: its user may open the TUN driver.
 pub(crate) const OPEN_TUN: &str = needs::OPEN_TUN;

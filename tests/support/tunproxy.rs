@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -225,6 +226,18 @@ impl Tunproxy {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.program.pid())).expect("its threads");
         let names = tasks.flatten().map(|task| task.file_name().to_string_lossy().into_owned());
         names.map(|task| self.status_field(&format!("task/{task}/status"), "voluntary_ctxt_switches:")).sum()
+    }
+
+    /// For how long all its threads together have run and have waited for a processor, in that order (proc(5), schedstat).
+    pub(crate) fn processor_time(&self) -> (Duration, Duration) {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.program.pid())).expect("its threads");
+        let times = tasks.flatten().filter_map(|task| {
+            // A thread may end meanwhile.
+            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            let mut words = text.split_whitespace().map(|word| word.parse().map(Duration::from_nanos));
+            Some((words.next()?.ok()?, words.next()?.ok()?))
+        });
+        times.fold(<(Duration, Duration)>::default(), |(run, waited), (more, longer)| (run + more, waited + longer))
     }
 
     /// The descriptors that it has open.

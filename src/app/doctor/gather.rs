@@ -15,7 +15,7 @@ use super::super::build;
 use super::super::control::{Command, ask};
 use super::super::limits;
 use super::super::load::Loaded;
-use super::super::nameservers::stub_warning;
+use super::super::nameservers::{open_resolver, stub_warning};
 use super::super::places::hides_from_us;
 use super::super::plan;
 use super::super::refusal::{NODE, closed};
@@ -29,8 +29,9 @@ use super::record::{
 use crate::dns;
 use crate::net::Name;
 use crate::platform::{
-    self, Family, HostPlan, JournalError, Journalled, KillSwitch, Netlink, NftState, Survey, firewall_rules, holder,
-    may_administer_network, nft_program, parameters_are_read_only, program_may_administer_network, read_parameter,
+    self, Condition, Family, HostPlan, JournalError, Journalled, KillSwitch, Netlink, NftState, Survey, condition,
+    firewall_rules, holder, lost_by, may_administer_network, nft_program, parameters_are_read_only,
+    program_may_administer_network, read_parameter,
 };
 use crate::profile::Profile;
 
@@ -52,7 +53,7 @@ pub(super) fn host(
     let run = run_state(state, again, unseen);
     let plan = match &run {
         RunState::Answers { plan, .. } => plan.as_deref(),
-        RunState::Absent | RunState::Silent(_) | RunState::Hidden => None,
+        RunState::Absent | RunState::Silent(_) | RunState::Suspended(_) | RunState::Lost(_) | RunState::Hidden => None,
     };
     let our_routes = match plan {
         Some(plan) => {
@@ -138,7 +139,13 @@ fn run_state(state: &Path, again: &str, unseen: &mut Vec<String>) -> RunState {
                 return RunState::Hidden;
             }
             if let Some(pid) = holder(state) {
-                return RunState::Silent(pid);
+                return match condition(pid) {
+                    Condition::Suspended => RunState::Suspended(pid),
+                    Condition::Gone | Condition::Dying | Condition::Alive => RunState::Silent(pid),
+                };
+            }
+            if let Some(pid) = lost_by(state) {
+                return RunState::Lost(pid);
             }
             if hides_from_us(state) {
                 unseen.push(format!("a tunproxy that root runs, or what it has left: root sees it ({again})"));
@@ -200,7 +207,7 @@ fn system(run: &RunState, state: &Path, unseen: &mut Vec<String>) -> System {
     let kernel = read_parameter("kernel/osrelease").unwrap_or_default();
     let open = match run {
         RunState::Answers { pid, .. } => open_files(*pid),
-        RunState::Absent | RunState::Silent(_) | RunState::Hidden => None,
+        RunState::Absent | RunState::Silent(_) | RunState::Suspended(_) | RunState::Lost(_) | RunState::Hidden => None,
     };
     System { now: SystemTime::now(), built, kernel, descriptors, open, state: state_dir(state, unseen) }
 }
@@ -229,7 +236,7 @@ fn state_dir(state: &Path, unseen: &mut Vec<String>) -> StateDir {
         Err(error) => (Some(error.desc().to_owned()), false),
     };
     let free = nix::sys::statvfs::statvfs(&there).map_or(u64::MAX, |it| it.blocks_available() * it.fragment_size());
-    let distrusted = platform::Journal::open_to_all(state);
+    let distrusted = platform::Journal::open_to_others(state);
     StateDir { path: state.display().to_string(), closed, hidden, distrusted, free }
 }
 
@@ -296,6 +303,7 @@ fn wanted(loaded: &Loaded) -> Wanted {
         gateway: run.is_gateway(),
         auto_forward: profile.tun.auto_forward,
         fake_ip: fakes(profile) && asks_us(profile),
+        open_resolver: profile.dns.listen.filter(|_| profile.dns.enable).and_then(open_resolver),
         interfaces: interfaces(profile),
     }
 }

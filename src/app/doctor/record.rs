@@ -57,6 +57,10 @@ pub(super) enum RunState {
     },
     /// A process holds the state directory and does not answer.
     Silent(i32),
+    /// The same, since a signal has stopped it.
+    Suspended(i32),
+    /// Its process goes on, and its state directory was deleted.
+    Lost(i32),
     /// This user may not ask, so that there may be one.
     Hidden,
 }
@@ -178,6 +182,8 @@ pub(super) struct Wanted {
     pub(super) auto_forward: bool,
     /// Names get fake addresses.
     pub(super) fake_ip: bool,
+    /// What comes of answering names at every address, and what to do, if it does.
+    pub(super) open_resolver: Option<(String, String)>,
     /// The interfaces that are taken or left out, each with its key of `tun`.
     pub(super) interfaces: Vec<(&'static str, String)>,
 }
@@ -244,7 +250,9 @@ impl Record {
     pub(super) fn plan(&self) -> Option<&HostPlan> {
         match &self.run {
             RunState::Answers { plan, .. } => plan.as_deref(),
-            RunState::Absent | RunState::Silent(_) | RunState::Hidden => None,
+            RunState::Absent | RunState::Silent(_) | RunState::Suspended(_) | RunState::Lost(_) | RunState::Hidden => {
+                None
+            }
         }
     }
 
@@ -252,7 +260,7 @@ impl Record {
     pub(super) fn looped(&self) -> u64 {
         match &self.run {
             RunState::Answers { looped, .. } => *looped,
-            RunState::Absent | RunState::Silent(_) | RunState::Hidden => 0,
+            RunState::Absent | RunState::Silent(_) | RunState::Suspended(_) | RunState::Lost(_) | RunState::Hidden => 0,
         }
     }
 

@@ -68,12 +68,16 @@ pub(super) struct Contents {
 /// or written behind it.
 pub(super) fn read(path: &Path) -> io::Result<Contents> {
     let nothing = Contents { records: Vec::new(), unsound: true };
-    let mut file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
+    let mut file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(nothing),
         Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Ok(nothing),
         Err(error) => return Err(error),
     };
+    // A pipe that somebody has put there must not hold us up.
+    if !file.metadata()?.is_file() {
+        return Ok(nothing);
+    }
     if file.metadata()?.len() > MAX_SIZE {
         return Err(io::Error::other("larger than any log of ours"));
     }

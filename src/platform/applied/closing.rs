@@ -28,8 +28,8 @@ impl HostPlan {
 impl Applied {
     /// Undoes what the crashed run had left closed. Ours stands by now: rules, routes and table with other numbers.
     pub(super) fn take_over(&mut self) -> Result<(), HostError> {
-        if !self.journal.is_clean() {
-            self.taken_over = Some(self.journal.replay()?);
+        if !self.journal.lock().is_clean() {
+            self.taken_over = Some(self.journal.lock().replay()?);
         }
         Ok(())
     }

@@ -44,7 +44,7 @@ impl Applied {
         failed.extend(unfinished.map(|error| format!("empty the firewall chain {CAPTURE_DNS}: {error}")));
         kept.reverse();
         self.done = kept;
-        self.journal.void(&void)?;
+        self.journal.lock().void(&void)?;
         if failed.is_empty() { Ok(()) } else { Err(HostError::NotUndone(failed)) }
     }
 }

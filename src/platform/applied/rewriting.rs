@@ -38,7 +38,7 @@ impl Applied {
             }
             Done::Change(..) | Done::Firewall(_) | Done::Resolved => true,
         });
-        self.journal.void(&void)?;
+        self.journal.lock().void(&void)?;
         settled.warnings.push(format!("somebody has replaced {}: that is what will be there after us", path.display()));
         Ok(resolv_conf::read(path))
     }

@@ -142,7 +142,7 @@ impl Applied {
         let open = self.not_in_place(&look);
         self.carry_out(open, seen, &look, &mut settled)?;
         self.take_back(&mut settled)?;
-        if let Err(error) = self.journal.compact(self.done.iter().filter_map(recorded)) {
+        if let Err(error) = self.journal.lock().compact(self.done.iter().filter_map(recorded)) {
             settled.failed.push(error.to_string());
         }
         // Whatever failed because of that need not be told.
@@ -191,7 +191,7 @@ impl Applied {
             return Ok(());
         }
         let lasting = planned.iter().flat_map(|(.., undos)| undos).filter(|undo| undo.outlives_us());
-        let mut ids = match self.journal.record(lasting) {
+        let mut ids = match self.journal.lock().record(lasting) {
             Ok(ids) => ids.into_iter(),
             // What needs no record, or has it, is done all the same: the kill switch before all.
             Err(error) => {
@@ -227,7 +227,7 @@ impl Applied {
                 }
             }
         }
-        self.journal.void(&void).map_err(HostError::from)?;
+        self.journal.lock().void(&void).map_err(HostError::from)?;
         let firewall = acts.iter().any(|(step, _)| *step == Step::Firewall);
         let resolver = seen.resolver && acts.iter().any(|(step, _)| *step == Step::Resolver);
         let look = self.look(Seen { firewall, resolver })?;
@@ -255,7 +255,7 @@ impl Applied {
     pub(super) fn do_on_record(&mut self, step: &Step) -> Result<(), HostError> {
         let undos = self.new_undos(step);
         let lasting: Vec<&Undo> = undos.iter().filter(|undo| undo.outlives_us()).collect();
-        let ids = self.journal.record(lasting)?;
+        let ids = self.journal.lock().record(lasting)?;
         let done = self.do_again(step);
         let void = match done {
             Ok(done) => {
@@ -265,11 +265,11 @@ impl Applied {
                 self.keep(step, undos, done)
             }
             Err(error) => {
-                self.journal.void(&ids)?;
+                self.journal.lock().void(&ids)?;
                 return Err(error);
             }
         };
-        Ok(self.journal.void(&void)?)
+        Ok(self.journal.lock().void(&void)?)
     }
 
     /// The inverses of a step that are not on record yet.
@@ -389,7 +389,7 @@ impl Applied {
                 }
             }
         }
-        Ok(self.journal.void(&void).map_err(HostError::from)?)
+        Ok(self.journal.lock().void(&void).map_err(HostError::from)?)
     }
 
     /// Has what failed tried again, less and less often, and tells of it once.

@@ -34,10 +34,10 @@ impl Applied {
             }
             Err(error) => failed.push(error.to_string()),
         }
-        if failed.is_empty() && self.journal.is_clean() {
-            return Ok(self.journal.clear()?);
+        if failed.is_empty() && self.journal.lock().is_clean() {
+            return Ok(self.journal.lock().clear()?);
         }
-        self.journal.void(&void)?;
+        self.journal.lock().void(&void)?;
         if failed.is_empty() {
             return Ok(());
         }

@@ -328,16 +328,40 @@ fn a_journal_that_others_may_write_is_refused() {
 }
 
 #[test]
-fn a_journal_of_another_user_is_refused_unless_the_directory_is_theirs_too() {
+fn a_journal_of_another_user_is_refused_unless_it_is_a_service_and_the_directory_is_its_own() {
+    const SERVICE: u32 = 712;
+    const PERSON: u32 = 12345;
     let (dir, path, _) = killed(1);
-    if chown(&path, Some(12345), None).is_err() {
+    if chown(&path, Some(SERVICE), None).is_err() {
         // Only root may give files away; `.ci/run` runs as root.
         return;
     }
+    let refusal = || Journal::open(dir.path()).unwrap_err().to_string();
+    assert!(refusal().contains("another user (uid 712)"), "{}", refusal());
+    chown(dir.path(), Some(SERVICE), None).unwrap();
+    assert!(!Journal::open(dir.path()).unwrap().is_clean(), "root cleans up after that service");
+    assert_eq!(Journal::open_to_others(dir.path()), None);
+    // What a person writes in his own directory is no order to root.
+    chown(&path, Some(PERSON), None).unwrap();
+    chown(dir.path(), Some(PERSON), None).unwrap();
+    let said = refusal();
+    assert!(said.contains("uid 12345") && said.contains("sudo -u '#12345' tunproxy cleanup"), "{said}");
+    // Root's own counts there as well, with a warning.
+    chown(&path, Some(0), None).unwrap();
+    assert!(!Journal::open(dir.path()).unwrap().is_clean());
+    let (what, advice) = Journal::open_to_others(dir.path()).unwrap();
+    assert!(what.contains("belongs to another user (uid 12345)") && advice.contains("--state-dir"), "{what}: {advice}");
+}
+
+#[test]
+fn a_lock_that_is_another_file_by_a_second_name_is_not_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let victim = dir.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    fs::hard_link(&victim, dir.path().join("lock")).unwrap();
     let said = Journal::open(dir.path()).unwrap_err().to_string();
-    assert!(said.contains("another user (uid 12345)"), "{said}");
-    chown(dir.path(), Some(12345), None).unwrap();
-    assert!(!Journal::open(dir.path()).unwrap().is_clean(), "root cleans up after a service of that user");
+    assert!(said.contains("lock has another name, too") && said.contains("ls -li"), "{said}");
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
 }
 
 #[test]

@@ -6,10 +6,20 @@ use std::path::PathBuf;
 
 use super::file;
 use super::format::{OLDEST, VERSION};
+use crate::platform::imp::process::Condition;
 
 /// What to do about a journal that cannot be used.
 const REMEDY: &str = "Undo by hand what it stood for (`ip rule` and `ip -6 rule` show our rules as `proto kernel`, \
                       from priority 9000 on), or reboot; look at /etc/resolv.conf; then delete the file";
+
+/// What there is to say of a run in that condition.
+pub const SUSPENDED: &str = "it is suspended (by SIGSTOP or Ctrl-Z), so that it neither carries traffic nor answers";
+
+/// How a suspended process goes on.
+#[must_use]
+pub fn let_go_on(pid: impl fmt::Display) -> String {
+    format!("`kill -CONT {pid}` lets it go on")
+}
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +30,15 @@ pub enum JournalError {
         dir: PathBuf,
         /// The process that holds it, as far as it says.
         pid: String,
+        /// How it stands with that process.
+        holder: Condition,
+    },
+    /// Somebody has deleted the state directory of a run that goes on.
+    Lost {
+        /// The state directory.
+        dir: PathBuf,
+        /// The process of that run.
+        pid: i32,
     },
     /// A newer program wrote it.
     Version {
@@ -67,7 +86,13 @@ impl JournalError {
     #[must_use]
     pub fn what(&self) -> String {
         match self {
-            Self::Locked { dir, pid } => format!("another run (process {pid}) uses {}", dir.display()),
+            Self::Locked { dir, pid, holder: Condition::Suspended } => {
+                format!("another run (process {pid}) uses {}, and {SUSPENDED}", dir.display())
+            }
+            Self::Locked { dir, pid, .. } => format!("another run (process {pid}) uses {}", dir.display()),
+            Self::Lost { dir, pid } => {
+                format!("process {pid} runs with {}, which was deleted since and could not be put back", dir.display())
+            }
             Self::Version { path, found } => {
                 format!("{} is of version {found}, this program knows versions {OLDEST} to {VERSION}", path.display())
             }
@@ -90,7 +115,14 @@ impl JournalError {
     #[must_use]
     pub fn advice(&self) -> String {
         match self {
+            Self::Locked { pid, holder: Condition::Suspended, .. } => {
+                format!("{}; then `tunproxy stop` ends it, too", let_go_on(pid))
+            }
             Self::Locked { .. } => "stop it (`tunproxy stop`), or give this one its own --state-dir".to_owned(),
+            Self::Lost { dir, pid } => format!(
+                "its log says why; `kill {pid}` ends it and puts the host back, `mkdir -m 700 -p {}` (by its user) lets it go on",
+                dir.display()
+            ),
             Self::Version { .. } => {
                 "run `cleanup` with the version that wrote it, or reboot and delete the file".to_owned()
             }
@@ -110,7 +142,7 @@ impl fmt::Display for JournalError {
         let (what, advice) = (self.what(), self.advice());
         match self {
             _ if advice.is_empty() => f.write_str(&what),
-            Self::Locked { .. } | Self::Io { .. } => write!(f, "{what}; {advice}"),
+            Self::Locked { .. } | Self::Lost { .. } | Self::Io { .. } => write!(f, "{what}; {advice}"),
             Self::Version { .. } => write!(f, "{what}: {advice}"),
             Self::Foreign { .. } | Self::Damaged { .. } | Self::Untrusted { .. } => {
                 write!(f, "{what}. {advice}")

@@ -45,19 +45,64 @@ pub(super) fn load(path: &Path) -> Result<Vec<u8>, JournalError> {
     }
 }
 
-/// What is wrong with a state directory that everybody may write to, and what to do: others can take our files out of it.
-/// Containers often have such directories and one user, so that this is no reason to refuse it. Links, and what others have
-/// put in place of a file of ours, are refused one by one.
-pub(super) fn open_to_all(dir: &Path) -> Option<(String, String)> {
+/// What is wrong with a state directory that others may write to, or take away, and what to do: they can take our files out of
+/// it. Containers often have such directories and one user, so that this is no reason to refuse it. Links, and what others
+/// have put in place of a file of ours, are refused one by one.
+pub(super) fn open_to_others(dir: &Path) -> Option<(String, String)> {
     let mode = fs::metadata(dir).ok()?.mode() & 0o7777;
     let shown = dir.display();
-    (mode & 0o002 != 0).then(|| {
+    if mode & 0o002 != 0 {
         let what = format!(
             "everybody may write to the state directory {shown} (mode {mode:04o}): any user of this host can keep it from being \
              put back, by taking the journal away"
         );
-        (what, format!("`chmod go-w {shown}`; or name another with --state-dir"))
-    })
+        return Some((what, format!("`chmod go-w {shown}`; or name another with --state-dir")));
+    }
+    let named = std::path::absolute(dir).ok();
+    let ways = named.into_iter().chain(fs::canonicalize(dir).ok());
+    let (path, why) =
+        ways.flat_map(|way| way.ancestors().map(Path::to_owned).collect::<Vec<_>>()).find_map(|path| {
+            let why = why_others_own(&path)?;
+            Some((path, why))
+        })?;
+    let in_the_way = if path == dir { String::new() } else { format!(" {}, in which it is,", path.display()) };
+    let what = format!(
+        "the state directory {shown} can be taken away by others:{in_the_way} {why}. They can keep this host from being put \
+         back, and put a socket of theirs in the place of ours"
+    );
+    Some((what, "name another with --state-dir, in a directory of this user's or of root's".to_owned()))
+}
+
+/// Why others than this user and root may move what is in the directory `path`.
+fn why_others_own(path: &Path) -> Option<String> {
+    let found = fs::metadata(path).ok()?;
+    let (owner, mode) = (found.uid(), found.mode() & 0o7777);
+    if owner != geteuid().as_raw() && is_ordinary(owner) {
+        return Some(format!("belongs to another user (uid {owner})"));
+    }
+    // In a sticky directory everybody may move what is his own, and nothing else.
+    (mode & 0o1002 == 0o002).then(|| format!("may be written by everybody (mode {mode:04o})"))
+}
+
+/// Whether `uid` is a person's: what a service of the system has is as root wants it. (The numbers are those of useradd(8) and
+/// of systemd; 65534 stands for whoever has no number in this namespace.)
+fn is_ordinary(uid: u32) -> bool {
+    const FIRST_PERSON: u32 = 1000;
+    const DYNAMIC: std::ops::RangeInclusive<u32> = 61_184..=65_519;
+    const NOBODY: u32 = 65_534;
+    uid >= FIRST_PERSON && !DYNAMIC.contains(&uid) && uid != NOBODY
+}
+
+/// Why nobody should write to `file`, which is the lock at `path`: it may be another file, by a second name.
+pub(super) fn distrust_lock(path: &Path, file: &File) -> io::Result<Option<JournalError>> {
+    let found = file.metadata()?;
+    let why = match (found.is_file(), found.nlink()) {
+        (true, 0 | 1) => return Ok(None),
+        (true, _) => "has another name, too",
+        (false, _) => "is not a file",
+    };
+    let remedy = format!("Look what it is (`ls -li {}`), and delete it: no run of ours made it so", path.display());
+    Ok(Some(JournalError::Untrusted { path: path.to_owned(), why: why.to_owned(), remedy }))
 }
 
 /// Why nobody should act on what stands in `file`: whoever wrote it has the rights of this process then. And what to do, if
@@ -67,11 +112,15 @@ fn distrust(path: &Path, file: &File) -> io::Result<Option<(String, Option<Strin
     if !found.is_file() {
         return Ok(Some(("is not a file".to_owned(), None)));
     }
-    // Root may clean up after another user's run, in that user's directory.
+    // Root may clean up after a service's run, in that service's directory. In a person's it would do what that person writes.
     let folder = path.parent().map_or(Ok(0), |folder| Ok::<_, io::Error>(fs::metadata(folder)?.uid()))?;
+    let folder = if is_ordinary(folder) { 0 } else { folder };
     if ![geteuid().as_raw(), 0, folder].contains(&found.uid()) {
         let remedy = format!(
-            "If that user's run wrote it and nobody else, `sudo chown {} {}` makes it count",
+            "Clean up as that user, whose run it was and with whose rights (`sudo -u '#{}' tunproxy cleanup --state-dir {}`). If \
+             that run wrote it and nobody else, `sudo chown {} {}` makes it count",
+            found.uid(),
+            path.parent().unwrap_or(path).display(),
             geteuid(),
             path.display()
         );

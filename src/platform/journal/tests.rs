@@ -294,14 +294,39 @@ fn a_directory_that_everybody_may_write_to_is_told_with_what_to_do() {
     let mode = |mode| fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
     for open in [0o777, 0o1777, 0o703] {
         mode(open);
-        let (what, advice) = Journal::open_to_all(dir.path()).unwrap();
+        let (what, advice) = Journal::open_to_others(dir.path()).unwrap();
         assert!(what.contains(&format!("(mode {open:04o})")) && advice.contains("chmod go-w"), "{what}: {advice}");
     }
     for closed in [0o700, 0o755, 0o775] {
         mode(closed);
-        assert_eq!(Journal::open_to_all(dir.path()), None);
+        assert_eq!(Journal::open_to_others(dir.path()), None);
     }
-    assert_eq!(Journal::open_to_all(&dir.path().join("none")), None);
+    assert_eq!(Journal::open_to_others(&dir.path().join("none")), None);
+}
+
+#[test]
+fn a_directory_that_others_may_take_away_is_told_with_who_they_are() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let base = tempfile::tempdir().unwrap();
+    let (above, link) = (base.path().join("above"), base.path().join("link"));
+    let dir = above.join("tunproxy");
+    fs::create_dir_all(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+    symlink(&above, &link).unwrap();
+    let mode = |mode| fs::set_permissions(&above, fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o777);
+    for way in [&dir, &link.join("tunproxy")] {
+        let (what, _) = Journal::open_to_others(way).unwrap();
+        assert!(what.contains(", in which it is, may be written by everybody (mode 0777)"), "{what}");
+    }
+    for closed in [0o1777, 0o755] {
+        mode(closed);
+        assert_eq!(Journal::open_to_others(&dir), None);
+    }
+    if std::os::unix::fs::chown(&above, Some(12345), None).is_ok() {
+        let (what, _) = Journal::open_to_others(&dir).unwrap();
+        assert!(what.contains("above, in which it is, belongs to another user (uid 12345)"), "{what}");
+    }
 }
 
 #[test]

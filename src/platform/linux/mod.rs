@@ -12,6 +12,7 @@ mod listeners;
 pub(super) mod memory;
 pub(super) mod netlink;
 pub(super) mod nft;
+pub(super) mod process;
 pub(super) mod processor;
 mod program;
 pub(super) mod resolv_conf;

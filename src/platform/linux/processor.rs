@@ -15,11 +15,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_takes_time_and_sleep_takes_hardly_any() {
-        let before = thread_time().unwrap();
-        while thread_time().unwrap() < before + Duration::from_millis(5) {}
-        let worked = thread_time().unwrap();
-        std::thread::sleep(Duration::from_millis(200));
-        assert!(thread_time().unwrap() - worked < Duration::from_millis(100));
+    fn work_takes_time_and_waiting_for_somebody_takes_hardly_any() {
+        let work = || {
+            let before = thread_time().unwrap();
+            while thread_time().unwrap() < before + Duration::from_millis(100) {}
+        };
+        let (before, worker) = (thread_time().unwrap(), std::thread::spawn(work));
+        worker.join().unwrap();
+        // The worker had all of its time while this thread waited.
+        assert!(thread_time().unwrap() - before < Duration::from_millis(50));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 use super::super::support::program::PATIENCE;
@@ -57,11 +58,13 @@ fn a_run_that_does_not_answer_is_named_with_its_process() {
     run(&[TUN], || {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
-        let tunproxy = desktop().start(&lab.host);
-        fs::remove_file(tunproxy.place().state.join("control.sock")).unwrap();
-        let pid = fs::read_to_string(tunproxy.place().state.join("lock")).unwrap();
-        let found = told(&examine(tunproxy.place(), &lab.host), "problem");
-        assert!(found[0].contains(&format!("process {pid} holds the state directory")), "{found:#?}");
+        let place = desktop();
+        fs::create_dir(&place.state).unwrap();
+        let lock = fs::File::create(place.state.join("lock")).unwrap();
+        let _held = Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap();
+        let found = told(&examine(&place, &lab.host), "problem");
+        let words = format!("process {} holds the state directory", std::process::id());
+        assert!(found[0].contains(&words) && found[0].contains("does not answer"), "{found:#?}");
     });
 }
 

@@ -1,7 +1,7 @@
 //! Other programs that route: VPNs, proxies, and rules that are asked before ours.
 
 use super::super::finding::Finding;
-use super::super::record::{Record, is_default_name};
+use super::super::record::{Record, RunState, is_default_name};
 use super::before_us::partial;
 use crate::platform::{Family, HostPlan, MarkMatch, Rule, RuleAction, SeenLink};
 
@@ -113,6 +113,10 @@ fn other_captures(record: &Record) -> Vec<Finding> {
         }
         seen.push(link.index);
         if is_default_name(&link.name) {
+            // It is that run's, which cannot be asked what it has changed.
+            if matches!(record.run, RunState::Lost(_)) {
+                continue;
+            }
             found.push(Finding::warning(
                 format!(
                     "a tunproxy with another state directory takes this host's traffic into {} ({rule})",

@@ -26,6 +26,7 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
             "read them: `tunproxy check --profile FILE`",
         ));
     }
+    found.extend(profile.open_resolver.iter().map(|(what, advice)| Finding::warning(what.clone(), advice.clone())));
     let missing = |(_, name): &&(&str, String)| record.links.iter().all(|link| link.name != *name);
     found.extend(profile.interfaces.iter().filter(missing).map(|(key, name)| {
         Finding::warning(
@@ -97,6 +98,15 @@ mod tests {
         record.profile.as_mut().unwrap().interfaces = named;
         let told = warnings(&check(&record));
         assert!(told.len() == 1 && told[0].contains("tun.exclude-interface: there is no interface wg7"), "{told:?}");
+    }
+
+    #[test]
+    fn a_profile_that_answers_strangers_is_told_what_to_write_instead() {
+        let mut record = running();
+        record.profile.as_mut().unwrap().open_resolver =
+            Some(("dns.listen: [::]:53".to_owned(), "name one".to_owned()));
+        let told = warnings(&check(&record));
+        assert_eq!(told, ["dns.listen: [::]:53"], "{told:?}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::super::finding::Finding;
 use super::super::record::{Record, RunState};
 use crate::app::closed::{how_to_close, how_to_open, what_is_open};
 use crate::app::places::option;
-use crate::platform::{KillSwitch, Rule, RuleAction, rule_command};
+use crate::platform::{KillSwitch, Rule, RuleAction, SUSPENDED, let_go_on, rule_command};
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
     match &record.run {
@@ -27,6 +27,26 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
             format!(
                 "if it has only just begun to start or to stop, look again; else its log may say why: `kill {pid}`, or \
                  `kill -9 {pid}`, and then `tunproxy cleanup`"
+            ),
+        )],
+        RunState::Suspended(pid) => vec![Finding::problem(
+            format!("process {pid} holds the state directory {}; {SUSPENDED}", record.system.state.path),
+            format!(
+                "{}. If it is not wanted any more: `kill -9 {pid}`, and then `tunproxy cleanup{}`",
+                let_go_on(pid),
+                option(Path::new(&record.system.state.path))
+            ),
+        )],
+        RunState::Lost(pid) => vec![Finding::problem(
+            format!(
+                "tunproxy runs (process {pid}), and its state directory {} was deleted since: nobody can ask it, and after a crash \
+                 nothing tells what to undo",
+                record.system.state.path
+            ),
+            format!(
+                "look again: it puts the directory back within a second. If it cannot, its log says why; `mkdir -m 700 -p {}` (by \
+                 its user) helps, or `kill {pid}`, which puts the host back, and a new start",
+                record.system.state.path
             ),
         )],
         RunState::Absent | RunState::Hidden => absent(record),
@@ -146,6 +166,21 @@ mod tests {
     fn a_run_that_holds_its_directory_and_says_nothing_is_named_with_its_process() {
         let found = check(&Record { run: RunState::Silent(4711), ..quiet() });
         assert!(only_problem(&found).unwrap().what.contains("process 4711"), "{found:?}");
+    }
+
+    #[test]
+    fn one_that_is_suspended_is_told_with_how_it_goes_on() {
+        let found = check(&Record { run: RunState::Suspended(4711), ..quiet() });
+        let problem = only_problem(&found).unwrap();
+        assert!(problem.what.contains("suspended") && problem.advice.contains("`kill -CONT 4711`"), "{found:?}");
+    }
+
+    #[test]
+    fn one_whose_directory_was_deleted_is_not_called_absent() {
+        let found = check(&Record { run: RunState::Lost(4711), ..quiet() });
+        let problem = only_problem(&found).unwrap();
+        assert!(problem.what.contains("runs (process 4711)") && problem.advice.contains("`kill 4711`"), "{found:?}");
+        assert_eq!(found.len(), 1, "{found:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Waiting until something has changed on the host. Nothing is polled: the kernel tells of links, addresses, routes,
 //! rules, forwarding and nftables by netlink, and of the resolver's files by inotify.
 
+mod directory;
 mod files;
 
 use std::io;
@@ -8,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+pub use directory::DirectoryWatch;
 use files::Files;
 use netlink_packet_core::NetlinkBuffer;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
