@@ -168,6 +168,14 @@ impl Message {
         addresses.into()
     }
 
+    /// Whether it says something of the name: an address, where one was asked for.
+    pub(super) fn has_data(&self) -> bool {
+        match self.asked() {
+            kind::A | kind::AAAA => !self.addresses.is_empty(),
+            _ => self.code == rcode::NO_ERROR && self.counts[0] > 0,
+        }
+    }
+
     /// Bytes that it takes.
     pub(super) fn len(&self) -> usize {
         self.bytes.len()

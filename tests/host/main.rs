@@ -53,6 +53,7 @@ mod shortage;
 mod shut_window;
 mod spray;
 mod stopping;
+mod stubs;
 mod together;
 mod system_proxy;
 mod tls;

@@ -17,7 +17,7 @@ use super::crew::{Crew, Parcel};
 use super::streams::stream;
 use super::{QUOTED, Tunnel};
 use crate::dispatch::{Back, EchoBack, Ping};
-use crate::dns::{Answer, Dns, Question, Transport};
+use crate::dns::{Answer, Asker, Dns, Question, Transport};
 use crate::net::{Echo, Reach};
 use crate::session::{Inbound, Network, Session};
 use crate::stack::{self, Claim, Datagram, Event, Frame, Refusal, Tuple, VirtioHeader};
@@ -139,7 +139,8 @@ impl Tunnel {
             if dispatcher.core().has_question_come_back(Network::Tcp, tuple.client, tuple.server) {
                 return incoming.refuse(Refusal::Network);
             }
-            spawn_local(stream(dispatcher, Rc::clone(&self.streams), tuple.client.ip(), incoming));
+            let asker = Asker { client: tuple.client.ip(), server: Some(tuple.server) };
+            spawn_local(stream(dispatcher, Rc::clone(&self.streams), asker, incoming));
         } else {
             spawn_local(dispatcher.flow(tuple, incoming));
         }
@@ -184,7 +185,8 @@ impl Tunnel {
     fn query(&self, query: &[u8], datagram: &Datagram<'_>, now: Instant, replies: &mut Vec<Reply>) {
         let (from, to) = (datagram.destination, datagram.source);
         let mut message = Vec::with_capacity(512);
-        match self.dns.answer(query, Transport::Udp, to.ip(), now, &mut message) {
+        let asker = Asker { client: to.ip(), server: Some(from) };
+        match self.dns.answer(query, Transport::Udp, asker, now, &mut message) {
             Answer::Ready => replies.push(Reply { from, to, message }),
             Answer::Ask(question) => {
                 spawn_local(ask(Arc::clone(&self.dns), Rc::clone(&self.back), from, to, question));

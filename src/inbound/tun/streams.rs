@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use crate::dispatch::Dispatcher;
+use crate::dns::Asker;
 use crate::stack::FlowStream;
 
 /// Streams of one worker on which questions may be asked; one more is reset.
@@ -57,11 +58,11 @@ impl Drop for Place {
 
 /// Answers the questions on one stream. Before its client has completed the handshake it costs no place here: it counts
 /// among the flows being opened, which the stack limits in number and in time.
-pub(super) async fn stream(dispatcher: Rc<Dispatcher>, streams: Rc<Streams>, source: IpAddr, mut stream: FlowStream) {
+pub(super) async fn stream(dispatcher: Rc<Dispatcher>, streams: Rc<Streams>, asker: Asker, mut stream: FlowStream) {
     stream.accept();
     poll_fn(|cx| stream.poll_open(cx)).await;
-    if let Some(_place) = streams.enter(source) {
-        dispatcher.names(stream, source).await;
+    if let Some(_place) = streams.enter(asker.client) {
+        dispatcher.names(stream, asker).await;
     }
 }
 
