@@ -90,7 +90,11 @@ fn source(server: &Nameserver, system: &Arc<FromSystem>, lookup: Option<&Arc<dyn
     match host {
         Host::Ip(ip) => {
             let upstream = Upstream { address: SocketAddr::new(*ip, *port), tcp_only };
-            Some(if dns::System::is_stub(&**system, upstream.address) { Source::Stub(upstream) } else { upstream.into() })
+            Some(if dns::System::is_stub(&**system, upstream.address) {
+                Source::Stub(upstream)
+            } else {
+                upstream.into()
+            })
         }
         Host::Name(name) => {
             Some(Source::Named { name: name.clone(), port: *port, tcp_only, lookup: Arc::clone(lookup?) })

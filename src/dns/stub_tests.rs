@@ -150,7 +150,8 @@ async fn the_answers_of_a_stub_whose_questions_never_come_to_us_are_its_own() {
 
 #[tokio::test]
 async fn a_server_that_is_silent_or_refuses_makes_the_stub_choose_another() {
-    let (dead, refusing) = (Nameserver::silent().await, Nameserver::answering(|q| code(q, ResponseCode::Refused)).await);
+    let (dead, refusing) =
+        (Nameserver::silent().await, Nameserver::answering(|q| code(q, ResponseCode::Refused)).await);
     let server = real().await;
     let order = [dead.address, refusing.address, server.address].map(Some).to_vec();
     let world = World::new(faking(&[]), move |_| Does::Asks(order.clone())).await;
@@ -221,7 +222,8 @@ async fn tracers_are_known_in_any_case_and_forged_ones_are_names() {
 fn tracers_fit_below_the_longest_names_and_below_the_root() {
     let tracers = Tracers::new();
     let (noted, _found) = mpsc::channel(1);
-    let long: Vec<u8> = [&[63; 1][..], &[b'a'; 63]].concat().repeat(3).into_iter().chain([61]).chain([b'b'; 61]).chain([0]).collect();
+    let long: Vec<u8> =
+        [&[63; 1][..], &[b'a'; 63]].concat().repeat(3).into_iter().chain([61]).chain([b'b'; 61]).chain([0]).collect();
     assert_eq!(long.len(), MAX_NAME);
     let tracer = tracers.send(&long, noted.clone());
     assert!(tracer.name.len() <= MAX_NAME && tracer.name.ends_with(&[b'b', 0]));

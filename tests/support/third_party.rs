@@ -74,20 +74,20 @@ pub(crate) fn iperf3_server(ns: &Netns, address: IpAddr, port: u16) -> Program {
     server
 }
 
-/// A stub that asks `upstream` for what it does not know, dnsmasq. By itself it knows `nas.home.test`.
+/// A stub that asks `upstream`, in this order, for what it does not know, dnsmasq. By itself it knows `nas.home.test`.
 ///
 /// # Panics
 /// If it does not come up.
 pub(crate) fn dnsmasq(ns: &Netns, address: SocketAddr, upstream: &[IpAddr]) -> Program {
     let servers: String = upstream.iter().map(|server| format!("server={server}\n")).collect();
     let config = format!(
-        "keep-in-foreground\nno-resolv\nno-hosts\npid-file=\nuser=root\nbind-interfaces\nlog-facility=-\n\
+        "keep-in-foreground\nno-resolv\nno-hosts\npid-file=\nuser=root\nbind-interfaces\nstrict-order\nlog-facility=-\n\
          listen-address={}\nport={}\nhost-record=nas.home.test,203.0.113.10\n{servers}",
         address.ip(),
         address.port()
     );
     let mut command = ns.command("dnsmasq");
-    command.arg("--conf-file").arg(configuration("dnsmasq.conf", &config));
+    command.arg("-C").arg(configuration("dnsmasq.conf", &config));
     until_listening(ns, Program::start("dnsmasq", command), address)
 }
 
@@ -99,7 +99,7 @@ pub(crate) fn unbound(ns: &Netns, address: SocketAddr, upstream: &[IpAddr], word
     let servers: String = upstream.iter().map(|server| format!("  forward-addr: {server}\n")).collect();
     let config = format!(
         "server:\n  interface: {}\n  port: {}\n  username: \"\"\n  chroot: \"\"\n  pidfile: \"\"\n  use-syslog: no\n  \
-         logfile: \"\"\n  module-config: iterator\n{words}remote-control:\n  control-enable: no\nforward-zone:\n  name: .\n\
+         logfile: \"\"\n  module-config: iterator\n  local-zone: \"test.\" nodefault\n{words}remote-control:\n  control-enable: no\nforward-zone:\n  name: .\n\
          {servers}",
         address.ip(),
         address.port()

@@ -132,8 +132,9 @@ async fn nameservers_answer(
     let known = profile.is_some() || record.looped() > 0;
     // One on this host may hand out fake addresses: the run asks those behind it.
     let sure = |server: &SocketAddr| !server.ip().is_loopback();
-    let system =
-        || if ours { Vec::new() } else { listed.iter().map(|server| (*server, false, known && sure(server))).collect() };
+    let system = || {
+        if ours { Vec::new() } else { listed.iter().map(|server| (*server, false, known && sure(server))).collect() }
+    };
     let servers: Vec<(SocketAddr, bool, bool)> = match profile.filter(|profile| profile.dns.enable) {
         None => system(),
         Some(profile) => profile
