@@ -178,7 +178,7 @@ impl Dns {
                 true => &self.counters.local,
                 false => return false,
             },
-            None => match self.fake.as_ref().filter(|fake| fake.fakes(name)) {
+            None => match self.fake.as_ref().filter(|fake| !special::is_of_the_network(name) && fake.fakes(name)) {
                 Some(fake) => match self.answer_fake(fake, query, name, (client, now), reply) {
                     true => &self.counters.faked,
                     false => return false,
@@ -250,7 +250,8 @@ impl Dns {
         match outcome {
             Ok(answered) => {
                 self.remember(query, answered, now);
-                answered.message.fit(query, answered.age(now), reply);
+                // The addresses of a mail exchanger or a service are real there, and would lead past the rules.
+                answered.message.fit(query, answered.age(now), self.fake.is_none(), reply);
             }
             Err(why) => query.failure(reason::NO_REACHABLE_AUTHORITY, &why.to_string(), reply),
         }
