@@ -1,8 +1,6 @@
 //! A stub on this host is the system's nameserver: we find real addresses through it, while programs that ask it, or
 //! anybody else, get fake ones, and no question of theirs leaves.
 
-use std::net::IpAddr;
-
 use super::leaks::at;
 use super::support::packet::{Packet, protocol};
 use super::support::peers::Peers;
@@ -96,15 +94,11 @@ fn nothing_left(sites: &Sites, capture: &mut Capture) {
     capture.assert_nothing("a question of a program", is_of_a_program);
 }
 
-fn upstream(addresses: &[&str]) -> Vec<IpAddr> {
-    addresses.iter().map(|address| address.parse().expect("an address")).collect()
-}
-
 /// With this stub, in each way to say that it is to be asked, over crashes of us and restarts of it.
-fn any_stub_will_do(start: impl Fn(&Topology, &[IpAddr]) -> Program) {
+fn any_stub_will_do(start: impl Fn(&Topology, &[&str]) -> Program) {
     let (lab, sites, mut capture) = lab();
     let _sixth = lab.at_gateway.dns(at(&format!("[{GATEWAY_V6}]:53")), zone().address(REAL, V4));
-    let mut stub = Some(start(&lab, &upstream(&[GATEWAY_V4])));
+    let mut stub = Some(start(&lab, &[GATEWAY_V4]));
     assert_eq!(dig(&lab, "127.0.0.1", NAME, &["A"]).trim(), V4, "the stub works");
     for (tun, nameserver) in
         [("", ""), (", kill-switch: true", ", nameserver: [system]"), ("", ", nameserver: [127.0.0.1]")]
@@ -112,14 +106,14 @@ fn any_stub_will_do(start: impl Fn(&Topology, &[IpAddr]) -> Program) {
         let place = profile(tun, nameserver);
         // It has no memory of what was before: a real address in it would be given to programs.
         drop(stub.take());
-        stub = Some(start(&lab, &upstream(&[GATEWAY_V4])));
+        stub = Some(start(&lab, &[GATEWAY_V4]));
         let tunproxy = place.start(&lab.host);
         works(&lab, &tunproxy, "at first");
         let place = tunproxy.kill();
         let tunproxy = place.start(&lab.host);
         works(&lab, &tunproxy, "after a crash, with fake addresses in the stub's memory");
         drop(stub.take());
-        stub = Some(start(&lab, &upstream(&[GATEWAY_V6])));
+        stub = Some(start(&lab, &[GATEWAY_V6]));
         works(&lab, &tunproxy, "with another nameserver behind it");
         assert_eq!(tunproxy.counted(&lab.host, &["dns", "looped"]), 0);
         assert!(tunproxy.stop().success());
@@ -131,6 +125,14 @@ fn any_stub_will_do(start: impl Fn(&Topology, &[IpAddr]) -> Program) {
 fn names_are_found_through_a_forwarding_dnsmasq_and_what_it_alone_knows_too() {
     run(&["curl", "dig", "dnsmasq", TUN], || {
         any_stub_will_do(|lab, behind| dnsmasq(&lab.host, at(STUB), behind));
+    });
+}
+
+#[test]
+fn names_are_found_through_a_dnsmasq_that_is_tied_to_the_uplink() {
+    run(&["curl", "dig", "dnsmasq", TUN], || {
+        // As NetworkManager has it.
+        any_stub_will_do(|lab, behind| dnsmasq(&lab.host, at(STUB), &[&format!("{}@eth0", behind[0])]));
     });
 }
 
@@ -153,7 +155,7 @@ fn names_are_found_through_an_unbound_that_asks_over_tcp_and_keeps_answers_for_l
 fn what_the_stub_alone_knows_is_found_for_clients_of_our_ports() {
     run(&["curl", "dnsmasq", TUN], || {
         let (lab, _sites, _capture) = lab();
-        let _stub = dnsmasq(&lab.host, at(STUB), &upstream(&[GATEWAY_V4]));
+        let _stub = dnsmasq(&lab.host, at(STUB), &[GATEWAY_V4]);
         let tunproxy = profile("", "").start(&lab.host);
         let said = fetch(&lab, &["--proxy", "http://127.0.0.1:7890"], "nas.home.test");
         assert!(said.stdout.contains("host=nas.home.test path=/stub"), "{said:?}\n{}", tunproxy.output());
@@ -168,7 +170,7 @@ fn a_nameserver_behind_the_stub_that_is_dead_is_given_up_for_another() {
     run(&["curl", "dnsmasq", "unbound", TUN], || {
         let (lab, sites, _capture) = lab();
         // Nobody is at the first address; who asks there hears nothing. dnsmasq always begins with it.
-        let behind = upstream(&["203.0.113.99", GATEWAY_V4]);
+        let behind = ["203.0.113.99", GATEWAY_V4];
         for number in 0..2 {
             let stub = match number {
                 0 => dnsmasq(&lab.host, at(STUB), &behind),

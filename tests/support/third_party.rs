@@ -75,10 +75,11 @@ pub(crate) fn iperf3_server(ns: &Netns, address: IpAddr, port: u16) -> Program {
 }
 
 /// A stub that asks `upstream`, in this order, for what it does not know, dnsmasq. By itself it knows `nas.home.test`.
+/// Behind each may stand the interface or the address that it is asked from: `@eth0`.
 ///
 /// # Panics
 /// If it does not come up.
-pub(crate) fn dnsmasq(ns: &Netns, address: SocketAddr, upstream: &[IpAddr]) -> Program {
+pub(crate) fn dnsmasq(ns: &Netns, address: SocketAddr, upstream: &[&str]) -> Program {
     let servers: String = upstream.iter().map(|server| format!("server={server}\n")).collect();
     let config = format!(
         "keep-in-foreground\nno-resolv\nno-hosts\npid-file=\nuser=root\nbind-interfaces\nstrict-order\nlog-facility=-\n\
@@ -95,7 +96,7 @@ pub(crate) fn dnsmasq(ns: &Netns, address: SocketAddr, upstream: &[IpAddr]) -> P
 ///
 /// # Panics
 /// If it does not come up.
-pub(crate) fn unbound(ns: &Netns, address: SocketAddr, upstream: &[IpAddr], words: &str) -> Program {
+pub(crate) fn unbound(ns: &Netns, address: SocketAddr, upstream: &[&str], words: &str) -> Program {
     let servers: String = upstream.iter().map(|server| format!("  forward-addr: {server}\n")).collect();
     let config = format!(
         "server:\n  interface: {}\n  port: {}\n  username: \"\"\n  chroot: \"\"\n  pidfile: \"\"\n  use-syslog: no\n  \
