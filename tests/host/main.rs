@@ -43,6 +43,7 @@ mod plan;
 mod nat;
 mod profiles;
 mod proxies;
+mod questions;
 mod resolv_conf;
 mod restored;
 mod rootless;
