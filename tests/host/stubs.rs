@@ -152,6 +152,40 @@ fn names_are_found_through_an_unbound_that_asks_over_tcp_and_keeps_answers_for_l
 }
 
 #[test]
+fn a_gateway_without_fake_addresses_answers_its_clients_and_itself_through_a_stub() {
+    run(&["dig", "dnsmasq", "unbound", TUN], || {
+        let lab = Topology::with_lan();
+        let sites = Sites::open(&lab);
+        world::set_resolv_conf("nameserver 127.0.0.1\n");
+        for number in 0..2 {
+            let stub = match number {
+                0 => dnsmasq(&lab.host, at(STUB), &[GATEWAY_V4]),
+                _ => unbound(&lab.host, at(STUB), &[GATEWAY_V4], ""),
+            };
+            let place = Place::new(
+                "mode: direct\nipv6: false\ntun: { enable: true, auto-forward: true }\n\
+                 dns: { enable: true, ipv6: false, enhanced-mode: redir-host }\n",
+            );
+            let tunproxy = place.start(&lab.host);
+            for (ns, server) in [(lab.client(), "203.0.113.53"), (&lab.host, "203.0.113.53"), (&lab.host, "127.0.0.1")]
+            {
+                for (name, answer) in [(NAME, V4), (OTHER, V4), ("nobody.example.test", "")] {
+                    let mut dig = ns.command("dig");
+                    // A question that waits for itself would wait for five seconds.
+                    dig.args(["+short", "+tries=1", "+timeout=4", &format!("@{server}"), name, "A"]);
+                    let said = Said::of(&mut dig);
+                    assert_eq!(said.stdout.trim(), answer, "{number} {server} {name}: {}", tunproxy.output());
+                }
+            }
+            assert!(tunproxy.stop().success());
+            drop(stub);
+        }
+        let asked = sites.dns.queries.all();
+        assert!(!asked.is_empty() && !asked.iter().any(|query| query.split(['.', ' ']).any(|label| label.len() == 32)));
+    });
+}
+
+#[test]
 fn what_the_stub_alone_knows_is_found_for_clients_of_our_ports() {
     run(&["curl", "dnsmasq", TUN], || {
         let (lab, _sites, _capture) = lab();
