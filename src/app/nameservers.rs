@@ -31,12 +31,13 @@ const ANY_MARK: Fwmark = Fwmark(1);
 /// For so long the system's files are taken to be as they were.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// What to do about a stub whose questions come to us.
+/// What to do about a nameserver that can only ask us.
 pub(super) const NAME_OTHERS: &str =
     "Write the nameservers behind it under `dns.nameserver`, as in `nameserver: [9.9.9.9]`";
 
-/// What a run of `profile` would warn of: nobody but a stub on a loopback address can be asked, and its questions come to us.
-pub(super) fn stub_warning(profile: &Profile) -> Option<String> {
+/// What a run of `profile` says of the program on this host that is all the system has for a nameserver, if that is so and
+/// its questions come to us.
+pub(super) fn stub_in_words(profile: &Profile) -> Option<String> {
     let only_system = profile.dns.nameserver.iter().all(|server| *server == Nameserver::System);
     if profile.dns.enable && !only_system {
         return None;
@@ -45,17 +46,6 @@ pub(super) fn stub_warning(profile: &Profile) -> Option<String> {
     let dialer = Dialer { mark: Some(ANY_MARK), fake: addresses.fake.clone(), ..Dialer::default() };
     let system = FromSystem::new(profile, &addresses, &dialer);
     system.stub_among(&dns::System::nameservers(&system).ok()?)
-}
-
-/// Whether of `listed`, the nameservers of resolv.conf, a run that takes this host's questions asks those on loopback
-/// addresses: there are no others, and nobody says who is behind them.
-pub(super) fn asks_stubs(listed: &[SocketAddr]) -> bool {
-    let behind = |path: &&str| {
-        let text = fs::read_to_string(path).unwrap_or_default();
-        let found: Vec<SocketAddr> = platform::nameservers(&text).into_iter().filter_map(address).collect();
-        !away(&found).is_empty()
-    };
-    away(listed).is_empty() && !BEHIND_STUBS.iter().any(behind)
 }
 
 /// Those that are not on this host.
@@ -99,7 +89,14 @@ fn source(server: &Nameserver, system: &Arc<FromSystem>, lookup: Option<&Arc<dyn
         Nameserver::Tcp(address) => (address, true),
     };
     match host {
-        Host::Ip(ip) => Some(Upstream { address: SocketAddr::new(*ip, *port), tcp_only }.into()),
+        Host::Ip(ip) => {
+            let upstream = Upstream { address: SocketAddr::new(*ip, *port), tcp_only };
+            Some(if dns::System::is_stub(&**system, upstream.address) {
+                Source::Stub(upstream)
+            } else {
+                upstream.into()
+            })
+        }
         Host::Name(name) => {
             Some(Source::Named { name: name.clone(), port: *port, tcp_only, lookup: Arc::clone(lookup?) })
         }
@@ -157,6 +154,10 @@ impl dns::System for FromSystem {
             None => known.insert(Known { at: now, found: self.read() }).found.clone(),
         }
     }
+
+    fn is_stub(&self, server: SocketAddr) -> bool {
+        self.captured && server.ip().is_loopback()
+    }
 }
 
 impl FromSystem {
@@ -180,24 +181,24 @@ impl FromSystem {
         }
     }
 
-    /// Says once, at the start, what will not work.
+    /// Says once, at the start, what will not work, or works in another way than one might think.
     fn warn(&self) {
         match dns::System::nameservers(self) {
             Err(why) => tracing::warn!("{why}; names are not found until it does, or write dns.nameserver"),
             Ok(found) => {
                 if let Some(words) = self.stub_among(&found) {
-                    tracing::warn!("{words}");
+                    tracing::info!("{words}");
                 }
             }
         }
     }
 
-    /// What will not work where a stub is all that can be asked.
+    /// How names are looked up where a stub is all that can be asked.
     fn stub_among(&self, found: &[SocketAddr]) -> Option<String> {
-        let stub = found.iter().find(|server| self.captured && server.ip().is_loopback())?;
+        let stub = found.iter().find(|server| dns::System::is_stub(self, **server))?;
         Some(format!(
-            "the system's nameserver is a program on this host ({}), and its own questions come to us: unless it encrypts \
-             them, every name fails. {NAME_OTHERS}",
+            "the system's nameserver is a program on this host ({}), and its own questions come to us: what it does not know \
+             by itself, tunproxy asks those whom it asks",
             stub.ip()
         ))
     }
@@ -348,19 +349,19 @@ mod tests {
     }
 
     #[test]
-    fn a_stub_that_would_ask_us_is_warned_of_unless_others_are_asked() {
+    fn a_stub_that_would_ask_us_is_told_of_unless_others_are_asked() {
         let found = |text: &str, captured| {
             let host = Host::new(text, None);
             let system = host.system(captured, None);
             system.stub_among(&system.nameservers().unwrap())
         };
         let told = found("nameserver 127.0.0.1\n", true).unwrap();
-        assert!(told.contains("(127.0.0.1)") && told.contains("dns.nameserver"), "{told}");
+        assert!(told.contains("(127.0.0.1)") && told.contains("asks those whom it asks"), "{told}");
         assert_eq!(found("nameserver 127.0.0.1\n", false), None);
         assert_eq!(found("nameserver 127.0.0.1\nnameserver 192.0.2.53\n", true), None);
         let other =
             profile("tun: {enable: true}\ndns: {enable: true, nameserver: [9.9.9.9]}\nrules: ['MATCH,DIRECT']\n");
-        assert_eq!(stub_warning(&other), None);
+        assert_eq!(stub_in_words(&other), None);
     }
 
     #[test]

@@ -8,7 +8,6 @@ use serde::Serialize;
 
 use super::control::{Command, ask};
 use super::limits::refuses_a_start;
-use super::nameservers::stub_warning;
 use super::places::{STATE_OF_ROOT, by_root, hides_from_us};
 use super::run::{Run, workers_wanted};
 use crate::platform::{
@@ -107,7 +106,6 @@ pub fn plan(profile: &Profile, file: &Path, state: &Path) -> anyhow::Result<Outl
         unseen,
     };
     outline.warnings.extend(without_ipv6);
-    outline.warnings.extend(stub_warning(profile));
     outline.warnings.extend(opened.then(|| FOUND_OPEN.to_owned()));
     Ok(outline)
 }

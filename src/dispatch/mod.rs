@@ -39,7 +39,7 @@ pub use live::{Account, Counters, Listener, Outcome, Verdict};
 pub use queue::Queue;
 pub use router::{Decision, Router, UnknownTarget};
 
-use crate::dns::{Dns, Fake, Held};
+use crate::dns::{Asker, Dns, Fake, Held};
 use crate::net::{BoxStream, DialError, Host, Lookup, Reach, Reject};
 use crate::outbound::{Index, Outbound, Outbounds};
 use crate::platform::OwnSockets;
@@ -163,10 +163,10 @@ impl Dispatcher {
         }
     }
 
-    /// Accepts a flow of `client` to port 53 and answers DNS on it (RFC 7766).
-    pub async fn names(self: Rc<Self>, mut stream: FlowStream, client: IpAddr) {
+    /// Accepts a flow of `asker` to port 53 and answers DNS on it (RFC 7766).
+    pub async fn names(self: Rc<Self>, mut stream: FlowStream, asker: Asker) {
         stream.accept();
-        crate::dns::serve_stream(Arc::clone(&self.core.dns), client, FlowIo(stream)).await;
+        crate::dns::serve_stream(Arc::clone(&self.core.dns), asker, FlowIo(stream)).await;
     }
 
     /// Un-fakes, decides and dials; the account learns each of it.

@@ -1,6 +1,6 @@
 //! From a query to its reply: what is ours to say, what the cache says, and what only the nameservers know.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,22 @@ pub enum Transport {
     Udp,
     /// 65 535 bytes.
     Tcp,
+}
+
+/// Who asks, and whom.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker {
+    /// Who asks.
+    pub client: IpAddr,
+    /// Who was to answer, if it was not us.
+    pub server: Option<SocketAddr>,
+}
+
+impl From<IpAddr> for Asker {
+    /// Somebody who asks us.
+    fn from(client: IpAddr) -> Self {
+        Self { client, server: None }
+    }
 }
 
 /// What [`Dns::answer`] made of a query.
@@ -68,15 +84,16 @@ impl Question {
 }
 
 impl Dns {
-    /// Answers `query` of `client` from memory: no socket, no task, no wait. The reply replaces what `reply` held.
+    /// Answers `query` of `asker` from memory: no socket, no task, no wait. The reply replaces what `reply` held.
     pub fn answer(
         &self,
         query: &[u8],
         transport: Transport,
-        client: IpAddr,
+        asker: impl Into<Asker>,
         now: Instant,
         reply: &mut Vec<u8>,
     ) -> Answer {
+        let Asker { client, server } = asker.into();
         count(&self.counters.queries);
         reply.clear();
         let query = match Query::parse(query, transport) {
@@ -91,6 +108,11 @@ impl Dns {
                 return Answer::Ready;
             }
         };
+        if let Some(code) = self.resolver.tracers.catch(&query, server) {
+            count(&self.counters.local);
+            query.empty(code, reply);
+            return Answer::Ready;
+        }
         let dotted = Dotted::new(query.name());
         if let Some(name) = &dotted
             && self.answer_ourselves(&query, name.as_str(), client, now, reply)
@@ -156,7 +178,7 @@ impl Dns {
                 true => &self.counters.local,
                 false => return false,
             },
-            None => match self.fake.as_ref().filter(|fake| fake.fakes(name)) {
+            None => match self.fake.as_ref().filter(|fake| !special::is_of_the_network(name) && fake.fakes(name)) {
                 Some(fake) => match self.answer_fake(fake, query, name, (client, now), reply) {
                     true => &self.counters.faked,
                     false => return false,
@@ -228,7 +250,8 @@ impl Dns {
         match outcome {
             Ok(answered) => {
                 self.remember(query, answered, now);
-                answered.message.fit(query, answered.age(now), reply);
+                // The addresses of a mail exchanger or a service are real there, and would lead past the rules.
+                answered.message.fit(query, answered.age(now), self.fake.is_none(), reply);
             }
             Err(why) => query.failure(reason::NO_REACHABLE_AUTHORITY, &why.to_string(), reply),
         }

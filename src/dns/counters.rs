@@ -55,6 +55,11 @@ pub struct Counts {
 }
 
 impl Counters {
+    /// A question found no room to wait in.
+    pub fn drop_question(&self) {
+        count(&self.dropped);
+    }
+
     /// A name that `client` asked for got no address.
     pub(super) fn exhausted(&self, client: IpAddr, now: Instant) {
         count(&self.exhausted);

@@ -168,6 +168,14 @@ impl Message {
         addresses.into()
     }
 
+    /// Whether it says something of the name: an address, where one was asked for.
+    pub(super) fn has_data(&self) -> bool {
+        match self.asked() {
+            kind::A | kind::AAAA => !self.addresses.is_empty(),
+            _ => self.code == rcode::NO_ERROR && self.counts[0] > 0,
+        }
+    }
+
     /// Bytes that it takes.
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
@@ -178,10 +186,11 @@ impl Message {
         self.code != rcode::NO_ERROR && self.code != rcode::NX_DOMAIN
     }
 
-    /// Writes the answer for one client, `age` seconds after it came, within the client's limit.
-    pub(super) fn fit(&self, client: &Query<'_>, age: u32, out: &mut Vec<u8>) {
+    /// Writes the answer for one client, `age` seconds after it came, within the client's limit; the additional
+    /// section only with `extras`.
+    pub(super) fn fit(&self, client: &Query<'_>, age: u32, extras: bool, out: &mut Vec<u8>) {
         let opt = if client.edns.is_some() { OPT_LEN } else { 0 };
-        let (keep, truncated) = self.keep(client, client.limit().saturating_sub(opt));
+        let (keep, truncated) = self.keep(client, client.limit().saturating_sub(opt), extras);
         let end = keep.checked_sub(1).map_or(self.question_end, |last| usize::from(self.cuts[last].end));
         let mut bits = u16_at(&self.bytes, 2).unwrap_or(0) & !(bit::RCODE | bit::TC | bit::RD | bit::AD | bit::CD);
         bits |= bit::QR | bit::RA | (client.bits & (bit::RD | bit::CD)) | (self.code & bit::RCODE);
@@ -213,10 +222,11 @@ impl Message {
     }
 
     /// How many records go out within `budget` bytes, and whether one is missing that the client needs.
-    fn keep(&self, client: &Query<'_>, budget: usize) -> (usize, bool) {
-        let fitting = self.cuts.partition_point(|cut| usize::from(cut.end) <= budget);
+    fn keep(&self, client: &Query<'_>, budget: usize, extras: bool) -> (usize, bool) {
         let [answers, authority, _] = self.counts.map(usize::from);
-        if fitting == self.cuts.len() {
+        let all = if extras { self.cuts.len() } else { answers + authority };
+        let fitting = self.cuts.partition_point(|cut| usize::from(cut.end) <= budget).min(all);
+        if fitting == all {
             (fitting, false)
         } else if fitting >= answers + authority {
             // The additional section is a courtesy (RFC 2181 section 9).

@@ -10,7 +10,7 @@ use crate::dns::testing::{address, addresses, alias, answer, name, parsed, query
 fn fitted(message: &[u8], client: &[u8], transport: Transport, age: u32) -> Vec<u8> {
     let mut out = vec![0xff; 7];
     let client = Query::parse(client, transport).unwrap();
-    Message::parse(message).unwrap().fit(&client, age, &mut out);
+    Message::parse(message).unwrap().fit(&client, age, true, &mut out);
     assert!(out.len() <= client.limit(), "{} bytes for a client of {}", out.len(), client.limit());
     out
 }
@@ -158,7 +158,7 @@ proptest! {
         if let Ok(message) = Message::parse(&bytes) {
             let client = Query::parse(&client, Transport::Udp).unwrap();
             let mut out = Vec::new();
-            message.fit(&client, age, &mut out);
+            message.fit(&client, age, true, &mut out);
             prop_assert!(out.len() <= client.limit());
             prop_assert_eq!(u16_at(&out, 0), Some(client.id));
         }

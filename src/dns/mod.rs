@@ -31,12 +31,13 @@ mod reply;
 mod resolver;
 mod server;
 mod special;
+mod stub;
 #[cfg(test)]
 mod testing;
 mod upstream;
 mod wire;
 
-pub use answer::{Answer, Question, Transport};
+pub use answer::{Answer, Asker, Question, Transport};
 pub use counters::{Counters, Counts};
 pub use fake_ip::{Fake, Held, OpenError};
 pub use filter::{Filter, FilterMode, InvalidPattern, Wildcards};

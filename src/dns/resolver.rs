@@ -1,7 +1,6 @@
 //! Questions to the nameservers: a bounded cache in front, one flight per question behind it.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -18,7 +17,8 @@ use super::counters::{Counters, count};
 use super::key::Parts;
 use super::lru::Lru;
 use super::message::Message;
-use super::upstream::{Exchange, Ids, Source, Upstream};
+use super::stub::Tracers;
+use super::upstream::{Exchange, Ids, Source};
 use crate::platform::Dialer;
 
 /// Answers kept, as many as mihomo keeps.
@@ -71,6 +71,8 @@ pub(super) struct Resolver {
     /// Where questions travel: it outlives the worker that asked.
     runtime: Handle,
     ids: Ids,
+    /// What finds those behind a stub.
+    pub(super) tracers: Tracers,
     counters: Arc<Counters>,
     cache: Mutex<Lru<Arc<[u8]>, Kept>>,
     flights: Mutex<Flights>,
@@ -92,6 +94,7 @@ impl Resolver {
             fake,
             runtime,
             ids: Ids::new(),
+            tracers: Tracers::new(),
             counters,
             cache: Mutex::new(Lru::new(CACHE)),
             flights: Mutex::default(),
@@ -150,10 +153,8 @@ impl Resolver {
 
     /// Asks all nameservers at once. The first that does not fail wins; else a failure that one of them reported.
     async fn race(&self, key: &[u8]) -> Outcome {
-        let exchange =
-            Exchange { dialer: &self.dialer, ids: &self.ids, counters: &self.counters, question: Parts::of(key) };
-        let exchange = &exchange;
-        let ask = |upstream: Upstream| async move { (upstream.address, exchange.ask(upstream).await) };
+        let Self { dialer, fake, ids, tracers, counters, .. } = self;
+        let exchange = &Exchange { dialer, fake, ids, tracers, counters, question: Parts::of(key) };
         let mut sought: FuturesUnordered<_> = self.sources.iter().map(Source::find).collect();
         let mut asked = FuturesUnordered::new();
         let mut reported = None;
@@ -164,7 +165,7 @@ impl Resolver {
                 let (address, answer) = tokio::select! {
                     Some(found) = sought.next() => {
                         match found {
-                            Ok(upstreams) => asked.extend(upstreams.into_iter().map(&ask)),
+                            Ok(upstreams) => asked.extend(upstreams.into_iter().map(|whom| exchange.ask_whom(whom))),
                             Err(why) => failure = Failure::Failed(why),
                         }
                         continue;
@@ -173,7 +174,7 @@ impl Resolver {
                     else => return None,
                 };
                 match answer {
-                    Ok(message) if self.has_fake(&message) => {
+                    Ok(message) if exchange.has_fake(&message) => {
                         count(&self.counters.upstream_failures);
                         count(&self.counters.looped);
                         let text = format!("nameserver {} answers with addresses of our fake-ip-range", address);
@@ -196,11 +197,6 @@ impl Resolver {
         };
         let message = message.or(reported).ok_or(failure)?;
         Ok(Answered { message: Arc::new(message), at: super::now() })
-    }
-
-    /// Such an answer would lead back to us, and there perhaps to another name.
-    fn has_fake(&self, message: &Message) -> bool {
-        message.addresses.iter().any(|ip: &IpAddr| self.fake.iter().any(|range| range.contains(ip)))
     }
 
     fn keep(&self, key: &Arc<[u8]>, outcome: &Outcome) {

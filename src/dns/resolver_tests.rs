@@ -1,12 +1,13 @@
 //! Nameservers that misbehave, seen through [`Dns`].
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::AtomicBool;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 use tokio::net::UdpSocket;
 
+use super::super::upstream::Upstream;
 use super::*;
 use crate::dns::testing::{CLIENT, Nameserver, addresses, answer, ask, code, faking, ips, mapping, parsed, query, soa};
 use crate::dns::{Answer, Dns, System, Transport};
@@ -424,6 +425,10 @@ struct Changing(parking_lot::Mutex<Result<Vec<std::net::SocketAddr>, String>>);
 impl System for Changing {
     fn nameservers(&self) -> Result<Vec<std::net::SocketAddr>, String> {
         self.0.lock().clone()
+    }
+
+    fn is_stub(&self, _server: std::net::SocketAddr) -> bool {
+        false
     }
 }
 

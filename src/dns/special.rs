@@ -32,6 +32,12 @@ pub(super) fn is_onion(name: &str) -> bool {
     name == "onion" || name.ends_with(".onion")
 }
 
+/// Whether `name` is asked for to learn how the network translates IPv4 (RFC 7050): what it has there is the answer, and
+/// nothing connects to it.
+pub(super) fn is_of_the_network(name: &str) -> bool {
+    name == "ipv4only.arpa"
+}
+
 /// Whether only a nameserver of the local network can know the name of `ip` (RFC 6303, 8375).
 pub(super) fn is_private(ip: IpAddr) -> bool {
     match ip {

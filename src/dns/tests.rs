@@ -2,10 +2,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::{RData, RecordType};
+use hickory_proto::rr::rdata::MX;
+use hickory_proto::rr::{RData, Record, RecordType};
 use proptest::prelude::*;
 
-use super::testing::{CLIENT, Nameserver, addresses, ask, fake_mode, faking, ips, mapping, parsed, query};
+use super::testing::{
+    CLIENT, Nameserver, address, addresses, answer, ask, fake_mode, faking, ips, mapping, name, parsed, query,
+};
 use super::*;
 
 /// The answer that comes without asking anybody.
@@ -63,6 +66,35 @@ async fn other_types_of_a_fake_name_say_nothing_that_leads_past_the_rules() {
         assert!(of(&dns, "www.example.com.", kind).is_none(), "{kind} is asked upstream");
     }
     assert_eq!(dns.fake_names(), 0, "only a question for an address takes one");
+}
+
+#[tokio::test]
+async fn addresses_beside_an_answer_stay_out_of_it_where_they_are_to_be_fake() {
+    let mail = || {
+        Nameserver::answering(|query| {
+            let mut reply = answer(query);
+            let exchange = RData::MX(MX::new(1, name("mail.example.com.")));
+            reply.add_answer(Record::from_rdata(name("example.com."), 60, exchange));
+            reply.add_additional(address(&name("mail.example.com."), 60, [203, 0, 113, 7].into()));
+            reply.to_vec().unwrap()
+        })
+    };
+    let (server, question) = (mail().await, query("example.com.", RecordType::MX, 1232));
+    for (config, beside) in [(faking(&[&server]), 0), (mapping(&[&server]), 1)] {
+        let reply = parsed(&ask(&Dns::open(config).unwrap(), &question).await);
+        assert_eq!((reply.answers.len(), reply.additionals.len()), (1, beside));
+        assert!(!reply.metadata.truncation && reply.edns.is_some());
+    }
+}
+
+#[tokio::test]
+async fn how_the_network_translates_ipv4_is_asked_of_the_network() {
+    let server = Nameserver::answering(|query| addresses(query, 60, &["192.0.0.170", "64:ff9b::c000:aa"])).await;
+    let dns = Dns::open(faking(&[&server])).unwrap();
+    for (kind, expected) in [(RecordType::A, "192.0.0.170"), (RecordType::AAAA, "64:ff9b::c000:aa")] {
+        let reply = ask(&dns, &query("ipv4only.arpa.", kind, 0)).await;
+        assert_eq!(ips(&reply), [expected.parse::<IpAddr>().unwrap()]);
+    }
 }
 
 #[tokio::test]

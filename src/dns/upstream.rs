@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
@@ -15,6 +16,7 @@ use super::counters::{Counters, count};
 use super::key::Parts;
 use super::message::Message;
 use super::special::is_private;
+use super::stub::Tracers;
 use super::wire::{EDNS_SIZE, HEADER, IN, bit, kind, question_end, rcode, u16_at};
 use crate::net::{DialError, Lookup, Name};
 use crate::platform::{Dialer, Sending, UdpSocket};
@@ -33,6 +35,8 @@ pub struct Upstream {
 pub enum Source {
     /// At an address.
     Fixed(Upstream),
+    /// At an address of this host, by a program whose own questions come to us.
+    Stub(Upstream),
     /// At the addresses of a name, which is looked up when a question needs it: the look-up has its own cache and its own
     /// limits of time, and one that failed is tried again by a later question.
     Named {
@@ -56,6 +60,18 @@ pub trait System: Send + Sync {
     /// # Errors
     /// In words: why there are none.
     fn nameservers(&self) -> Result<Vec<SocketAddr>, String>;
+
+    /// Whether `server`, one of them, is a program on this host whose own questions come to us.
+    fn is_stub(&self, server: SocketAddr) -> bool;
+}
+
+/// Whom to ask, and how.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Whom {
+    /// A nameserver.
+    Server(Upstream),
+    /// One whose own questions come to us.
+    Stub(Upstream),
 }
 
 /// How many addresses of one name are asked.
@@ -63,19 +79,26 @@ const MOST_ADDRESSES: usize = 3;
 
 impl Source {
     /// The nameservers that stand behind it now.
-    pub(super) async fn find(&self) -> Result<Vec<Upstream>, Arc<str>> {
+    pub(super) async fn find(&self) -> Result<Vec<Whom>, Arc<str>> {
         match self {
-            Self::Fixed(upstream) => Ok(vec![*upstream]),
+            Self::Fixed(upstream) => Ok(vec![Whom::Server(*upstream)]),
+            Self::Stub(upstream) => Ok(vec![Whom::Stub(*upstream)]),
             Self::Named { name, port, tcp_only, lookup } => match lookup.lookup(name).await {
                 Ok(found) => {
-                    let at = |ip: &IpAddr| Upstream { address: SocketAddr::new(*ip, *port), tcp_only: *tcp_only };
+                    let at = |ip: &IpAddr| {
+                        Whom::Server(Upstream { address: SocketAddr::new(*ip, *port), tcp_only: *tcp_only })
+                    };
                     Ok(found.iter().take(MOST_ADDRESSES).map(at).collect())
                 }
                 Err(error) => Err(format!("the nameserver {name} cannot be found: {error}").into()),
             },
             Self::System(system) => {
                 let found = system.nameservers().map_err(Arc::<str>::from)?;
-                Ok(found.into_iter().map(|address| Upstream { address, tcp_only: false }).collect())
+                let whom = |address| match (system.is_stub(address), Upstream { address, tcp_only: false }) {
+                    (true, stub) => Whom::Stub(stub),
+                    (false, server) => Whom::Server(server),
+                };
+                Ok(found.into_iter().map(whom).collect())
             }
         }
     }
@@ -83,7 +106,7 @@ impl Source {
     /// Whether one of them stands in the local network, as far as that is known without looking anything up.
     pub(super) fn is_local(&self) -> bool {
         match self {
-            Self::Fixed(upstream) => is_private(upstream.address.ip()),
+            Self::Fixed(upstream) | Self::Stub(upstream) => is_private(upstream.address.ip()),
             Self::Named { .. } => false,
             Self::System(system) => {
                 system.nameservers().is_ok_and(|found| found.into_iter().any(|server| is_private(server.ip())))
@@ -101,7 +124,7 @@ impl From<Upstream> for Source {
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Fixed(upstream) => upstream.address.fmt(f),
+            Self::Fixed(upstream) | Self::Stub(upstream) => upstream.address.fmt(f),
             Self::Named { name, port, .. } => write!(f, "{name}:{port}"),
             Self::System(_) => f.write_str("system"),
         }
@@ -128,6 +151,8 @@ pub(super) enum ExchangeError {
     Malformed,
     #[error("its answer cannot be read with or without EDNS")]
     NoEdns,
+    #[error("it asks us")]
+    AsksUs,
 }
 
 /// Message ids that nobody can foresee (RFC 5452 section 4.3).
@@ -148,9 +173,13 @@ impl Ids {
 }
 
 /// What an exchange needs beside the question.
+#[derive(Clone, Copy)]
 pub(super) struct Exchange<'a> {
     pub(super) dialer: &'a Dialer,
+    /// The fake addresses.
+    pub(super) fake: &'a [IpNet],
     pub(super) ids: &'a Ids,
+    pub(super) tracers: &'a Tracers,
     pub(super) counters: &'a Counters,
     pub(super) question: Parts<'a>,
 }
@@ -167,6 +196,23 @@ enum Verdict {
 }
 
 impl Exchange<'_> {
+    pub(super) fn is_fake(&self, ip: IpAddr) -> bool {
+        self.fake.iter().any(|range| range.contains(&ip))
+    }
+
+    /// Such an answer would lead back to us, and there perhaps to another name.
+    pub(super) fn has_fake(&self, message: &Message) -> bool {
+        message.addresses.iter().any(|ip| self.is_fake(*ip))
+    }
+
+    /// Asks whom it says.
+    pub(super) async fn ask_whom(&self, whom: Whom) -> (SocketAddr, Result<Message, ExchangeError>) {
+        match whom {
+            Whom::Server(server) => (server.address, self.ask(server).await),
+            Whom::Stub(stub) => self.ask_behind(stub).await,
+        }
+    }
+
     /// Asks `upstream` and waits for as long as the caller does.
     pub(super) async fn ask(&self, upstream: Upstream) -> Result<Message, ExchangeError> {
         count(&self.counters.upstream_queries);

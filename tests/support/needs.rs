@@ -14,6 +14,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iptables-nft", "iptables"),
     ("curl", "curl"),
     ("dig", "dnsutils"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("unbound", "unbound"),
     ("iperf3", "iperf3"),
     ("danted", "dante-server"),
     ("microsocks", "microsocks"),

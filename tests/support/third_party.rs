@@ -74,6 +74,42 @@ pub(crate) fn iperf3_server(ns: &Netns, address: IpAddr, port: u16) -> Program {
     server
 }
 
+/// A stub that asks `upstream`, in this order, for what it does not know, dnsmasq. By itself it knows `nas.home.test`.
+/// Behind each may stand the interface or the address that it is asked from: `@eth0`.
+///
+/// # Panics
+/// If it does not come up.
+pub(crate) fn dnsmasq(ns: &Netns, address: SocketAddr, upstream: &[&str]) -> Program {
+    let servers: String = upstream.iter().map(|server| format!("server={server}\n")).collect();
+    let config = format!(
+        "keep-in-foreground\nno-resolv\nno-hosts\npid-file=\nuser=root\nbind-interfaces\nstrict-order\nlog-facility=-\n\
+         listen-address={}\nport={}\nhost-record=nas.home.test,203.0.113.10\n{servers}",
+        address.ip(),
+        address.port()
+    );
+    let mut command = ns.command("dnsmasq");
+    command.arg("-C").arg(configuration("dnsmasq.conf", &config));
+    until_listening(ns, Program::start("dnsmasq", command), address)
+}
+
+/// A stub that asks `upstream` for all, unbound, with further `words` of its section `server`.
+///
+/// # Panics
+/// If it does not come up.
+pub(crate) fn unbound(ns: &Netns, address: SocketAddr, upstream: &[&str], words: &str) -> Program {
+    let servers: String = upstream.iter().map(|server| format!("  forward-addr: {server}\n")).collect();
+    let config = format!(
+        "server:\n  interface: {}\n  port: {}\n  username: \"\"\n  chroot: \"\"\n  pidfile: \"\"\n  use-syslog: no\n  \
+         logfile: \"\"\n  module-config: iterator\n  local-zone: \"test.\" nodefault\n{words}remote-control:\n  control-enable: no\nforward-zone:\n  name: .\n\
+         {servers}",
+        address.ip(),
+        address.port()
+    );
+    let mut command = ns.command("unbound");
+    command.arg("-d").arg("-c").arg(configuration("unbound.conf", &config));
+    until_listening(ns, Program::start("unbound", command), address)
+}
+
 fn configuration(name: &str, content: &str) -> PathBuf {
     let file = world::fresh_dir(name).join(name);
     fs::write(&file, content).expect("a file on the lab's desk");

@@ -61,7 +61,7 @@ pub(super) fn quiet() -> Record {
                 free: 1 << 30,
             },
         },
-        start: Some(Start { refused: Vec::new(), warned: None, plan: Some(Box::new(plan())) }),
+        start: Some(Start { refused: Vec::new(), stub: None, plan: Some(Box::new(plan())) }),
         read_only: false,
         profile: Some(Wanted { tun: true, device: TUN.to_owned(), fake_ip: true, ..Wanted::default() }),
         probes: Probes {

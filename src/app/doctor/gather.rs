@@ -15,7 +15,7 @@ use super::super::build;
 use super::super::control::{Command, ask};
 use super::super::limits;
 use super::super::load::Loaded;
-use super::super::nameservers::{open_resolver, stub_warning};
+use super::super::nameservers::{open_resolver, stub_in_words};
 use super::super::places::hides_from_us;
 use super::super::plan;
 use super::super::refusal::{NODE, closed};
@@ -256,7 +256,7 @@ fn start(loaded: Option<&Loaded>, state: &Path, run: &RunState, survey: &Survey)
     let plan = HostPlan::new(&options, &survey).ok().map(Box::new);
     let limited = limits::refuses_a_start(workers_wanted());
     let refused = limited.into_iter().chain(refused).collect();
-    Some(Start { refused, warned: stub_warning(profile), plan })
+    Some(Start { refused, stub: stub_in_words(profile), plan })
 }
 
 /// The ports of `profile` that somebody else serves. Only those that are listened on already are tried.

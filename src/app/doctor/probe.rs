@@ -129,11 +129,12 @@ async fn nameservers_answer(
 ) -> Vec<Asked> {
     // What tunproxy wrote into resolv.conf is itself.
     let ours = record.plan().is_some_and(|plan| matches!(plan.dns, DnsPlan::Rewrite { .. }));
-    let stubs = nameservers::asks_stubs(listed);
     let known = profile.is_some() || record.looped() > 0;
-    let sure = |server: &SocketAddr| known && (stubs || !server.ip().is_loopback());
-    let system =
-        || if ours { Vec::new() } else { listed.iter().map(|server| (*server, false, sure(server))).collect() };
+    // One on this host may hand out fake addresses: the run asks those behind it.
+    let sure = |server: &SocketAddr| !server.ip().is_loopback();
+    let system = || {
+        if ours { Vec::new() } else { listed.iter().map(|server| (*server, false, known && sure(server))).collect() }
+    };
     let servers: Vec<(SocketAddr, bool, bool)> = match profile.filter(|profile| profile.dns.enable) {
         None => system(),
         Some(profile) => profile
@@ -142,8 +143,8 @@ async fn nameservers_answer(
             .iter()
             .flat_map(|server| match server {
                 Nameserver::System => system(),
-                Nameserver::Udp(address) => address.socket().map(|it| (it, false, true)).into_iter().collect(),
-                Nameserver::Tcp(address) => address.socket().map(|it| (it, true, true)).into_iter().collect(),
+                Nameserver::Udp(address) => address.socket().map(|it| (it, false, sure(&it))).into_iter().collect(),
+                Nameserver::Tcp(address) => address.socket().map(|it| (it, true, sure(&it))).into_iter().collect(),
             })
             .collect(),
     };

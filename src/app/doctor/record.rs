@@ -92,8 +92,8 @@ pub(super) struct Journal {
 pub(super) struct Start {
     /// Why it would end without changing anything.
     pub(super) refused: Vec<String>,
-    /// What would not work of the names, with what to do.
-    pub(super) warned: Option<String>,
+    /// That a program on this host is the system's nameserver, and how names are looked up then.
+    pub(super) stub: Option<String>,
     /// What it would change, if there can be a plan.
     pub(super) plan: Option<Box<HostPlan>>,
 }

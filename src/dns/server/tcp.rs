@@ -1,7 +1,6 @@
 //! DNS over TCP (RFC 7766): many queries on one stream, answered in the order in which they are known.
 
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use crate::dns::{Answer, Dns, Question, Transport, now};
+use crate::dns::{Answer, Asker, Dns, Question, Transport, now};
 
 /// A stream on which nothing is asked and nothing is owed is closed after this time, and so is one whose client does
 /// not take its answers or sends a query by the drop (RFC 7766 section 6.2.3: a few seconds).
@@ -35,7 +34,7 @@ pub(super) async fn serve(dns: &Arc<Dns>, listener: &TcpListener) -> io::Result<
                 Ok((stream, client)) if clients.len() < MAX_CLIENTS => {
                     // Answers are single small writes; a failure only delays them.
                     let _ = stream.set_nodelay(true);
-                    clients.spawn(serve_stream(Arc::clone(dns), client.ip(), stream));
+                    clients.spawn(serve_stream(Arc::clone(dns), client.ip().into(), stream));
                 }
                 Ok(_) => {}
                 Err(error) if of_one_client(&error) => {}
@@ -55,15 +54,15 @@ fn of_one_client(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
-/// Answers the queries on one stream of `client`: an accepted one, or one hijacked from the TUN. Returns when the client has
+/// Answers the queries on one stream of `asker`: an accepted one, or one hijacked from the TUN. Returns when the client has
 /// closed it and has its answers, when it breaks, or when it idles.
-pub async fn serve_stream(dns: Arc<Dns>, client: IpAddr, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+pub async fn serve_stream(dns: Arc<Dns>, asker: Asker, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     // How a client's stream breaks is its own affair.
-    let _ = converse(&dns, client, &mut stream).await;
+    let _ = converse(&dns, asker, &mut stream).await;
     let _ = timeout(IDLE, stream.shutdown()).await;
 }
 
-async fn converse(dns: &Dns, client: IpAddr, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
+async fn converse(dns: &Dns, asker: Asker, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
     let mut waiting = FuturesUnordered::new();
     let mut input = Vec::with_capacity(2048);
     let (mut output, mut reply) = (Vec::new(), Vec::new());
@@ -71,7 +70,7 @@ async fn converse(dns: &Dns, client: IpAddr, stream: &mut (impl AsyncRead + Asyn
     let mut deadline = Instant::now() + IDLE;
     loop {
         let taken =
-            take_queries((dns, client), &input, MAX_WAITING - waiting.len(), &mut reply, &mut output, |question| {
+            take_queries((dns, asker), &input, MAX_WAITING - waiting.len(), &mut reply, &mut output, |question| {
                 waiting.push(dns.ask(question));
             });
         if !output.is_empty() {
@@ -99,7 +98,7 @@ async fn converse(dns: &Dns, client: IpAddr, stream: &mut (impl AsyncRead + Asyn
 /// Answers whole frames at the front of `input` until the output is full or `room` questions wait. Returns how many
 /// bytes they were.
 fn take_queries(
-    (dns, client): (&Dns, IpAddr),
+    (dns, asker): (&Dns, Asker),
     input: &[u8],
     mut room: usize,
     reply: &mut Vec<u8>,
@@ -109,7 +108,7 @@ fn take_queries(
     let mut taken = 0;
     while room > 0 && output.len() < MAX_OUTPUT {
         let Some((query, rest)) = first_frame(&input[taken..]) else { break };
-        match dns.answer(query, Transport::Tcp, client, now(), reply) {
+        match dns.answer(query, Transport::Tcp, asker, now(), reply) {
             Answer::Ready => frame(reply, output),
             Answer::Ask(question) => {
                 room -= 1;

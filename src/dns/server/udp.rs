@@ -12,7 +12,6 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
-use crate::dns::counters::count;
 use crate::dns::{Answer, Dns, Transport, now};
 
 /// Datagrams answered per write of the log.
@@ -101,7 +100,7 @@ fn read_batch(
                 let dns = Arc::clone(dns);
                 waiting.spawn(async move { (dns.ask(question).await, route) });
             }
-            Answer::Ask(_) => count(&dns.counters().dropped),
+            Answer::Ask(_) => dns.counters().drop_question(),
             Answer::Drop => {}
         }
     }

@@ -11,13 +11,12 @@ use std::time::Instant;
 
 use tokio::task::spawn_local;
 
-use super::back::TunBack;
 use super::contained::contained;
 use super::crew::{Crew, Parcel};
 use super::streams::stream;
 use super::{QUOTED, Tunnel};
 use crate::dispatch::{Back, EchoBack, Ping};
-use crate::dns::{Answer, Dns, Question, Transport};
+use crate::dns::{Answer, Asker, Transport};
 use crate::net::{Echo, Reach};
 use crate::session::{Inbound, Network, Session};
 use crate::stack::{self, Claim, Datagram, Event, Frame, Refusal, Tuple, VirtioHeader};
@@ -139,7 +138,8 @@ impl Tunnel {
             if dispatcher.core().has_question_come_back(Network::Tcp, tuple.client, tuple.server) {
                 return incoming.refuse(Refusal::Network);
             }
-            spawn_local(stream(dispatcher, Rc::clone(&self.streams), tuple.client.ip(), incoming));
+            let asker = Asker { client: tuple.client.ip(), server: Some(tuple.server) };
+            spawn_local(stream(dispatcher, Rc::clone(&self.streams), asker, incoming));
         } else {
             spawn_local(dispatcher.flow(tuple, incoming));
         }
@@ -184,11 +184,20 @@ impl Tunnel {
     fn query(&self, query: &[u8], datagram: &Datagram<'_>, now: Instant, replies: &mut Vec<Reply>) {
         let (from, to) = (datagram.destination, datagram.source);
         let mut message = Vec::with_capacity(512);
-        match self.dns.answer(query, Transport::Udp, to.ip(), now, &mut message) {
+        let asker = Asker { client: to.ip(), server: Some(from) };
+        match self.dns.answer(query, Transport::Udp, asker, now, &mut message) {
             Answer::Ready => replies.push(Reply { from, to, message }),
-            Answer::Ask(question) => {
-                spawn_local(ask(Arc::clone(&self.dns), Rc::clone(&self.back), from, to, question));
-            }
+            Answer::Ask(question) => match self.questions.enter(to.ip()) {
+                Some(place) => {
+                    let (dns, back) = (Arc::clone(&self.dns), Rc::clone(&self.back));
+                    spawn_local(async move {
+                        let message = dns.ask(question).await;
+                        back.deliver(&from.into(), to, &message);
+                        drop(place);
+                    });
+                }
+                None => self.dns.counters().drop_question(),
+            },
             Answer::Drop => {}
         }
     }
@@ -204,10 +213,4 @@ impl Tunnel {
             stack.send(reply.from, reply.to, &reply.message, &mut *writer);
         }
     }
-}
-
-/// Asks the nameservers and answers the client.
-async fn ask(dns: Arc<Dns>, back: Rc<TunBack>, from: SocketAddr, to: SocketAddr, question: Question) {
-    let message = dns.ask(question).await;
-    back.deliver(&from.into(), to, &message);
 }

@@ -9,6 +9,7 @@ mod crew;
 mod hijack;
 mod intake;
 mod load;
+mod places;
 mod shortage;
 mod streams;
 #[cfg(test)]
@@ -35,8 +36,8 @@ use contained::contained;
 pub use crew::Crew;
 pub use hijack::Hijack;
 use load::Load;
+use places::Places;
 use shortage::Shortage;
-use streams::Streams;
 use writer::Writer;
 
 use crate::dispatch::Dispatcher;
@@ -46,6 +47,10 @@ use crate::stack::{self, Stack, Transmit, Tuple};
 
 /// As much of a packet as an ICMP error may quote.
 const QUOTED: usize = 1280;
+/// Questions by datagrams that may wait for nameservers on one worker, and of them those of one source other than this host.
+/// One more is dropped, as a full socket would.
+const MOST_QUESTIONS: usize = 2048;
+const MOST_QUESTIONS_OF_SOURCE: usize = 256;
 /// A super-packet and its headers.
 const READ_BUFFER: usize = 65_536 + 64;
 
@@ -58,7 +63,9 @@ pub struct Tunnel {
     dispatcher: Rc<Dispatcher>,
     dns: Arc<Dns>,
     hijack: Hijack,
-    streams: Rc<Streams>,
+    streams: Rc<Places>,
+    /// Those by datagrams that wait for nameservers.
+    questions: Rc<Places>,
     crew: RefCell<Crew>,
     shortage: Shortage,
 }
@@ -78,13 +85,15 @@ impl Tunnel {
         // SAFETY: the queue owns its one descriptor and never exchanges it.
         let queue = Rc::new(unsafe { AsyncFd::register(queue) }?);
         let own = config.own.clone();
-        let streams = Streams::new(own.clone());
+        let streams = streams::places(own.clone());
+        let questions = Places::new(own.clone(), MOST_QUESTIONS, MOST_QUESTIONS_OF_SOURCE);
         let stack = Rc::new(RefCell::new(Stack::new(config, Instant::now())));
         let writer = Rc::new(RefCell::new(Writer::new(Rc::clone(&queue))));
         let back = Rc::new(TunBack::new(Rc::clone(&stack), Rc::clone(&writer), own));
         let dns = Arc::clone(&dispatcher.core().dns);
         let crew = RefCell::new(crew);
-        Ok(Self { queue, stack, writer, back, dispatcher, dns, hijack, streams, crew, shortage: Shortage::default() })
+        let shortage = Shortage::default();
+        Ok(Self { queue, stack, writer, back, dispatcher, dns, hijack, streams, questions, crew, shortage })
     }
 
     /// Carries packets until the device is gone.

@@ -43,7 +43,7 @@ impl Device {
     }
 }
 
-fn core() -> Arc<Core> {
+fn core(nameservers: Vec<dns::Source>) -> Arc<Core> {
     let mode = dns::Mode::FakeIp {
         range: "198.18.0.0/16".parse().unwrap(),
         range6: None,
@@ -52,7 +52,7 @@ fn core() -> Arc<Core> {
     };
     let dialer = Dialer::default();
     let runtime = tokio::runtime::Handle::current();
-    let config = dns::Config { ipv6: false, mode, nameservers: Vec::new(), dialer: dialer.clone(), log: None, runtime };
+    let config = dns::Config { ipv6: false, mode, nameservers, dialer: dialer.clone(), log: None, runtime };
     let dns = Arc::new(Dns::open(config).unwrap());
     let lookup: Arc<dyn Lookup> = dns.clone();
     let context = Context { egress: Egress::new(dialer, lookup), roots: Roots::default() };
@@ -74,7 +74,10 @@ fn core() -> Arc<Core> {
 
 /// As many running tunnels as there are to be workers. To be called within a `LocalSet`.
 fn start(workers: usize) -> Vec<Device> {
-    let core = core();
+    start_with(&core(Vec::new()), workers)
+}
+
+fn start_with(core: &Arc<Core>, workers: usize) -> Vec<Device> {
     let device = |crew| {
         let (here, there) = std::os::unix::net::UnixDatagram::pair().unwrap();
         here.set_nonblocking(true).unwrap();
@@ -93,7 +96,7 @@ fn start(workers: usize) -> Vec<Device> {
             tell_ended: workers > 1,
         };
         let hijack = Hijack::new(vec![(None, 53)], &[]);
-        let dispatcher = Dispatcher::new(Arc::clone(&core));
+        let dispatcher = Dispatcher::new(Arc::clone(core));
         let tunnel = Rc::new(Tunnel::new(queue, config, hijack, crew, dispatcher).unwrap());
         let running = Rc::clone(&tunnel);
         spawn_local(async move { running.run().await });
@@ -148,7 +151,10 @@ fn question(id: u16) -> Vec<u8> {
 }
 
 fn datagram(id: u16) -> Vec<u8> {
-    let question = question(id);
+    datagram_of(question(id))
+}
+
+fn datagram_of(question: Vec<u8>) -> Vec<u8> {
     let length = (8 + question.len() as u16).to_be_bytes();
     let header = [&4000u16.to_be_bytes()[..], &53u16.to_be_bytes(), &length, &[0, 0]].concat();
     ip(UDP, 0, 0, false, &sealed(UDP, [header, question].concat(), 6))
@@ -237,4 +243,28 @@ async fn a_packet_that_the_device_did_not_take_leaves_as_soon_as_it_does() {
         while device.take().await[28..30] != 60_000u16.to_be_bytes() {}
     };
     LocalSet::new().run_until(timeout(Duration::from_secs(60), test)).await.expect("the packet comes");
+}
+
+#[tokio::test]
+async fn questions_that_wait_for_a_silent_nameserver_are_limited_for_each_source() {
+    let test = async {
+        let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let upstream = dns::Upstream { address: silent.local_addr().unwrap(), tcp_only: false };
+        let core = core(vec![upstream.into()]);
+        let device = &start_with(&core, 1)[0];
+        let asked = super::MOST_QUESTIONS_OF_SOURCE as u16 + 50;
+        for id in 0..asked {
+            // The same name again and again, of a type that only nameservers know.
+            let mut question = question(7);
+            question[..2].copy_from_slice(&id.to_be_bytes());
+            let kind = question.len() - 3;
+            question[kind] = 16;
+            device.put(&datagram_of(question)).await;
+        }
+        while core.dns.counters().snapshot().queries < asked.into() {
+            yield_now().await;
+        }
+        assert_eq!(core.dns.counters().snapshot().dropped, 50);
+    };
+    LocalSet::new().run_until(timeout(Duration::from_secs(60), test)).await.expect("all have been asked");
 }

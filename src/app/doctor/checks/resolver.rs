@@ -173,7 +173,7 @@ fn without_internet(record: &Record, server: &str, heard: &Heard) -> Option<Find
     let on_this_host = server.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     let advice = match on_this_host && record.plan().is_some_and(|plan| !plan.rules.is_empty()) {
         true => {
-            format!("if its questions are not encrypted, they come to tunproxy, which asks it in turn. {NAME_OTHERS}")
+            format!("its questions may come to tunproxy, which then asks those whom it asks. {NAME_OTHERS}")
         }
         false => "look whether the internet can be reached from there, and whether it answers for this host".to_owned(),
     };

@@ -2,19 +2,14 @@
 
 use super::super::finding::Finding;
 use super::super::record::Record;
-use crate::app::nameservers::NAME_OTHERS;
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
     let Some(start) = &record.start else { return Vec::new() };
-    let warned = start.warned.as_ref().map(|words| {
-        let what = words.strip_suffix(NAME_OTHERS).unwrap_or(words).trim_end_matches(['.', ' ']);
-        Finding::warning(format!("names would not be found: {what}"), NAME_OTHERS)
-    });
     if start.refused.is_empty() {
         let fine = "a start would find what it needs: the device's name, addresses and ports are free";
-        return warned.into_iter().chain([Finding::fine(fine)]).collect();
+        return start.stub.iter().map(|words| Finding::fine(words.clone())).chain([Finding::fine(fine)]).collect();
     }
-    start.refused.iter().map(|why| told(why)).chain(warned).collect()
+    start.refused.iter().map(|why| told(why)).collect()
 }
 
 /// A refusal, with its own advice where it brings some: behind the first semicolon or full stop.
@@ -46,12 +41,11 @@ mod tests {
     }
 
     #[test]
-    fn a_stub_whose_questions_would_come_back_is_a_warning_before_the_start() {
-        let words = Some(format!("the nameserver is a program. {NAME_OTHERS}"));
-        let start = Start { warned: words, ..Start::default() };
+    fn a_stub_whose_questions_would_come_to_us_is_told_of_before_the_start() {
+        let start = Start { stub: Some("the nameserver is a program".to_owned()), ..Start::default() };
         let found = check(&crate::app::doctor::record::Record { start: Some(start), ..quiet() });
-        assert_eq!(warnings(&found), ["names would not be found: the nameserver is a program"]);
-        assert_eq!(found[0].advice, NAME_OTHERS);
+        assert!(warnings(&found).is_empty());
+        assert_eq!(found[0].what, "the nameserver is a program");
     }
 
     #[test]

@@ -1,0 +1,243 @@
+//! A nameserver on this host whose own questions come to us (a forwarder on a loopback address): those whom it asks are
+//! asked in its place, without us.
+//!
+//! It can find no real address of a name that gets fake ones, since we are asked for that; and a real one that it found it
+//! would remember, and give to programs. But it can be made to show whom it asks. A tracer is a question for a name below
+//! the one that is sought, by a label that nobody can guess: it comes to us, addressed to the server that the stub has
+//! chosen for that name just now, and goes no further.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use super::Transport;
+use super::counters::count;
+use super::key::Parts;
+use super::lru::Lru;
+use super::message::Message;
+use super::upstream::{Exchange, ExchangeError, Upstream};
+use super::wire::{MAX_NAME, Query, kind, rcode};
+
+/// Hexadecimal digits of a label: a number, and what proves that it is ours.
+const LABEL: usize = 32;
+/// Servers that one question may find.
+const MOST_FOUND: usize = 8;
+/// Tracers of one question. A further one is sent when those that were found say nothing.
+const MOST_TRACERS: usize = 3;
+/// How long a server may be silent until the stub is made to choose another.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// For so long the stub hears that a server that failed us has failed.
+const UNFIT: Duration = Duration::from_secs(30);
+/// Servers of which that is known.
+const MOST_UNFIT: usize = 64;
+
+/// Whom a stub asks: a nameserver, or None, us.
+type Found = Option<Upstream>;
+
+/// The tracers under way.
+pub(super) struct Tracers {
+    /// SipHash under keys from the operating system: nobody else can make a label.
+    number: RandomState,
+    proof: RandomState,
+    next: AtomicU64,
+    sent: Mutex<HashMap<u64, mpsc::Sender<Found>>>,
+    unfit: Mutex<Lru<SocketAddr, Instant>>,
+}
+
+/// A tracer, until it is dropped.
+struct Tracer<'a> {
+    tracers: &'a Tracers,
+    number: u64,
+    /// On the wire.
+    name: Vec<u8>,
+}
+
+impl Tracers {
+    pub(super) fn new() -> Self {
+        Self {
+            number: RandomState::new(),
+            proof: RandomState::new(),
+            next: AtomicU64::new(0),
+            sent: Mutex::default(),
+            unfit: Mutex::new(Lru::new(MOST_UNFIT)),
+        }
+    }
+
+    /// A tracer below `name`, or below what is left of it where there is no room. Who is found is told to `found`.
+    fn send(&self, name: &[u8], found: mpsc::Sender<Found>) -> Tracer<'_> {
+        let number = self.number.hash_one(self.next.fetch_add(1, Ordering::Relaxed));
+        let label = format!("{number:016x}{:016x}", self.proof.hash_one(number));
+        let mut below = name;
+        while 1 + LABEL + below.len() > MAX_NAME {
+            below = below.get(1 + usize::from(below[0])..).unwrap_or(&[0]);
+        }
+        let name = [&[LABEL as u8], label.as_bytes(), below].concat();
+        self.sent.lock().insert(number, found);
+        Tracer { tracers: self, number, name }
+    }
+
+    /// If `query` is a tracer, which is addressed to `server` (None: to us): the code to answer it with. It is known by its
+    /// label for as long as we run, so that one that comes late is not taken for a name.
+    pub(super) fn catch(&self, query: &Query<'_>, server: Option<SocketAddr>) -> Option<u16> {
+        let number = self.number_of(query.name())?;
+        if let Some(found) = self.sent.lock().get(&number) {
+            let tcp_only = query.transport == Transport::Tcp;
+            // One that asks more servers than there is room for has shown enough of them.
+            let _ = found.try_send(server.map(|address| Upstream { address, tcp_only }));
+        }
+        let unfit = server.is_some_and(|server| self.is_unfit(server));
+        Some(if unfit { rcode::SERV_FAIL } else { rcode::NX_DOMAIN })
+    }
+
+    fn number_of(&self, name: &[u8]) -> Option<u64> {
+        let label = name.split_first().filter(|(length, _)| usize::from(**length) == LABEL)?.1.get(..LABEL)?;
+        let text = std::str::from_utf8(label).ok()?;
+        let half = |range| u64::from_str_radix(text.get(range)?, 16).ok();
+        let (number, proof) = (half(0..LABEL / 2)?, half(LABEL / 2..LABEL)?);
+        (proof == self.proof.hash_one(number)).then_some(number)
+    }
+
+    fn is_unfit(&self, server: SocketAddr) -> bool {
+        self.unfit.lock().get(&server).is_some_and(|until| Instant::now() < *until)
+    }
+
+    fn judge(&self, server: SocketAddr, fit: bool) {
+        let now = Instant::now();
+        let until = if fit { now } else { now + UNFIT };
+        self.unfit.lock().insert(server, until);
+    }
+}
+
+impl Drop for Tracer<'_> {
+    fn drop(&mut self) {
+        self.tracers.sent.lock().remove(&self.number);
+    }
+}
+
+/// Those that the tracers of one question have found.
+#[derive(Default)]
+struct Search {
+    /// Asked, with whether they still owe an answer.
+    asked: Vec<(SocketAddr, bool)>,
+    /// Failed lately, and so asked only where there is nobody else.
+    spare: Vec<Upstream>,
+    /// The stub is told to ask us.
+    asks_us: bool,
+}
+
+impl Search {
+    /// Takes who was found; returned if it is to be asked now.
+    fn take(&mut self, exchange: &Exchange<'_>, found: Found) -> Option<Upstream> {
+        let Some(server) = found.filter(|server| !exchange.is_fake(server.address.ip())) else {
+            self.asks_us = true;
+            return None;
+        };
+        if self.asked.iter().any(|(asked, _)| *asked == server.address) {
+            return None;
+        }
+        if exchange.tracers.is_unfit(server.address) {
+            self.spare.push(server);
+            return None;
+        }
+        self.asked.push((server.address, true));
+        Some(server)
+    }
+
+    /// One of those that are left.
+    fn fall_back(&mut self) -> Option<Upstream> {
+        let server = self.spare.pop()?;
+        self.spare.retain(|other| other.address != server.address);
+        self.asked.push((server.address, true));
+        Some(server)
+    }
+
+    /// Notes what came of asking `server`; true if that is an answer.
+    fn hear(&mut self, tracers: &Tracers, server: SocketAddr, outcome: &Result<Message, ExchangeError>) -> bool {
+        self.asked.iter_mut().filter(|(asked, _)| *asked == server).for_each(|(_, owes)| *owes = false);
+        // One that refuses may refuse everybody, while SERVFAIL may be of this name alone.
+        let fit = outcome.as_ref().is_ok_and(|message| message.code != rcode::REFUSED);
+        tracers.judge(server, fit);
+        fit
+    }
+
+    /// Those that have said nothing.
+    fn lose_patience(&self, tracers: &Tracers) {
+        self.asked.iter().filter(|(_, owes)| *owes).for_each(|(server, _)| tracers.judge(*server, false));
+    }
+}
+
+impl Exchange<'_> {
+    /// Asks `stub` for what it knows by itself, and those whom it asks for the rest. Where its questions do not come to us
+    /// (it encrypts them, or its user is left out) its own answer counts. Waits for as long as the caller does.
+    ///
+    /// What is returned begins with who answered, or failed.
+    pub(super) async fn ask_behind(&self, stub: Upstream) -> (SocketAddr, Result<Message, ExchangeError>) {
+        let (noted, mut found) = mpsc::channel(MOST_FOUND);
+        let ask = |server: Upstream| async move { (server.address, self.ask(server).await) };
+        let mut tracers = (0..MOST_TRACERS).map(|_| self.trace(stub, noted.clone()));
+        let mut tracing: FuturesUnordered<_> = tracers.next().into_iter().collect();
+        let (mut search, mut asked, mut failed) = (Search::default(), FuturesUnordered::new(), None);
+        let (mut own, mut said) = (pin!(self.ask(stub)), None);
+        let mut patience = Instant::now() + PATIENCE;
+        loop {
+            if asked.is_empty() && tracing.is_empty() {
+                match search.fall_back() {
+                    Some(server) => asked.push(ask(server)),
+                    None => break,
+                }
+            }
+            tokio::select! {
+                // Who was found is known before the stub has its answer.
+                biased;
+                Some(server) = found.recv() => asked.extend(search.take(self, server).map(&ask)),
+                outcome = &mut own, if said.is_none() => match outcome {
+                    Ok(message) if message.has_data() && !self.has_fake(&message) => return (stub.address, Ok(message)),
+                    outcome => said = Some(outcome),
+                },
+                Some((server, outcome)) = asked.next() => {
+                    if search.hear(self.tracers, server, &outcome) {
+                        return (server, outcome);
+                    }
+                    failed = Some((server, outcome));
+                    tracing.extend(tracers.next());
+                }
+                Some(()) = tracing.next() => {}
+                () = sleep_until(patience), if !asked.is_empty() && tracers.len() > 0 => {
+                    search.lose_patience(self.tracers);
+                    tracing.extend(tracers.next());
+                    patience = Instant::now() + PATIENCE;
+                }
+            }
+        }
+        match (failed, said) {
+            (Some(failed), _) => failed,
+            (None, _) if search.asks_us => {
+                count(&self.counters.looped);
+                (stub.address, Err(ExchangeError::AsksUs))
+            }
+            (None, Some(said)) => (stub.address, said),
+            (None, None) => (stub.address, own.await),
+        }
+    }
+
+    /// Sends a tracer to `stub` and waits until it has its answer, which says nothing.
+    async fn trace(&self, stub: Upstream, found: mpsc::Sender<Found>) {
+        let tracer = self.tracers.send(self.question.name, found);
+        // Without validation by the stub: our answer is signed by nobody.
+        let question = Parts { name: &tracer.name, kind: kind::A, dnssec_ok: false, checking_disabled: true };
+        let _ = Exchange { question, ..*self }.ask(stub).await;
+    }
+}
+
+#[cfg(test)]
+#[path = "stub_tests.rs"]
+mod tests;

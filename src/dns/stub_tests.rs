@@ -1,0 +1,231 @@
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::RecordType;
+use tokio::net::UdpSocket;
+
+use super::*;
+use crate::dns::testing::{Nameserver, addresses, ask, code, fake_mode, faking, ips, mapping, parsed, query};
+use crate::dns::{Answer, Asker, Config, Dns, Source};
+use crate::net::{Lookup, LookupError, Name};
+
+fn a(text: &str) -> Vec<u8> {
+    query(text, RecordType::A, 0)
+}
+
+/// What a stub does with a question.
+enum Does {
+    /// Answers it.
+    Knows(Vec<u8>),
+    /// Asks these, one after the other until one does not fail: None is us, on purpose. We are asked in their place.
+    Asks(Vec<Option<SocketAddr>>),
+}
+
+/// A stub on this host, and those who ask through it.
+struct World {
+    dns: Arc<Dns>,
+    stub: SocketAddr,
+}
+
+impl World {
+    async fn new(config: Config, does: impl Fn(&[u8]) -> Does + Send + Sync + 'static) -> Self {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let address = socket.local_addr().unwrap();
+        let nameservers = vec![Source::Stub(Upstream { address, tcp_only: false })];
+        let dns = Arc::new(Dns::open(Config { nameservers, ..config }).unwrap());
+        let (asked, does) = (Arc::clone(&dns), Arc::new(does));
+        tokio::spawn(async move {
+            let mut buffer = [0; 2048];
+            while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
+                let (query, dns, does) = (buffer[..length].to_vec(), Arc::clone(&asked), Arc::clone(&does));
+                let socket = Arc::clone(&socket);
+                tokio::spawn(async move {
+                    let answer = match does(&query) {
+                        Does::Knows(answer) => answer,
+                        Does::Asks(servers) => forwarded(&dns, &query, &servers).await,
+                    };
+                    let _ = socket.send_to(&answer, client).await;
+                });
+            }
+        });
+        Self { dns, stub: address }
+    }
+
+    async fn lookup(&self, name: &str) -> Result<Vec<IpAddr>, LookupError> {
+        self.dns.lookup(&Name::new(name).unwrap()).await.map(|found| found.to_vec())
+    }
+}
+
+/// What a stub hears of us when it asks `servers`.
+async fn forwarded(dns: &Dns, query: &[u8], servers: &[Option<SocketAddr>]) -> Vec<u8> {
+    let mut reply = Vec::new();
+    for server in servers {
+        let asker = Asker { client: "198.18.0.1".parse().unwrap(), server: *server };
+        if let Answer::Ask(question) = dns.answer(query, Transport::Udp, asker, crate::dns::now(), &mut reply) {
+            reply = dns.ask(question).await;
+        }
+        if parsed(&reply).metadata.response_code != ResponseCode::ServFail {
+            break;
+        }
+    }
+    reply
+}
+
+async fn real() -> Nameserver {
+    Nameserver::answering(|query| {
+        let asked = parsed(query).queries[0].name().to_string();
+        assert!(!asked.split('.').any(|label| label.len() == LABEL), "a tracer has left: {asked}");
+        match asked.starts_with("nobody.") || asked.starts_with("nas.") {
+            true => code(query, ResponseCode::NXDomain),
+            false => addresses(query, 60, &["203.0.113.7"]),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn those_whom_a_stub_asks_are_asked_in_its_place_while_programs_get_fake_addresses_of_it() {
+    let server = real().await;
+    let upstream = server.address;
+    let world = World::new(faking(&[]), move |_| Does::Asks(vec![Some(upstream)])).await;
+    let real: IpAddr = "203.0.113.7".parse().unwrap();
+    assert_eq!(world.lookup("www.example").await.unwrap(), [real]);
+    let asker = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    asker.send_to(&a("www.example."), world.stub).await.unwrap();
+    let mut answer = [0; 512];
+    let length = asker.recv(&mut answer).await.unwrap();
+    assert!(ips(&answer[..length])[0].to_string().starts_with("198.18."));
+    assert!(matches!(world.lookup("nobody.example").await, Err(LookupError::NoSuchName)));
+    assert_eq!(world.dns.counters().snapshot().looped, 0);
+}
+
+#[tokio::test]
+async fn names_that_get_no_fake_address_are_found_through_a_stub_as_well() {
+    for config in [faking(&[]), mapping(&[])] {
+        let server = real().await;
+        let upstream = server.address;
+        let world = World::new(config, move |_| Does::Asks(vec![Some(upstream)])).await;
+        let begun = std::time::Instant::now();
+        for name in ["www.real.example", "nobody.real.example"] {
+            // What programs ask the stub comes to us, and goes to the stub once more.
+            let query = query(&format!("{name}."), RecordType::A, 0);
+            let reply = forwarded(&world.dns, &query, &[Some(upstream)]).await;
+            assert_eq!(ips(&reply).len(), usize::from(name.starts_with("www")));
+            assert_eq!(world.lookup(name).await.is_ok(), name.starts_with("www"));
+        }
+        assert!(begun.elapsed() < Duration::from_secs(4), "nobody waits for an answer that waits for it");
+    }
+}
+
+#[tokio::test]
+async fn what_a_stub_knows_by_itself_counts_before_what_others_say() {
+    let server = real().await;
+    let upstream = server.address;
+    let world = World::new(faking(&[]), move |query| match parsed(query).queries[0].name().to_string().as_str() {
+        "nas.home." | "www.override." => Does::Knows(addresses(query, 60, &["192.168.1.7"])),
+        _ => Does::Asks(vec![Some(upstream)]),
+    })
+    .await;
+    let known: IpAddr = "192.168.1.7".parse().unwrap();
+    assert_eq!(world.lookup("nas.home").await.unwrap(), [known]);
+    let found = world.dns.lookup_family(&Name::new("www.override").unwrap(), true).await.unwrap();
+    assert_eq!(found[..], [known]);
+}
+
+#[tokio::test]
+async fn the_answers_of_a_stub_whose_questions_never_come_to_us_are_its_own() {
+    let world = World::new(faking(&[]), |query| {
+        Does::Knows(match parsed(query).queries[0].name().to_string().as_str() {
+            "www.example." => addresses(query, 60, &["203.0.113.7"]),
+            "empty.example." => addresses(query, 60, &[]),
+            _ => code(query, ResponseCode::NXDomain),
+        })
+    })
+    .await;
+    assert_eq!(world.lookup("www.example").await.unwrap().len(), 1);
+    assert!(matches!(world.lookup("empty.example").await, Err(LookupError::NoAddress)));
+    assert!(matches!(world.lookup("nobody.example").await, Err(LookupError::NoSuchName)));
+}
+
+#[tokio::test]
+async fn a_server_that_is_silent_or_refuses_makes_the_stub_choose_another() {
+    let (dead, refusing) =
+        (Nameserver::silent().await, Nameserver::answering(|q| code(q, ResponseCode::Refused)).await);
+    let server = real().await;
+    let order = [dead.address, refusing.address, server.address].map(Some).to_vec();
+    let world = World::new(faking(&[]), move |_| Does::Asks(order.clone())).await;
+    assert_eq!(world.lookup("www.example").await.unwrap().len(), 1);
+    let before = (dead.udp_queries(), refusing.udp_queries());
+    assert_eq!(world.lookup("other.example").await.unwrap().len(), 1);
+    assert_eq!((dead.udp_queries(), refusing.udp_queries()), before, "they are left alone for a while");
+}
+
+#[tokio::test]
+async fn a_server_that_failed_is_asked_again_where_there_is_no_other() {
+    let server = Nameserver::answering(|query| match parsed(query).queries[0].name().to_string().as_str() {
+        "broken.example." => code(query, ResponseCode::Refused),
+        _ => addresses(query, 60, &["203.0.113.7"]),
+    })
+    .await;
+    let upstream = server.address;
+    let world = World::new(faking(&[]), move |_| Does::Asks(vec![Some(upstream)])).await;
+    assert!(matches!(world.lookup("broken.example").await, Err(LookupError::Failed(_))));
+    assert_eq!(world.lookup("www.example").await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_stub_that_is_told_to_ask_us_has_nobody_behind_it() {
+    for config in [faking(&[]), mapping(&[])] {
+        let world = World::new(config, |_| Does::Asks(vec![None])).await;
+        let failed = world.lookup("www.example").await;
+        assert!(matches!(&failed, Err(LookupError::Failed(why)) if why.contains("it asks us")), "{failed:?}");
+        assert!(world.dns.counters().snapshot().looped > 0);
+    }
+}
+
+#[tokio::test]
+async fn a_stub_that_is_not_there_fails_at_once() {
+    let gone = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let nameservers = vec![Source::Stub(Upstream { address: gone, tcp_only: false })];
+    let dns = Dns::open(Config { nameservers, ..mapping(&[]) }).unwrap();
+    let failed = ask(&dns, &a("www.example.")).await;
+    assert_eq!(parsed(&failed).metadata.response_code, ResponseCode::ServFail);
+}
+
+#[tokio::test]
+async fn tracers_are_known_in_any_case_and_forged_ones_are_names() {
+    let mode = fake_mode("198.18.0.1/16", None, &[]);
+    let dns = Dns::open(Config { mode, ..mapping(&[]) }).unwrap();
+    let (noted, mut found) = mpsc::channel(1);
+    let tracer = dns.resolver.tracers.send(b"\x03www\x07example\x00", noted);
+    let text = |name: &[u8]| String::from_utf8_lossy(&name[1..=LABEL]).into_owned();
+    let label = text(&tracer.name);
+    let server: SocketAddr = "192.168.1.1:53".parse().unwrap();
+    let heard = |label: &str| {
+        let asker = Asker { client: "198.18.0.1".parse().unwrap(), server: Some(server) };
+        let mut reply = Vec::new();
+        let question = a(&format!("{label}.www.example."));
+        assert!(matches!(dns.answer(&question, Transport::Udp, asker, crate::dns::now(), &mut reply), Answer::Ready));
+        parsed(&reply).metadata.response_code
+    };
+    let forged = format!("{}{}", &label[..LABEL / 2], "0".repeat(LABEL / 2));
+    assert_eq!(heard(&forged), ResponseCode::NoError, "it has got a fake address");
+    assert!(found.try_recv().is_err());
+    assert_eq!(heard(&label.to_ascii_uppercase()), ResponseCode::NXDomain);
+    assert_eq!(found.try_recv().unwrap().unwrap().address, server);
+    drop(tracer);
+    assert_eq!(heard(&label), ResponseCode::NXDomain, "a late one is no name either");
+}
+
+#[test]
+fn tracers_fit_below_the_longest_names_and_below_the_root() {
+    let tracers = Tracers::new();
+    let (noted, _found) = mpsc::channel(1);
+    let long: Vec<u8> =
+        [&[63; 1][..], &[b'a'; 63]].concat().repeat(3).into_iter().chain([61]).chain([b'b'; 61]).chain([0]).collect();
+    assert_eq!(long.len(), MAX_NAME);
+    let tracer = tracers.send(&long, noted.clone());
+    assert!(tracer.name.len() <= MAX_NAME && tracer.name.ends_with(&[b'b', 0]));
+    assert_eq!(tracers.send(&[0], noted).name.len(), LABEL + 2);
+}
