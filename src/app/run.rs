@@ -25,7 +25,7 @@ use crate::dns;
 use crate::inbound::{Access, Listener};
 use crate::platform::{
     Applied, Dialer, FOUND_OPEN, Fwmark, HostError, HostOptions, HostPlan, Journal, NftState, OwnSockets, Proof,
-    Report, Survey, TunQueue, Turn, Wishes, ask_ahead, open_tun, unblock_signals,
+    Report, Survey, TunQueue, Wishes, ask_ahead, open_tun, unblock_signals,
 };
 use crate::profile::{DEVICE, Profile};
 use crate::session::Inbound;
@@ -95,7 +95,10 @@ impl Run<'_> {
             tracing::warn!("{what}. What to do: {advice}");
         }
         // Until all is in force: what another run makes or undoes meanwhile would look like ours.
-        let turn = Turn::wait();
+        let (turn, cut) = beside(self.profile.tun.enable || !journal.is_clean(), signals.end()).await;
+        if cut {
+            return ended_early(&mut journal);
+        }
         if !journal.is_clean() {
             tell_replayed(&journal.replay_closed()?);
         }
@@ -115,12 +118,7 @@ impl Run<'_> {
         let ipv6 = device.as_ref().is_none_or(|device| device.ipv6);
         let core = tokio::select! {
             core = build::core(self.profile, Outside::Shared, dialer, Some(self.log()), ipv6) => core?,
-            () = signals.end() => {
-                if journal.is_closed() {
-                    tell_replayed(&journal.replay()?);
-                }
-                return Ok(());
-            }
+            () = signals.end() => return ended_early(&mut journal),
         };
         self.serve_names(&core)?;
         let (ended, mut failed) = mpsc::unbounded_channel();
@@ -357,6 +355,15 @@ impl Run<'_> {
         let _ = io::stdout().flush();
         supervisor::ready(&format!("{rules} rules{device}"));
     }
+}
+
+/// The end of a run before it has changed anything: somebody has asked for it, and so opens what an earlier one left closed.
+fn ended_early(journal: &mut Journal) -> anyhow::Result<()> {
+    if !journal.is_clean() {
+        tell_replayed(&journal.replay()?);
+    }
+    tracing::info!("stopped before anything of this host was changed");
+    Ok(())
 }
 
 /// What a run came to: of one that nobody ended, in one line what has happened and what was done about it. `stays`: what

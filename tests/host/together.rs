@@ -1,6 +1,7 @@
 //! Two runs in one network namespace, each with a state directory and a device of its own.
 
 mod side_by_side;
+mod waiting;
 
 use super::support::tunproxy::{Place, Tunproxy};
 use super::support::{Dump, Netns, Topology, run};

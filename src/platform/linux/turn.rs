@@ -23,10 +23,14 @@ impl Turn {
         // The lock is on the namespace itself: it needs no place in the file system, and whoever is not in it cannot have it.
         let Ok(mut file) = File::open("/proc/thread-self/ns/net") else { return Self(None) };
         let end = Instant::now() + PATIENCE;
+        let mut told = false;
         loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Self(Some(lock)),
                 Err((again, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < end => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::info!("another run changes this host just now: waiting for it");
+                    }
                     file = again;
                     std::thread::sleep(LOOK);
                 }
