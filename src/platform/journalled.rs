@@ -5,10 +5,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::cleanup::stands;
+use super::imp::resolv_conf;
 use super::journal::{Journal, JournalError, Leftovers, Origin};
 use super::routing::{RouteKind, Rule};
 use super::survey::{NftState, Survey};
-use super::undo::{OldFile, Undo};
+use super::undo::Undo;
 use super::words;
 
 /// The journal of a run that goes on, or that has crashed.
@@ -120,12 +121,8 @@ impl Survey {
                     }
                 }
                 Undo::Sysctl { path, old, .. } => self.put_back(path, old),
-                Undo::ResolvConf { old, .. } => {
-                    self.resolv_conf = match old {
-                        OldFile::Missing => None,
-                        OldFile::Link(target) => fs::read_to_string(Path::new("/etc").join(target)).ok(),
-                        OldFile::File { content, .. } => Some(String::from_utf8_lossy(content).into_owned()),
-                    };
+                Undo::ResolvConf { path, ours, old } => {
+                    self.resolv_conf = resolv_conf::once_restored(path, ours, old);
                 }
                 Undo::Route(_) | Undo::Address { .. } => {}
             }

@@ -84,6 +84,38 @@ fn each_shape_comes_back_at_a_stop_and_after_a_crash() {
     });
 }
 
+/// What a start would do to the file, and what would undo it.
+fn planned(place: &Place, lab: &Topology) -> Vec<String> {
+    let said = place.look(&lab.host, "plan", &[]);
+    assert!(said.succeeded(), "{said:?}");
+    said.stdout.lines().filter(|line| line.contains(FILE)).map(str::to_owned).collect()
+}
+
+#[test]
+fn after_a_crash_a_plan_takes_the_file_for_what_it_will_be_when_ours_is_gone() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        own_etc("");
+        sh("mkdir /run/res");
+        for shape in REWRITTEN {
+            sh(shape);
+            let place = desktop();
+            let before = planned(&place, &lab);
+            assert_ne!(before, Vec::<String>::new(), "{shape}");
+            let place = place.start(&lab.host).kill();
+            assert!(fs::read_to_string(FILE).unwrap().contains(OURS), "{shape}");
+            assert_eq!(planned(&place, &lab), before, "{shape}");
+            // Whoever has replaced it since has the last word.
+            let theirs = fs::read_to_string(FILE).unwrap();
+            fs::write(FILE, "nameserver 192.168.1.1\n").unwrap();
+            assert_eq!(planned(&place, &lab), Vec::<String>::new(), "{shape}");
+            fs::write(FILE, theirs).unwrap();
+            place.clean_up(&lab.host);
+        }
+        sh("umount /etc/resolv.conf");
+    });
+}
+
 #[test]
 fn ordinary_nameservers_stay_whatever_shape_holds_them() {
     run(&[TUN], || {

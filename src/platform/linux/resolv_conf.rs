@@ -50,6 +50,11 @@ pub(in crate::platform) fn text_of(path: &Path, old: &OldFile) -> Option<String>
     }
 }
 
+/// The text that would stand at `path` once [`restore`] were done. What somebody has put there since stays.
+pub(in crate::platform) fn once_restored(path: &Path, ours: &str, old: &OldFile) -> Option<String> {
+    if is_begun(path, ours, old) { text_of(path, old) } else { read(path) }
+}
+
 fn old_file(path: &Path) -> io::Result<OldFile> {
     let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(OldFile::Missing),
@@ -345,6 +350,10 @@ mod tests {
             let old = old_file(&path).unwrap();
             replace(&path, OURS).unwrap();
             assert_eq!(text_of(&path, &old).as_deref(), text, "{target}");
+            assert_eq!(once_restored(&path, OURS, &old).as_deref(), text, "{target}");
+            let theirs = "nameserver 192.0.2.99\n";
+            fs::write(&path, theirs).unwrap();
+            assert_eq!(once_restored(&path, OURS, &old).as_deref(), Some(theirs), "{target}: it stays");
         }
     }
 
