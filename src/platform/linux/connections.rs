@@ -38,7 +38,7 @@ pub(in crate::platform) fn end(is_meant: impl Fn(IpAddr, IpAddr) -> bool) -> io:
                 found.extend(parse(message).filter(|it| is_meant(it.source, it.destination)));
             });
             if let Err(error) = listed {
-                unseen = unseen.or_else(|| explained(error, kind));
+                unseen = unseen.or_else(|| explained(&error, kind));
             }
             for connection in found {
                 match diag.destroy(kind, &connection.id) {
@@ -55,7 +55,7 @@ pub(in crate::platform) fn end(is_meant: impl Fn(IpAddr, IpAddr) -> bool) -> io:
 }
 
 /// Why those of this kind are not known; none where there can be none: a kernel without IPv6.
-fn explained(error: io::Error, kind: Kind) -> Option<io::Error> {
+fn explained(error: &io::Error, kind: Kind) -> Option<io::Error> {
     let lacking = error.raw_os_error() == Some(libc::ENOENT);
     if lacking && i32::from(kind.family) == libc::AF_INET6 {
         return None;
@@ -120,11 +120,11 @@ mod tests {
     fn a_kernel_that_lists_nothing_is_told_and_one_without_ipv6_is_not() {
         let kind = |family: i32, protocol: i32| Kind { family: family as u8, protocol: protocol as u8, states: ALIVE };
         let lacking = || io::Error::from_raw_os_error(libc::ENOENT);
-        let told = explained(lacking(), kind(libc::AF_INET, libc::IPPROTO_UDP)).unwrap();
+        let told = explained(&lacking(), kind(libc::AF_INET, libc::IPPROTO_UDP)).unwrap();
         assert!(told.to_string().contains("CONFIG_INET_UDP_DIAG"), "{told}");
-        assert!(explained(lacking(), kind(libc::AF_INET6, libc::IPPROTO_TCP)).is_none());
+        assert!(explained(&lacking(), kind(libc::AF_INET6, libc::IPPROTO_TCP)).is_none());
         let refused = io::Error::from_raw_os_error(libc::EPERM);
-        assert!(explained(refused, kind(libc::AF_INET6, libc::IPPROTO_TCP)).is_some());
+        assert!(explained(&refused, kind(libc::AF_INET6, libc::IPPROTO_TCP)).is_some());
     }
 
     #[test]
