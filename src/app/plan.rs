@@ -98,7 +98,7 @@ pub fn plan(profile: &Profile, file: &Path, state: &Path) -> anyhow::Result<Outl
         in_force: false,
         leftovers: journal.commands(),
         closed: journal.is_closed(),
-        groups: plan.outline(&Before::now(&plan)),
+        groups: plan.outline(&Before::now(&plan, &journal)),
         numbers: Some(plan.numbers),
         refused,
         warnings: plan.all_warnings().cloned().collect(),

@@ -27,7 +27,7 @@ use crate::dns;
 use crate::inbound::{Access, Listener};
 use crate::platform::{
     Applied, Dialer, FOUND_OPEN, Fwmark, HostError, HostOptions, HostPlan, Journal, NftState, OwnSockets, Proof,
-    Report, Survey, TunQueue, Wishes, ask_ahead, open_tun, unblock_signals,
+    Report, Survey, TunQueue, Turn, Wishes, ask_ahead, open_tun, unblock_signals,
 };
 use crate::profile::{DEVICE, Profile};
 use crate::session::Inbound;
@@ -175,7 +175,8 @@ impl Run<'_> {
         if let Some(Err(error)) = applied.as_mut().map(Applied::release) {
             tracing::warn!("{error}; trying again when the flows have ended");
         }
-        drop(turn);
+        // Whoever has held it until now may do so for ever: a stop waits once.
+        let in_vain = turn.is_some_and(|turn| !turn.is_ours());
         let mut asked = async || {
             if !cut {
                 signals.end().await;
@@ -190,7 +191,10 @@ impl Run<'_> {
         }
         drop(control);
         // Until it is looked at.
-        let (turn, _) = beside(applied.is_some(), asked()).await;
+        let (turn, _) = match in_vain {
+            true => (Some(Turn::at_once()), false),
+            false => beside(applied.is_some(), asked()).await,
+        };
         // An end that nobody asked for opens no kill switch.
         let stays = applied.as_mut().filter(|_| result.is_err()).and_then(Applied::leave_closed);
         let mut given_back = applied.as_mut().filter(|_| stays.is_none());

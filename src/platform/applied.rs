@@ -183,7 +183,7 @@ pub struct Applied {
     taken_over: Option<Report>,
     /// What a kill switch's table was loaded as last.
     standing: Option<Nft>,
-    /// What could not be done and is not tried again.
+    /// Parameters that could not be set, which is not tried again.
     passed_over: Vec<Step>,
     /// The firewall as it was when somebody looked last.
     firewall_seen: Option<NftState>,
@@ -326,7 +326,7 @@ impl Applied {
                 }
                 Err(error) => {
                     let (doubtful, never): (Vec<_>, Vec<_>) =
-                        undos.into_iter().partition(|(_, undo)| undo.may_be_in_place());
+                        undos.into_iter().partition(|(_, undo)| undo.may_be_in_place(&error));
                     self.done.extend(doubtful.into_iter().map(|(id, undo)| Done::Change(id, undo)));
                     // Somebody else may have made just this, so its inverse is not ours to carry out.
                     let mut void: Vec<u64> = never.into_iter().filter_map(|(id, _)| id).collect();
@@ -336,16 +336,28 @@ impl Applied {
                         return Err(error);
                     }
                     self.journal.lock().void(&void)?;
-                    match &step {
-                        Step::Sysctl(sysctl) => failed.push((sysctl.clone(), error)),
-                        _ => self.warnings.push(error.to_string()),
-                    }
-                    self.passed_over.push(step);
+                    self.do_without(step, error, &mut failed);
                 }
             }
         }
         self.warnings.extend(told_of(&failed));
         Ok(())
+    }
+
+    /// Takes note of what could not be done. A parameter stays as it is; the others are tried again while the run goes on, for
+    /// who was in the way may be so no more.
+    fn do_without(&mut self, step: Step, error: HostError, parameters: &mut Vec<(Sysctl, HostError)>) {
+        let told = error.to_string();
+        match step {
+            Step::Sysctl(ref sysctl) => {
+                parameters.push((sysctl.clone(), error));
+                self.passed_over.push(step);
+                return;
+            }
+            Step::Firewall => self.warnings.push(format!("{told}: {}", self.plan.lost_without_table())),
+            _ => self.warnings.push(told.clone()),
+        }
+        self.settling.failed.push(told);
     }
 
     /// How the step will be undone, as far as data can say; in the order of recording, undone last to first.

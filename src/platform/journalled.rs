@@ -5,10 +5,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::cleanup::stands;
+use super::imp::resolv_conf;
 use super::journal::{Journal, JournalError, Leftovers, Origin};
 use super::routing::{RouteKind, Rule};
 use super::survey::{NftState, Survey};
-use super::undo::{OldFile, Undo};
+use super::undo::Undo;
 use super::words;
 
 /// The journal of a run that goes on, or that has crashed.
@@ -90,6 +91,30 @@ impl Journalled {
         self.0.undos.iter().map(|(_, undo)| undo)
     }
 
+    /// `undo`, which was read off the host as it is, of a change that is made after a replay: it puts back what the replay will
+    /// have left.
+    pub(super) fn beyond(&self, mut undo: Undo) -> Undo {
+        let here = self.is_of_here();
+        // Of several for one place the first was what came before all of them.
+        for left in self.undos().filter(|left| here || left.outlives_kernel()) {
+            match (&mut undo, left) {
+                (Undo::ResolvConf { path, old, .. }, Undo::ResolvConf { path: of, ours, old: before })
+                    if path == of && resolv_conf::is_begun(of, ours, before) =>
+                {
+                    old.clone_from(before);
+                }
+                (Undo::Sysctl { path, old, .. }, Undo::Sysctl { path: of, ours, old: before })
+                    if path == of && ours.as_ref().is_none_or(|ours| ours == old) =>
+                {
+                    old.clone_from(before);
+                }
+                _ => continue,
+            }
+            break;
+        }
+        undo
+    }
+
     /// What a replay here would do, last change first: what died with its kernel needs nothing.
     fn to_be_undone(&self) -> impl Iterator<Item = &Undo> {
         let here = self.is_of_here();
@@ -120,12 +145,8 @@ impl Survey {
                     }
                 }
                 Undo::Sysctl { path, old, .. } => self.put_back(path, old),
-                Undo::ResolvConf { old, .. } => {
-                    self.resolv_conf = match old {
-                        OldFile::Missing => None,
-                        OldFile::Link(target) => fs::read_to_string(Path::new("/etc").join(target)).ok(),
-                        OldFile::File { content, .. } => Some(String::from_utf8_lossy(content).into_owned()),
-                    };
+                Undo::ResolvConf { path, ours, old } => {
+                    self.resolv_conf = resolv_conf::once_restored(path, ours, old);
                 }
                 Undo::Route(_) | Undo::Address { .. } => {}
             }
@@ -161,7 +182,7 @@ pub fn holder(state_dir: &Path) -> Option<i32> {
 /// Looks for the lock on the file (device, inode) among those of proc_locks(5): "1: FLOCK  ADVISORY  WRITE 4711 00:1f:4242 0
 /// EOF". Some file systems (btrfs) show files another device than the one that stands there; then `noted` has to be the
 /// process: an inode's number alone is that of many files.
-fn holder_in(locks: &str, (device, inode): (u64, u64), noted: Option<i32>) -> Option<i32> {
+pub(super) fn holder_in(locks: &str, (device, inode): (u64, u64), noted: Option<i32>) -> Option<i32> {
     locks.lines().find_map(|line| {
         let mut words = line.split_whitespace().skip(1);
         (words.next()? == "FLOCK").then_some(())?;
@@ -203,6 +224,24 @@ mod tests {
         assert_eq!(holder(dir.path()), i32::try_from(std::process::id()).ok());
         drop(journal);
         assert_eq!(holder(dir.path()), None);
+    }
+
+    #[test]
+    fn what_a_crashed_run_has_set_is_nothing_that_the_next_puts_back() {
+        let set = |path: &str, ours: &str, old: &str| Undo::Sysctl {
+            path: path.to_owned(),
+            ours: Some(ours.to_owned()),
+            old: old.to_owned(),
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let forward = "net/ipv4/ip_forward";
+        Journal::open(dir.path()).unwrap().record(&[set(forward, "1", "0")]).unwrap();
+        let journalled = Journalled::read(dir.path()).unwrap();
+        assert_eq!(journalled.beyond(set(forward, "1", "1")), set(forward, "1", "0"));
+        // Somebody has set it since: that stays.
+        assert_eq!(journalled.beyond(set(forward, "1", "2")), set(forward, "1", "2"));
+        let other = set("net/ipv6/conf/all/forwarding", "1", "1");
+        assert_eq!(journalled.beyond(other.clone()), other);
     }
 
     #[test]

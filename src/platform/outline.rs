@@ -36,14 +36,14 @@ pub struct Group {
 pub struct Before(Vec<Undo>);
 
 impl Before {
-    /// As the host is now, before `plan` is applied.
+    /// As the host is now, before `plan` is applied and when what `left` tells of has been undone.
     #[must_use]
-    pub fn now(plan: &HostPlan) -> Self {
+    pub fn now(plan: &HostPlan, left: &Journalled) -> Self {
         let mut undos: Vec<Undo> = plan.sysctls.iter().filter(|sysctl| !sysctl.of_tun).flat_map(sysctl_undos).collect();
         if let DnsPlan::Rewrite { text, .. } = &plan.dns {
             undos.extend(resolv_conf::undo(std::path::Path::new(resolv_conf::PATH), text));
         }
-        Self(undos)
+        Self(undos.into_iter().map(|undo| left.beyond(undo)).collect())
     }
 
     /// As the run noted it that has applied `plan`.

@@ -181,6 +181,14 @@ impl HostPlan {
         Ok(plan)
     }
 
+    /// What does not work as long as the firewall table is not loaded.
+    pub(super) fn lost_without_table(&self) -> String {
+        let has = |name: &str| self.nft.as_ref().is_some_and(|nft| nft.chains().any(|chain| chain == name));
+        let lost = lost_without_nft(has("lan_dns"));
+        let ipv6 = if has("shut") { ", and IPv6, which the TUN cannot have, goes past the rules" } else { "" };
+        format!("until it is loaded, {lost} are not taken care of{ipv6}")
+    }
+
     /// The mark that our own sockets must carry.
     #[must_use]
     pub fn own_mark(&self) -> Fwmark {
@@ -299,10 +307,15 @@ fn rules_before_ours(numbers: &Numbers, survey: &Survey) -> Vec<String> {
 }
 
 fn without_nft(why: &str, options: &HostOptions) -> String {
-    let lan = if options.lan_dns.is_empty() { "" } else { ", names for LAN clients that ask this host itself" };
+    let lost = lost_without_nft(!options.lan_dns.is_empty());
+    format!("no firewall table ({why}): {lost} are not taken care of. Install nftables to have them")
+}
+
+fn lost_without_nft(lan: bool) -> String {
+    let lan = if lan { ", names for LAN clients that ask this host itself" } else { "" };
     format!(
-        "no firewall table ({why}): answers of UDP servers on the wildcard address, port forwards, inbound IPv6 to the \
-         LAN, DNS questions of sockets bound to an interface{lan} are not taken care of. Install nftables to have them"
+        "answers of UDP servers on the wildcard address, port forwards, inbound IPv6 to the LAN, DNS questions of sockets \
+         bound to an interface{lan}"
     )
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::applied::HostError;
 use super::firewall::TableId;
+use super::imp::resolv_conf::is_overtaken;
 use super::imp::{nft, resolv_conf, sysctl};
 use super::routing::{Route, RouteKind, Rule};
 use super::{Netlink, NetlinkError};
@@ -116,12 +117,14 @@ impl Undo {
         matches!(self, Self::ResolvConf { .. })
     }
 
-    /// Whether the change may be in place though making it failed, as far as a look tells. It is then undone like one that
-    /// was made, which does no harm where it was not.
-    pub(super) fn may_be_in_place(&self) -> bool {
+    /// Whether the change may be in place though making it failed (`why`), as far as a look tells. It is then undone like one
+    /// that was made, which does no harm where it was not.
+    pub(super) fn may_be_in_place(&self, why: &HostError) -> bool {
         match self {
             // nft may have done its work, and only the look at it failed, or the patience for it was at its end.
             Self::Table(_) => true,
+            // Where somebody was faster nothing of ours is there, and an empty file is the beginning of theirs.
+            Self::ResolvConf { .. } if matches!(why, HostError::Io { source, .. } if is_overtaken(source)) => false,
             Self::ResolvConf { path, ours, old } => resolv_conf::is_begun(path, ours, old),
             // One act of the kernel's, whose answer came; and somebody else may have made just this.
             Self::Rule(_) | Self::Route(_) | Self::Address { .. } | Self::Sysctl { .. } => false,

@@ -1,14 +1,18 @@
 //! /etc/resolv.conf in its many shapes: a start makes names work, and a stop or a clean-up leaves the file as it was.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use super::support::client::act_in;
+use super::support::program::PATIENCE;
 use super::support::sites::NAME;
-use super::support::tunproxy::{Place, Said};
-use super::support::world::own_etc;
+use super::support::tunproxy::{Place, Said, Tunproxy};
+use super::support::world::{own_etc, poll_until};
 use super::support::{Dump, Sites, Topology, run};
 
 const TUN: &str = "/dev/net/tun";
@@ -79,6 +83,39 @@ fn each_shape_comes_back_at_a_stop_and_after_a_crash() {
             assert_eq!(act_in(&lab.host, &format!("ask {NAME}:7 x")), Ok("x".to_owned()), "{shape}");
             assert!(tunproxy.stop().success());
             assert_as_before(shape, &before, &lab);
+        }
+        sh("umount /etc/resolv.conf");
+    });
+}
+
+/// What a start would do to the file, and what would undo it.
+fn planned(place: &Place, lab: &Topology) -> Option<serde_json::Value> {
+    let said = place.look(&lab.host, "plan", &["--format", "json"]);
+    assert!(said.succeeded(), "{said:?}");
+    let plan: serde_json::Value = serde_json::from_str(&said.stdout).expect("a plan");
+    plan["groups"].as_array().expect("groups").iter().find(|group| group["title"] == "the resolver").cloned()
+}
+
+#[test]
+fn after_a_crash_a_plan_takes_the_file_for_what_it_will_be_when_ours_is_gone() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        own_etc("");
+        sh("mkdir /run/res");
+        for shape in REWRITTEN {
+            sh(shape);
+            let place = desktop();
+            let before = planned(&place, &lab);
+            assert!(before.is_some(), "{shape}");
+            let place = place.start(&lab.host).kill();
+            assert!(fs::read_to_string(FILE).unwrap().contains(OURS), "{shape}");
+            assert_eq!(planned(&place, &lab), before, "{shape}");
+            // Whoever has replaced it since has the last word.
+            let theirs = fs::read_to_string(FILE).unwrap();
+            fs::write(FILE, "nameserver 192.168.1.1\n").unwrap();
+            assert_eq!(planned(&place, &lab), None, "{shape}");
+            fs::write(FILE, theirs).unwrap();
+            place.clean_up(&lab.host);
         }
         sh("umount /etc/resolv.conf");
     });
@@ -173,5 +210,68 @@ fn what_somebody_put_there_while_we_ran_stays() {
                 assert_eq!(sh("stat -c '%F %i' /etc/resolv.conf; cat /etc/resolv.conf"), theirs, "{replaced}");
             }
         }
+    });
+}
+
+/// A start for which a disk takes its time, and what somebody does to the file before what we write has got there.
+fn overtaken_by<T>(lab: &Topology, act: impl FnOnce() -> T + Send) -> (Tunproxy, T)
+where
+    T: Send,
+{
+    let (place, mut slow) = (desktop(), lab.host.command("strace"));
+    let command = place.run_command(&lab.host);
+    slow.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "-e", "inject=fsync:delay_enter=300000"]);
+    slow.arg(command.get_program()).args(command.get_args());
+    std::thread::scope(|scope| {
+        let meanwhile = scope.spawn(|| {
+            let ours = Path::new("/etc/resolv.conf.tunproxy-new");
+            poll_until(PATIENCE, || ours.exists().then_some(())).expect("what we write");
+            act()
+        });
+        let tunproxy = place.try_start_by(slow).unwrap_or_else(|said| panic!("{said}"));
+        tunproxy.line("somebody has replaced it at the same moment");
+        (tunproxy, meanwhile.join().expect("whoever was faster"))
+    })
+}
+
+/// What was started is strace, which ends with the run.
+fn stop(tunproxy: Tunproxy, lab: &Topology) {
+    assert!(tunproxy.place().ask(&lab.host, "stop").succeeded());
+    assert!(tunproxy.wait().success());
+}
+
+#[test]
+fn whoever_has_replaced_the_file_in_the_moment_of_our_start_is_followed() {
+    run(&[TUN, "strace"], || {
+        let lab = Topology::desktop();
+        own_etc("nameserver fe80::1%eth0\n");
+        let theirs = "search theirs\nnameserver fe80::2%eth0\n";
+        let (tunproxy, ()) = overtaken_by(&lab, || {
+            fs::write("/etc/new", theirs).expect("a file");
+            fs::rename("/etc/new", FILE).expect("a file in its place");
+        });
+        let rewritten = || {
+            let text = fs::read_to_string(FILE).unwrap_or_default();
+            (text.contains(OURS) && text.contains("search theirs")).then_some(())
+        };
+        assert!(poll_until(PATIENCE, rewritten).is_some(), "{}", tunproxy.output());
+        stop(tunproxy, &lab);
+        assert_eq!(fs::read_to_string(FILE).unwrap(), theirs);
+    });
+}
+
+#[test]
+fn what_somebody_begins_to_write_in_the_moment_of_our_start_stays_however_long_it_takes_them() {
+    run(&[TUN, "strace"], || {
+        let lab = Topology::desktop();
+        own_etc("nameserver fe80::1%eth0\n");
+        let (tunproxy, mut theirs) = overtaken_by(&lab, || File::create(FILE).expect("an empty file"));
+        // Longer than an empty file is taken for one that somebody has just begun.
+        std::thread::sleep(Duration::from_millis(900));
+        theirs.write_all(b"nameserver 192.168.1.1\n").unwrap();
+        drop(theirs);
+        assert_eq!(fs::read_to_string(FILE).unwrap(), "nameserver 192.168.1.1\n", "{}", tunproxy.output());
+        stop(tunproxy, &lab);
+        assert_eq!(fs::read_to_string(FILE).unwrap(), "nameserver 192.168.1.1\n");
     });
 }

@@ -11,6 +11,8 @@ use crate::platform::undo::{OldFile, Undo};
 
 /// Whoever replaces the file may leave it empty or away for a moment: so long it is not taken at its word.
 const UNFINISHED: Duration = Duration::from_millis(300);
+/// As long as its author has it open, up to so long.
+const UNFINISHED_IF_OPEN: Duration = Duration::from_secs(10);
 
 impl Applied {
     /// The file behind a link that we wrote over: what happens to it may make ours needless.
@@ -51,11 +53,13 @@ impl Applied {
             return false;
         }
         let since = *self.settling.bare_since.get_or_insert_with(Instant::now);
-        let left = UNFINISHED.saturating_sub(since.elapsed());
-        if left.is_zero() {
+        let waited = since.elapsed();
+        let left = UNFINISHED.saturating_sub(waited);
+        let is_open = || waited < UNFINISHED_IF_OPEN && resolv_conf::is_being_written(Path::new(resolv_conf::PATH));
+        if left.is_zero() && !is_open() {
             return false;
         }
-        settled.again = Some(left);
+        settled.again = Some(if left.is_zero() { UNFINISHED } else { left });
         true
     }
 

@@ -8,13 +8,13 @@ use super::look::Look;
 use super::look::stands_for;
 use super::{Applied, Done, HostError, Step};
 use crate::platform::PlanError;
-use crate::platform::Turn;
 use crate::platform::imp::nft::{self, OwnedTable};
 use crate::platform::layout;
 use crate::platform::plan::{HostOptions, HostPlan};
 use crate::platform::resolver::DnsPlan;
 use crate::platform::survey::NftState;
 use crate::platform::undo::Undo;
+use crate::platform::{Hurry, Turn};
 
 /// What failed is tried again after this, then after twice as long, and so on.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
@@ -94,7 +94,8 @@ pub(super) struct Settling {
     device: Option<u32>,
     /// Since when /etc/resolv.conf names nobody.
     pub(super) bare_since: Option<Instant>,
-    failed: Vec<String>,
+    /// What failed last, the start included.
+    pub(super) failed: Vec<String>,
     failures: u32,
 }
 
@@ -123,7 +124,12 @@ impl Applied {
         };
         // A run that starts just now may be about to take the same: what it has taken is to be seen.
         if numbers != self.plan.numbers && turn.is_none() {
-            return self.settle_in(Some(&Turn::wait()), options, seen);
+            let turn = Turn::wait();
+            // What nobody waits for is not worth doing without.
+            if Hurry::is_there() {
+                return Ok(Settled::default());
+            }
+            return self.settle_in(Some(&turn), options, seen);
         }
         let mut settled = Settled::default();
         survey.resolv_conf = self.resolver_of_others(&mut settled)?;
@@ -220,7 +226,7 @@ impl Applied {
                 }
                 Err(error) => {
                     let (doubtful, never): (Vec<_>, Vec<_>) =
-                        undos.into_iter().partition(|(_, undo)| undo.may_be_in_place());
+                        undos.into_iter().partition(|(_, undo)| undo.may_be_in_place(&error));
                     void.extend(self.keep(&step, doubtful, None));
                     void.extend(never.into_iter().filter_map(|(id, _)| id));
                     settled.failed.push(error.to_string());
@@ -310,7 +316,7 @@ impl Applied {
         }
         // Two tables of one name cannot be.
         self.done.retain(|done| !matches!(done, Done::Firewall(_)));
-        let table = OwnedTable::load(&nft).map_err(|source| HostError::io("load the firewall table again", source))?;
+        let table = OwnedTable::load(&nft).map_err(|source| HostError::io("load the firewall table", source))?;
         Ok(Some(Done::Firewall(table)))
     }
 

@@ -35,6 +35,12 @@ impl Hurry {
         *SINCE.lock() = Some(Instant::now());
         Self(())
     }
+
+    /// Whether there is one.
+    #[must_use]
+    pub fn is_there() -> bool {
+        SINCE.lock().is_some()
+    }
 }
 
 impl Drop for Hurry {

@@ -25,21 +25,20 @@ pub(in crate::platform) struct Ended {
 /// the peer's. Listeners, and sockets without a peer, stay.
 ///
 /// # Errors
-/// The kernel does not say which there are.
+/// The kernel does not say which there are, or not of all kinds; of the others they have ended.
 pub(in crate::platform) fn end(is_meant: impl Fn(IpAddr, IpAddr) -> bool) -> io::Result<Ended> {
     let diag = Diag::open()?;
-    let mut ended = Ended::default();
+    let (mut ended, mut unseen) = (Ended::default(), None);
     for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
         for (protocol, states) in [(libc::IPPROTO_TCP as u8, ALIVE), (libc::IPPROTO_UDP as u8, ESTABLISHED)] {
             let kind = Kind { family, protocol, states };
             let mut found = Vec::new();
-            let listed = diag.list(kind, |message| {
+            // One for each: the rest of a list that broke off is no answer to the next question.
+            let listed = Diag::open()?.list(kind, |message| {
                 found.extend(parse(message).filter(|it| is_meant(it.source, it.destination)));
             });
-            match listed {
-                // A kernel without IPv6.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
-                other => other?,
+            if let Err(error) = listed {
+                unseen = unseen.or_else(|| explained(&error, kind));
             }
             for connection in found {
                 match diag.destroy(kind, &connection.id) {
@@ -50,7 +49,23 @@ pub(in crate::platform) fn end(is_meant: impl Fn(IpAddr, IpAddr) -> bool) -> io:
             }
         }
     }
-    Ok(ended)
+    let Some(error) = unseen else { return Ok(ended) };
+    tracing::debug!("of those that the kernel lists, {} have ended", ended.ended);
+    Err(error)
+}
+
+/// Why those of this kind are not known; none where there can be none: a kernel without IPv6.
+fn explained(error: &io::Error, kind: Kind) -> Option<io::Error> {
+    let lacking = error.raw_os_error() == Some(libc::ENOENT);
+    if lacking && i32::from(kind.family) == libc::AF_INET6 {
+        return None;
+    }
+    let which = if i32::from(kind.protocol) == libc::IPPROTO_TCP { "TCP" } else { "UDP" };
+    let told = match lacking {
+        true => format!("the kernel does not list sockets of {which} (CONFIG_INET_{which}_DIAG)"),
+        false => format!("of {which}: {error}"),
+    };
+    Some(io::Error::new(error.kind(), told))
 }
 
 struct Connection {
@@ -99,6 +114,17 @@ mod tests {
         assert!(seen.contains(&(stream.local_addr().unwrap().ip(), at(1))));
         assert!(seen.contains(&(at(1), stream.local_addr().unwrap().ip())));
         assert!(seen.contains(&(at(2), at(3))));
+    }
+
+    #[test]
+    fn a_kernel_that_lists_nothing_is_told_and_one_without_ipv6_is_not() {
+        let kind = |family: i32, protocol: i32| Kind { family: family as u8, protocol: protocol as u8, states: ALIVE };
+        let lacking = || io::Error::from_raw_os_error(libc::ENOENT);
+        let told = explained(&lacking(), kind(libc::AF_INET, libc::IPPROTO_UDP)).unwrap();
+        assert!(told.to_string().contains("CONFIG_INET_UDP_DIAG"), "{told}");
+        assert!(explained(&lacking(), kind(libc::AF_INET6, libc::IPPROTO_TCP)).is_none());
+        let refused = io::Error::from_raw_os_error(libc::EPERM);
+        assert!(explained(&refused, kind(libc::AF_INET6, libc::IPPROTO_TCP)).is_some());
     }
 
     #[test]

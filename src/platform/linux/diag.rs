@@ -46,7 +46,7 @@ impl Diag {
     /// Gives `each` the `struct inet_diag_msg` of every socket of this kind.
     ///
     /// # Errors
-    /// The kernel does not say.
+    /// The kernel does not say; ENOENT where it has nobody who would (`inet_diag`, `tcp_diag`, `udp_diag`).
     pub(super) fn list(&self, kind: Kind, mut each: impl FnMut(&[u8])) -> io::Result<()> {
         self.0.send(&request(BY_FAMILY, NLM_F_DUMP, kind, &[0; ID]), 0)?;
         self.answers(&mut each)
@@ -96,11 +96,11 @@ fn read(mut rest: &[u8], each: &mut impl FnMut(&[u8])) -> io::Result<ControlFlow
     while !rest.is_empty() {
         let message = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
         match message.message_type() {
-            NLMSG_DONE => return Ok(ControlFlow::Break(())),
-            NLMSG_ERROR => {
+            // Of a list too the end says how it went: for a protocol that nobody answers for (tcp_diag, udp_diag) it alone does.
+            NLMSG_DONE | NLMSG_ERROR => {
                 let code = message.payload().first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
                 return match code {
-                    // An acknowledgement.
+                    // An acknowledgement, or all of a list.
                     0 => Ok(ControlFlow::Break(())),
                     code => Err(io::Error::from_raw_os_error(code.saturating_abs())),
                 };
@@ -117,10 +117,43 @@ fn read(mut rest: &[u8], each: &mut impl FnMut(&[u8])) -> io::Result<ControlFlow
 mod tests {
     use super::*;
 
+    /// Of the type, with these bytes.
+    fn message(of: u16, payload: &[u8]) -> Vec<u8> {
+        let mut message = (16 + payload.len() as u32).to_ne_bytes().to_vec();
+        message.extend(of.to_ne_bytes());
+        message.extend([2, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+        message.extend(payload);
+        message
+    }
+
+    #[test]
+    fn a_list_that_ends_with_an_error_is_none() {
+        let nothing = (-libc::ENOENT).to_ne_bytes();
+        for of in [NLMSG_DONE, NLMSG_ERROR] {
+            let error = read(&message(of, &nothing), &mut |_| {}).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+            assert!(read(&message(of, &[0; 4]), &mut |_| {}).unwrap().is_break());
+        }
+        // Not even where something came before.
+        let torn = [message(BY_FAMILY, &[2, 10, 0, 0]), message(NLMSG_DONE, &(-libc::ENOMEM).to_ne_bytes())].concat();
+        assert!(read(&torn, &mut |_| {}).is_err());
+    }
+
+    #[test]
+    fn of_a_protocol_that_nobody_answers_for_the_kernel_says_so() {
+        let diag = Diag::open().unwrap();
+        for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
+            // RFC 3692: for experiments.
+            let kind = Kind { family, protocol: 253, states: u32::MAX };
+            assert_eq!(diag.list(kind, |_| {}).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+            // What came of one question is not the answer to the next.
+            assert!(diag.list(Kind { protocol: libc::IPPROTO_TCP as u8, ..kind }, |_| {}).is_ok());
+        }
+    }
+
     #[test]
     fn torn_messages_end_in_an_error_or_in_silence() {
-        let mut whole = 20_u32.to_ne_bytes().to_vec();
-        whole.extend([20, 0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 10, 0, 0]);
+        let whole = message(BY_FAMILY, &[2, 10, 0, 0]);
         for length in 0..whole.len() {
             let _ = read(&whole[..length], &mut |_| {});
         }

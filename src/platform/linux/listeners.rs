@@ -1,7 +1,9 @@
 //! The ports that servers have, by sock_diag(7): it costs what there is of listeners, while /proc/net/tcp costs what
-//! there is of connections, of which a router may have a million.
+//! there is of connections, of which a router may have a million. That is read where the kernel has no sock_diag for them
+//! (`inet_diag` is a module of its own, which small systems leave out).
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io;
 
 use super::diag::{Diag, Kind};
@@ -11,23 +13,42 @@ const LISTENING: u32 = 1 << 10;
 /// `TCP_CLOSE`: for UDP, bound and not connected to a peer.
 const UNCONNECTED: u32 = 1 << 7;
 
-/// The TCP ports that somebody listens on, in the network namespace of the calling thread; none where the kernel does not
-/// say.
+/// The TCP ports that somebody listens on, in the network namespace of the calling thread; none where nobody says.
 pub(super) fn listening_ports() -> BTreeSet<u16> {
-    of_both_families(libc::IPPROTO_TCP as u8, LISTENING)
+    of_both_families(libc::IPPROTO_TCP as u8, LISTENING, ["tcp", "tcp6"])
 }
 
 /// The UDP ports of sockets that have no peer: those of servers are among them.
 pub(super) fn unconnected_ports() -> BTreeSet<u16> {
-    of_both_families(libc::IPPROTO_UDP as u8, UNCONNECTED)
+    of_both_families(libc::IPPROTO_UDP as u8, UNCONNECTED, ["udp", "udp6"])
 }
 
-fn of_both_families(protocol: u8, states: u32) -> BTreeSet<u16> {
-    let families = [libc::AF_INET, libc::AF_INET6].map(|family| ports(Kind { family: family as u8, protocol, states }));
-    for error in families.iter().filter_map(|found| found.as_ref().err()) {
-        tracing::debug!("the kernel does not say who listens: {error}");
+/// `tables`: those of /proc/net that say the same.
+fn of_both_families(protocol: u8, states: u32, tables: [&str; 2]) -> BTreeSet<u16> {
+    let mut found = BTreeSet::new();
+    for (family, table) in [libc::AF_INET, libc::AF_INET6].into_iter().zip(tables) {
+        match ports(Kind { family: family as u8, protocol, states }) {
+            Ok(ports) => found.extend(ports),
+            Err(error) => {
+                tracing::debug!("the kernel does not list sockets ({error}): reading /proc/net/{table}");
+                // The kernel may have no IPv6.
+                let text = fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
+                found.extend(in_table(&text, states));
+            }
+        }
     }
-    families.into_iter().flatten().flatten().collect()
+    found
+}
+
+/// The ports of those in one of `states`, from a table of proc_net(5): "0: 0100007F:1EDC 00000000:0000 0A ...".
+fn in_table(table: &str, states: u32) -> impl Iterator<Item = u16> {
+    table.lines().skip(1).filter_map(move |line| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let (_, port) = words.next()?.rsplit_once(':')?;
+        let state = u32::from_str_radix(words.nth(1)?, 16).ok()?;
+        let wanted = 1_u32.checked_shl(state).is_some_and(|state| states & state != 0);
+        wanted.then(|| u16::from_str_radix(port, 16).ok()).flatten()
+    })
 }
 
 fn ports(kind: Kind) -> io::Result<Vec<u16>> {
@@ -53,6 +74,27 @@ mod tests {
             let connection = std::net::TcpStream::connect(at).unwrap();
             assert!(!listening_ports().contains(&connection.local_addr().unwrap().port()));
         }
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_list_them_tells_the_same_in_its_tables() {
+        let read = |table: &str, states: u32| -> BTreeSet<u16> {
+            in_table(&fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap(), states).collect()
+        };
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let connection = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let found = read("tcp", LISTENING);
+        assert!(found.contains(&listener.local_addr().unwrap().port()));
+        assert!(!found.contains(&connection.local_addr().unwrap().port()));
+        let sockets = [(); 2].map(|()| std::net::UdpSocket::bind("[::1]:0").unwrap());
+        sockets[0].connect(sockets[1].local_addr().unwrap()).unwrap();
+        let found = read("udp6", UNCONNECTED);
+        assert!(found.contains(&sockets[1].local_addr().unwrap().port()));
+        assert!(!found.contains(&sockets[0].local_addr().unwrap().port()));
+        assert_eq!(in_table("sl\n0: x\n1: 0:FFFFF 0:0 0A\n2: 0:1 0:0 FF\n", LISTENING).count(), 0);
+        // No protocol of this number is listed.
+        let both = of_both_families(253, LISTENING, ["tcp", "tcp6"]);
+        assert!(both.contains(&listener.local_addr().unwrap().port()));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,8 @@ use crate::platform::undo::{OldFile, Undo, Undone};
 pub(in crate::platform) const PATH: &str = "/etc/resolv.conf";
 /// Far more than any resolver reads.
 const LARGEST: u64 = 64 * 1024;
+/// fcntl(2): by which signal the end of a lease is told.
+const F_SETSIG: libc::c_int = 10;
 /// systemd-resolved keeps its files here while it runs.
 const RESOLVED: &str = "/run/systemd/resolve";
 
@@ -23,6 +26,24 @@ pub(in crate::platform) fn read(path: &Path) -> Option<String> {
         return None;
     }
     fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Whether somebody has the file open to write it: what is in it may be a beginning. False where nobody can tell.
+pub(in crate::platform) fn is_being_written(path: &Path) -> bool {
+    let Ok(file) = fs::File::open(path) else { return false };
+    let descriptor = file.as_raw_fd();
+    // A lease for readers is not given while there is a writer (fcntl(2)). Who wants to write in the moment for which we have
+    // it waits for that moment, and the signal by which we are told must be none that ends us.
+    // SAFETY: numbers alone, and the descriptor is open until the end of this function.
+    unsafe {
+        if libc::fcntl(descriptor, F_SETSIG, libc::SIGURG) < 0 {
+            return false;
+        }
+        let refused = libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_RDLCK) < 0;
+        let written = refused && io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN);
+        libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_UNLCK);
+        written
+    }
 }
 
 /// How to undo the rewriting of `path` with `ours`; `None` when it cannot even be looked at.
@@ -48,6 +69,11 @@ pub(in crate::platform) fn text_of(path: &Path, old: &OldFile) -> Option<String>
             if itself { None } else { read(&behind) }
         }
     }
+}
+
+/// The text that would stand at `path` once [`restore`] were done. What somebody has put there since stays.
+pub(in crate::platform) fn once_restored(path: &Path, ours: &str, old: &OldFile) -> Option<String> {
+    if is_begun(path, ours, old) { text_of(path, old) } else { read(path) }
 }
 
 fn old_file(path: &Path) -> io::Result<OldFile> {
@@ -84,14 +110,24 @@ pub(in crate::platform) fn replace(path: &Path, text: &str) -> io::Result<()> {
 
 fn replace_and(path: &Path, text: &str, sync: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let old = old_file(path)?;
-    let written = write_over(path, text, &old).and_then(|()| sync(path)).and_then(|()| {
-        match fs::read(path)? == text.as_bytes() {
-            true => Ok(()),
-            false => Err(io::Error::other("it was written, but reads back as something else")),
+    let (written, left) = match write_over(path, text, &old) {
+        Ok(way) => {
+            let reads_back = || match fs::read(path)? == text.as_bytes() {
+                true => Ok(()),
+                false => Err(io::Error::other("it was written, but reads back as something else")),
+            };
+            (sync(path).and_then(|()| reads_back()), Some(way))
         }
-    });
+        Err(Unplaced { error, left }) => (Err(explained(error)), left),
+    };
+    let ours = match left {
+        // Nothing of ours is there: a file that is empty is the beginning of somebody else's.
+        None => false,
+        Some(Way::Renamed) => is_ours(path, text),
+        Some(Way::InPlace) => is_begun(path, text, &old),
+    };
     if written.is_err()
-        && is_begun(path, text, &old)
+        && ours
         && let Err(error) = restore(path, text, &old)
     {
         tracing::debug!("{} as it was: {error}", path.display());
@@ -99,12 +135,12 @@ fn replace_and(path: &Path, text: &str, sync: impl Fn(&Path) -> io::Result<()>) 
     written
 }
 
-fn write_over(path: &Path, text: &str, old: &OldFile) -> io::Result<()> {
+fn write_over(path: &Path, text: &str, old: &OldFile) -> Result<Way, Unplaced> {
     let (mode, owner) = match old {
         OldFile::File { mode, uid, gid, .. } => (*mode, Some((*uid, *gid))),
         OldFile::Missing | OldFile::Link(_) => (0o644, None),
     };
-    place(path, text.as_bytes(), mode, owner, old).map_err(explained)
+    place(path, text.as_bytes(), mode, owner, old)
 }
 
 /// Puts `old` back, if `path` still holds what we wrote.
@@ -124,8 +160,8 @@ pub(in crate::platform) fn restore(path: &Path, ours: &str, old: &OldFile) -> io
             symlink(target, &new).and_then(|()| fs::rename(&new, path))
         }
         OldFile::File { content, mode, uid, gid } => match place(path, content, *mode, Some((*uid, *gid)), &now) {
-            Err(error) if is_overtaken(&error) => return Ok(Undone::LeftAlone),
-            placed => placed,
+            Err(Unplaced { error, .. }) if is_overtaken(&error) => return Ok(Undone::LeftAlone),
+            placed => placed.map(drop).map_err(|unplaced| unplaced.error),
         },
     }
     .map_err(explained)?;
@@ -136,9 +172,31 @@ pub(in crate::platform) fn restore(path: &Path, ours: &str, old: &OldFile) -> io
     }
 }
 
+/// How a file came to be where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Whole.
+    Renamed,
+    /// A crash, or a full disk, may leave a beginning of it.
+    InPlace,
+}
+
+/// What was not put into its place, and in which way some of it may be there all the same.
+#[derive(Debug)]
+struct Unplaced {
+    error: io::Error,
+    left: Option<Way>,
+}
+
+impl From<io::Error> for Unplaced {
+    fn from(error: io::Error) -> Self {
+        Self { error, left: None }
+    }
+}
+
 /// Whole or not at all, by renaming; in place where the file is a mount of its own, as in containers.
 /// Not where somebody has replaced `over` meanwhile ([`is_overtaken`]): it takes its time to get a file to the disk.
-fn place(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>, over: &OldFile) -> io::Result<()> {
+fn place(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>, over: &OldFile) -> Result<Way, Unplaced> {
     let new = new_name(path);
     remove_if_there(&new)?;
     let written = write_new(&new, content, mode, owner);
@@ -151,20 +209,20 @@ fn place(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>, over
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
             remove_if_there(&new)?;
             let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
-            file.write_all(content)?;
-            file.sync_all()
+            let written = file.write_all(content).and_then(|()| file.sync_all());
+            written.map(|()| Way::InPlace).map_err(|error| Unplaced { error, left: Some(Way::InPlace) })
         }
         Err(error) => {
             // The cause is what matters, not whether its traces could be removed.
             let _ = remove_if_there(&new);
-            Err(error)
+            Err(error.into())
         }
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(Way::Renamed),
     }
 }
 
 /// Whether that was not the system's word, but ours.
-fn is_overtaken(error: &io::Error) -> bool {
+pub(in crate::platform) fn is_overtaken(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ResourceBusy && error.raw_os_error().is_none()
 }
 
@@ -258,6 +316,7 @@ fn resolvectl(arguments: &[&str]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::platform::HostError;
 
     const OURS: &str = "# ours\nnameserver 198.18.0.2\n";
 
@@ -334,6 +393,34 @@ mod tests {
     }
 
     #[test]
+    fn what_somebody_has_begun_to_write_over_ours_is_not_taken_for_the_beginning_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        fs::write(&path, "nameserver 192.0.2.53\n").unwrap();
+        let mut theirs = None;
+        let truncated = std::cell::RefCell::new(&mut theirs);
+        let meanwhile = |at: &Path| {
+            **truncated.borrow_mut() = Some(fs::File::create(at)?);
+            Ok(())
+        };
+        replace_and(&path, OURS, meanwhile).unwrap_err();
+        theirs.unwrap().write_all(b"nameserver 192.0.2.77\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 192.0.2.77\n");
+    }
+
+    #[test]
+    fn a_file_that_somebody_writes_is_told_from_one_that_is_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        assert!(!is_being_written(&path), "there is none");
+        let theirs = fs::File::create(&path).unwrap();
+        assert!(is_being_written(&path));
+        drop(theirs);
+        let _reader = fs::File::open(&path).unwrap();
+        assert!(!is_being_written(&path));
+    }
+
+    #[test]
     fn a_link_that_leads_back_to_its_own_place_holds_nothing_of_others_when_ours_is_there() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("resolv.conf");
@@ -345,6 +432,10 @@ mod tests {
             let old = old_file(&path).unwrap();
             replace(&path, OURS).unwrap();
             assert_eq!(text_of(&path, &old).as_deref(), text, "{target}");
+            assert_eq!(once_restored(&path, OURS, &old).as_deref(), text, "{target}");
+            let theirs = "nameserver 192.0.2.99\n";
+            fs::write(&path, theirs).unwrap();
+            assert_eq!(once_restored(&path, OURS, &old).as_deref(), Some(theirs), "{target}: it stays");
         }
     }
 
@@ -355,7 +446,8 @@ mod tests {
         fs::write(&path, "nameserver 192.0.2.53\n").unwrap();
         let seen = old_file(&path).unwrap();
         fs::write(&path, "nameserver 9.9.9.9\n").unwrap();
-        assert!(is_overtaken(&place(&path, OURS.as_bytes(), 0o644, None, &seen).unwrap_err()));
+        let unplaced = place(&path, OURS.as_bytes(), 0o644, None, &seen).unwrap_err();
+        assert!(is_overtaken(&unplaced.error) && unplaced.left.is_none());
         assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 9.9.9.9\n");
         assert!(!new_name(&path).exists());
     }
@@ -366,11 +458,16 @@ mod tests {
         let path = dir.path().join("resolv.conf");
         fs::write(&path, "nameserver 192.0.2.53\n").unwrap();
         let Some(made @ Undo::ResolvConf { .. }) = undo(&path, OURS) else { panic!("no way back") };
-        assert!(!made.may_be_in_place(), "nothing has been written");
+        let full = HostError::io("", io::Error::from_raw_os_error(libc::ENOSPC));
+        assert!(!made.may_be_in_place(&full), "nothing has been written");
         for (text, begun) in [("", true), (&OURS[..9], true), (OURS, true), ("nameserver 9.9.9.9\n", false)] {
             fs::write(&path, text).unwrap();
-            assert_eq!(made.may_be_in_place(), begun, "{text:?}");
+            assert_eq!(made.may_be_in_place(&full), begun, "{text:?}");
         }
+        // Somebody else has begun to write.
+        fs::write(&path, "").unwrap();
+        let overtaken = HostError::io("", io::Error::new(io::ErrorKind::ResourceBusy, "somebody was faster"));
+        assert!(!made.may_be_in_place(&overtaken));
     }
 
     #[test]

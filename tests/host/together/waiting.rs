@@ -69,3 +69,29 @@ fn whoever_has_no_tun_changes_nothing_and_waits_for_nobody() {
         drop(turn);
     });
 }
+
+#[test]
+fn a_stop_waits_once_for_whoever_does_not_come_to_an_end_and_names_them() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let before = Dump::take(&lab.host);
+        let running = place("tun1", "").start(&lab.host);
+        let turn = somebody_changes(&lab.host);
+        // What has ours move: that takes the turn.
+        let vpn =
+            ["route add default via 192.168.1.1 table 51820", "rule add priority 8990 not fwmark 0xca6c lookup 51820"];
+        let ((), _) = running.line_after(|| vpn.iter().for_each(|words| drop(lab.host.ip(words))), &["waiting for it"]);
+        running.signal(Signal::SIGTERM);
+        let told = running.line("does not come to its end");
+        assert!(told.contains(&format!("process {} (", std::process::id())), "{told}");
+        running.line("the host is as it was");
+        let said = running.output();
+        assert_eq!(said.matches("does not come to its end").count(), 1, "{said}");
+        assert!(!said.contains("ours move from priority"), "{said}");
+        assert!(running.wait().success());
+        lab.host.ip("rule del priority 8990");
+        lab.host.ip("route flush table 51820");
+        before.assert_same(&Dump::take(&lab.host));
+        drop(turn);
+    });
+}

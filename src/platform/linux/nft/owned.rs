@@ -10,7 +10,7 @@ use std::time::Instant;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::super::bounded::{self, Deadline};
-use super::super::program::NFT;
+use super::super::program::{NFT, first_line};
 use super::{loaded, seen_loaded};
 use crate::platform::firewall::Nft;
 
@@ -129,7 +129,11 @@ impl Owner {
         let line = text.replace('\n', " ");
         let deadline = NFT.deadline();
         let lines = format!("{line}\n{sentinel}\n");
-        bounded::write_all(&mut self.input, lines.as_bytes(), deadline).map_err(silent)?;
+        match bounded::write_all(&mut self.input, lines.as_bytes(), deadline) {
+            // It reads no more. Why, it has told before it ended.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            written => written.map_err(silent)?,
+        }
         let said = self.hear(&sentinel, deadline)?;
         // What points at the words of an earlier complaint may come as late as this: "    ^^^^".
         match said.lines().find(|line| line.contains(char::is_alphanumeric)) {
@@ -147,7 +151,7 @@ impl Owner {
             heard.extend_from_slice(&buffer[..length]);
             let text = String::from_utf8_lossy(&heard);
             if length == 0 {
-                let said = format!("nft has ended: {}", text.trim());
+                let said = format!("nft has ended: {}", first_line(&heard));
                 return Err(io::Error::new(io::ErrorKind::BrokenPipe, said));
             }
             // The complaint is "Error: syntax error" and more, then the line it is about.
@@ -172,5 +176,45 @@ fn silent(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::TimedOut => io::Error::new(error.kind(), "nft does not answer"),
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn owner(script: &str) -> Owner {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (input, errors) = (child.stdin.take().unwrap(), child.stderr.take().unwrap());
+        Owner { child, input, errors }
+    }
+
+    #[test]
+    fn one_that_has_ended_before_it_was_told_anything_is_heard_all_the_same() {
+        for (script, words) in [
+            ("echo 'Error: Could not process rule: Device or resource busy' >&2; exit 1", "Device or resource busy"),
+            ("exit 1", "said nothing"),
+        ] {
+            let mut owner = owner(script);
+            // Nobody reads any more what it is told.
+            owner.child.wait().unwrap();
+            let error = owner.speak("tunproxy", "add table inet tunproxy").unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+            assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        }
+    }
+
+    #[test]
+    fn a_complaint_is_the_answer_and_what_comes_after_it_is_not() {
+        let mut silent = owner("read line; read line; echo \"Error: syntax error $line\" >&2; read line");
+        silent.speak("tunproxy", "add table inet tunproxy").unwrap();
+        let mut complains =
+            owner("read line; echo 'Error: No such file' >&2; read line; echo \"Error: $line\" >&2; read line");
+        let error = complains.speak("tunproxy", "add table inet tunproxy").unwrap_err();
+        assert_eq!(error.to_string(), "Error: No such file");
     }
 }
