@@ -126,7 +126,7 @@ pub(super) fn end<'a>(netlink: &mut Netlink, rules: impl Iterator<Item = &'a Rul
                 tracing::info!("{ended} connections that were begun through the TUN are ended");
             }
             if carried.get() > 0 {
-                tracing::info!("{} connections are left to another run, which has their addresses too", carried.get());
+                tracing::debug!("{} connections are left to another run, which has their addresses too", carried.get());
             }
             if let Some((many, error)) = left {
                 tracing::warn!(

@@ -4,7 +4,7 @@ use super::{Applied, Done, HostError};
 use crate::platform::imp::resolv_conf;
 use crate::platform::layout::{self, CAPTURE_STAGE};
 use crate::platform::proof::still_in_place;
-use crate::platform::routing::RuleAction;
+use crate::platform::routing::{Rule, RuleAction};
 use crate::platform::severed;
 use crate::platform::undo::{Undo, Undone};
 
@@ -23,7 +23,8 @@ impl Applied {
         self.reverted = true;
         self.back.get_or_insert_default();
         let mut outcome = Outcome::default();
-        // First what has connections begin through us, then those that have begun. What holds them back stands until then.
+        // First what has connections begin through us, then those that have begun. What holds them back goes last, and not
+        // before a second look: a connect() may have had its address before and have been finished since.
         let begins = |done: &Done| match done {
             Done::Resolved | Done::Change(_, Undo::ResolvConf { .. }) => true,
             Done::Change(_, Undo::Rule(rule)) => {
@@ -31,14 +32,15 @@ impl Applied {
             }
             Done::Change(..) | Done::Firewall(_) => false,
         };
+        let refuses =
+            |done: &Done| matches!(done, Done::Change(_, Undo::Rule(rule)) if rule.action == RuleAction::UNREACHABLE);
         let (begin, rest): (Vec<Done>, Vec<Done>) = std::mem::take(&mut self.done).into_iter().partition(begins);
         self.undo_each(begin, &mut outcome);
-        let rules = rest.iter().filter_map(|done| match done {
-            Done::Change(_, Undo::Rule(rule)) => Some(rule),
-            _ => None,
-        });
-        severed::end(&mut self.netlink, rules, self.settling.device);
+        severed::end(&mut self.netlink, rules_of(&rest), self.settling.device);
+        let (refuse, rest): (Vec<Done>, Vec<Done>) = rest.into_iter().partition(refuses);
         self.undo_each(rest, &mut outcome);
+        severed::end(&mut self.netlink, rules_of(&refuse), self.settling.device);
+        self.undo_each(refuse, &mut outcome);
         let Outcome { mut failed, undone, mut void } = outcome;
         // The journal forgets only what a second look finds gone.
         let undos: Vec<&Undo> = undone.iter().map(|(_, undo)| undo).collect();
@@ -101,6 +103,13 @@ impl Applied {
             },
         }
     }
+}
+
+fn rules_of(all: &[Done]) -> impl Iterator<Item = &Rule> {
+    all.iter().filter_map(|done| match done {
+        Done::Change(_, Undo::Rule(rule)) => Some(rule),
+        _ => None,
+    })
 }
 
 impl Drop for Applied {
