@@ -206,7 +206,11 @@ impl HostPlan {
         if !journal.is_clean() && !journal.is_closed() {
             return Err(HostError::Leftovers);
         }
-        let netlink = Netlink::open()?;
+        let mut netlink = Netlink::open()?;
+        // While nothing is ours yet that could be taken for theirs.
+        journal.end_connections(&mut netlink);
+        // Whatever somebody comes to call it.
+        let settling = settle::Settling::of(netlink.index(&self.tun).ok());
         let mut applied = Applied {
             plan: self,
             journal: Arc::new(Mutex::new(journal)),
@@ -218,7 +222,7 @@ impl HostPlan {
             standing: None,
             passed_over: Vec::new(),
             firewall_seen: None,
-            settling: settle::Settling::default(),
+            settling,
             reverted: false,
             back: None,
         };

@@ -117,6 +117,13 @@ impl Journal {
         self.leftovers.undos.iter().filter_map(rule).collect()
     }
 
+    /// Ends connections that an earlier run carried and left behind a closed kill switch.
+    pub(super) fn end_connections(&self, netlink: &mut Netlink) {
+        if self.is_closed() {
+            severed::end(netlink, self.rules().iter(), None);
+        }
+    }
+
     /// Undoes what an earlier run left, last change first, and forgets it.
     ///
     /// # Errors
@@ -182,7 +189,7 @@ impl Journal {
                 Undo::Rule(rule) => Some(rule),
                 _ => None,
             });
-            severed::end(&mut netlink, rules);
+            severed::end(&mut netlink, rules, None);
             for (id, undo) in due.undos {
                 if stays(&undo) {
                     report.stays_closed = true;

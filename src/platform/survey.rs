@@ -12,7 +12,7 @@ use marks::free_bit;
 
 mod before;
 mod marks;
-mod runs;
+pub(super) mod runs;
 
 /// Priorities that one run takes: rules stand at the first of them plus an offset below this.
 pub(super) const BLOCK: u32 = 100;

@@ -1,5 +1,7 @@
 //! What was begun through the TUN and lives on when it has gone: none of it goes another way.
 
+mod meanwhile;
+
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::thread;
@@ -18,17 +20,18 @@ const SECRET: &[u8] = b"not-for-the-uplink";
 /// For so long the connections go on speaking: TCP has tried again several times by then.
 const SPOKEN_FOR: Duration = Duration::from_secs(3);
 
-fn profile() -> Place {
-    Place::new(
+/// `more`: what the profile says about the TUN.
+fn profile(more: &str) -> Place {
+    Place::new(&format!(
         "
 mode: rule
 ipv6: true
 log-level: info
-tun: { enable: true }
-dns: { enable: true, enhanced-mode: fake-ip, nameserver: [192.168.1.1] }
+tun: {{ enable: true{more} }}
+dns: {{ enable: true, enhanced-mode: fake-ip, nameserver: [192.168.1.1] }}
 rules: ['MATCH,DIRECT']
-",
-    )
+"
+    ))
 }
 
 /// Connections of a program on the host to the echo: over both families, to addresses and to a name.
@@ -68,6 +71,18 @@ impl Open {
             let peer = stream.read(&mut [0; 64]).map_err(|error| name_of(&error));
             let hangs = |error: &String| ["EAGAIN", "ETIMEDOUT"].contains(&error.as_str());
             assert!(!peer.as_ref().is_err_and(hangs), "{when}: {stream:?} hangs");
+        }
+    }
+
+    /// Holds that all of them still carry what is said.
+    fn assert_alive(&mut self) {
+        for socket in &self.datagrams {
+            socket.send(b"hello").expect("a socket that nobody ended");
+            socket.recv(&mut [0; 5]).expect("an answer");
+        }
+        for stream in self.streams.iter_mut().chain(&mut self.listening) {
+            stream.write_all(b"hello").expect("a stream that nobody ended");
+            stream.read_exact(&mut [0; 5]).expect("an answer");
         }
     }
 }
@@ -123,7 +138,7 @@ fn nothing_of_what_was_begun_through_us_leaves_after_a_kill_nor_after_the_clean_
         let _sites = Sites::open(&lab);
         let before = Dump::take(&lab.host);
         let mut capture = proven_capture(&lab);
-        let tunproxy = profile().start(&lab.host);
+        let tunproxy = profile("").start(&lab.host);
         let mut open = Open::through(&lab.host);
         let fake = act_in(lab.client(), &format!("lookup {NAME}")).expect("a fake address");
         let place = tunproxy.kill();
@@ -143,47 +158,63 @@ fn nothing_of_what_was_begun_through_us_leaves_after_a_kill_nor_after_the_clean_
     });
 }
 
+fn kill_start_and_stop(more: &str) {
+    let lab = Topology::desktop();
+    let _sites = Sites::open(&lab);
+    let before = Dump::take(&lab.host);
+    let mut capture = proven_capture(&lab);
+    let tunproxy = profile(more).start(&lab.host);
+    let mut first = Open::through(&lab.host);
+    let tunproxy = tunproxy.kill().start(&lab.host);
+    first.assert_ended("after the next start");
+    first.speak();
+    capture.assert_nothing("after the next start", is_of_the_tun);
+    let mut second = Open::through(&lab.host);
+    assert!(tunproxy.stop().success());
+    before.assert_same(&Dump::take(&lab.host));
+    second.assert_ended("after the stop");
+    [first, second].iter_mut().for_each(Open::speak);
+    capture.assert_nothing("after the stop", is_of_the_tun);
+    assert_direct(&lab.host);
+}
+
 #[test]
 fn nothing_of_what_was_begun_through_us_leaves_after_a_kill_a_start_and_a_stop() {
-    run(&[TUN], || {
-        let lab = Topology::desktop();
-        let _sites = Sites::open(&lab);
-        let before = Dump::take(&lab.host);
-        let mut capture = proven_capture(&lab);
-        let tunproxy = profile().start(&lab.host);
-        let mut first = Open::through(&lab.host);
-        let tunproxy = tunproxy.kill().start(&lab.host);
-        first.assert_ended("after the next start");
-        first.speak();
-        capture.assert_nothing("after the next start", is_of_the_tun);
-        let mut second = Open::through(&lab.host);
-        assert!(tunproxy.stop().success());
-        before.assert_same(&Dump::take(&lab.host));
-        second.assert_ended("after the stop");
-        [first, second].iter_mut().for_each(Open::speak);
-        capture.assert_nothing("after the stop", is_of_the_tun);
-        assert_direct(&lab.host);
-    });
+    run(&[TUN], || kill_start_and_stop(""));
+}
+
+#[test]
+fn nothing_of_what_was_begun_through_us_leaves_after_a_kill_a_start_and_a_stop_with_a_kill_switch() {
+    run(&[TUN], || kill_start_and_stop(", kill-switch: true"));
+}
+
+/// `act` takes the device from the run, and then comes `meanwhile`.
+fn lose_the_device(act: &str, meanwhile: impl FnOnce(&mut Open)) {
+    let lab = Topology::desktop();
+    let _sites = Sites::open(&lab);
+    let before = Dump::take(&lab.host);
+    let mut capture = proven_capture(&lab);
+    let tunproxy = profile("").start(&lab.host);
+    let mut open = Open::through(&lab.host);
+    lab.host.ip(act);
+    meanwhile(&mut open);
+    assert!(!tunproxy.wait().success());
+    before.assert_same(&Dump::take(&lab.host));
+    open.assert_ended(act);
+    open.speak();
+    capture.assert_nothing(act, is_of_the_tun);
+    assert_direct(&lab.host);
 }
 
 #[test]
 fn nothing_of_what_was_begun_through_us_leaves_when_somebody_deletes_the_device() {
-    run(&[TUN], || {
-        let lab = Topology::desktop();
-        let _sites = Sites::open(&lab);
-        let before = Dump::take(&lab.host);
-        let mut capture = proven_capture(&lab);
-        let tunproxy = profile().start(&lab.host);
-        let mut open = Open::through(&lab.host);
-        lab.host.ip("link del tunproxy0");
-        open.speak();
-        assert!(!tunproxy.wait().success());
-        before.assert_same(&Dump::take(&lab.host));
-        open.assert_ended("after the device was deleted");
-        open.speak();
-        capture.assert_nothing("after the device was deleted", is_of_the_tun);
-        assert_direct(&lab.host);
-    });
+    run(&[TUN], || lose_the_device("link del tunproxy0", Open::speak));
+}
+
+#[test]
+fn nothing_of_what_was_begun_through_us_leaves_when_somebody_renames_the_device() {
+    // Until the run has noticed, it carries on.
+    run(&[TUN], || lose_the_device("link set tunproxy0 name other0", |_| {}));
 }
 
 #[test]
@@ -192,22 +223,36 @@ fn a_run_that_has_crashed_takes_nothing_from_another_with_the_same_addresses() {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
         let before = Dump::take(&lab.host);
-        let first = profile().start(&lab.host);
-        let text = std::fs::read_to_string(&profile().profile).expect("the profile");
-        let other = Place::new(&text.replace("enable: true }\ndns", "enable: true, device: other }\ndns"));
+        let first = profile("").start(&lab.host);
+        let other = profile(", device: other");
         let second = other.start(&lab.host);
         let left = first.kill();
         second.line("ours move from priority");
-        let open = Open::through(&lab.host);
+        let mut open = Open::through(&lab.host);
         left.clean_up(&lab.host);
         second.assert_carries(&lab.host);
-        for socket in &open.datagrams {
-            socket.send(b"hello").expect("a socket that nobody ended");
-            socket.recv(&mut [0; 5]).expect("an answer");
-        }
+        open.assert_alive();
         assert!(second.stop().success());
         let third = other.start(&lab.host);
         assert!(third.stop().success());
+        before.assert_same(&Dump::take(&lab.host));
+    });
+}
+
+#[test]
+fn a_run_that_has_crashed_takes_nothing_from_a_later_one_with_the_same_addresses_and_device() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let before = Dump::take(&lab.host);
+        let left = profile("").start(&lab.host).kill();
+        let second = profile("").start(&lab.host);
+        let mut open = Open::through(&lab.host);
+        left.clean_up(&lab.host);
+        open.assert_alive();
+        second.assert_carries(&lab.host);
+        assert!(second.stop().success());
+        open.assert_ended("after the stop of the other");
         before.assert_same(&Dump::take(&lab.host));
     });
 }

@@ -70,17 +70,23 @@ impl Tunnel {
             let parcel = self.crew.borrow_mut().inbox.poll_recv(cx);
             let Poll::Ready(Some(Parcel { header, packet })) = parcel else { return false };
             let frame = Frame { header, packet: &packet };
-            contained(&self.dispatcher.core().counters, || self.digest(frame, true, replies));
+            contained(&self.dispatcher.core().counters, || self.place(frame, true, replies));
         }
         true
     }
 
     /// Ingests a packet of our own queue, or one that we have put together, unless another worker has to.
     pub(super) fn ingest(&self, frame: Frame<'_>, replies: &mut Vec<Reply>) {
+        self.place(frame, false, replies);
+    }
+
+    /// Ingests a packet, unless another worker has to. `handed`: another one has found that it is for us. By now that may be
+    /// otherwise: where a flow with the tuple of a SYN has ended meanwhile, nobody owns it until it is claimed again.
+    fn place(&self, frame: Frame<'_>, handed: bool, replies: &mut Vec<Reply>) {
         let crew = self.crew.borrow();
         if crew.is_alone() {
             drop(crew);
-            return self.digest(frame, false, replies);
+            return self.digest(frame, handed, replies);
         }
         let claim = stack::claim(frame.packet);
         let elsewhere = match claim {
@@ -93,7 +99,7 @@ impl Tunnel {
             return;
         }
         drop(crew);
-        self.digest(frame, false, replies);
+        self.digest(frame, handed, replies);
         if let Some(Claim::Flow(tuple)) = claim
             && !self.stack.borrow().knows(&tuple)
         {

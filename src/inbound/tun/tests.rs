@@ -15,12 +15,14 @@ use crate::net::Lookup;
 use crate::outbound::{Context, Egress, Outbounds, Roots};
 use crate::platform::{Dialer, Framing};
 use crate::profile::{Mode, Report};
+use crate::stack::VirtioHeader;
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
 const SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const SYN: u8 = 2;
+const RST: u8 = 4;
 const ACK: u8 = 16;
 
 /// The far end of one queue.
@@ -217,6 +219,46 @@ async fn a_flow_whose_segments_come_in_pieces_is_one_flow_on_whatever_queue_they
         assert_eq!(devices.iter().map(|device| device.tunnel.flows()).sum::<usize>(), 1);
     };
     LocalSet::new().run_until(timeout(Duration::from_secs(60), test)).await.expect("every question is answered");
+}
+
+#[tokio::test]
+async fn a_syn_whose_tuple_was_let_go_of_on_its_way_to_another_worker_opens_a_flow_with_an_owner() {
+    let test = async {
+        let devices = start(2);
+        let hand = |packet: &[u8]| devices[1].tunnel.crew.borrow().hand(0, VirtioHeader::PLAIN, packet);
+        let is_owned = || {
+            let tuple = Tuple { client: (CLIENT, 4000).into(), server: (SERVER, 53).into() };
+            devices[1].tunnel.crew.borrow().owner(&tuple) == Some(0)
+        };
+        let mut torn = segment(SYN, 999, 0, &[]);
+        torn[16] ^= 1;
+        // Nobody has the tuple: its flow has ended since another worker looked.
+        assert!(hand(&ip(TCP, 0, 0, false, &segment(SYN, 999, 0, &[]))));
+        let (queue, answer) = either(&devices).await;
+        assert_eq!((queue, answer[33], is_owned()), (0, SYN | ACK, true));
+        // The kernel may not have learnt yet by which queue the flow goes.
+        let question = [&(question(7).len() as u16).to_be_bytes()[..], &question(7)].concat();
+        let expected = word(&answer, 24).wrapping_add(1);
+        devices[1].put(&ip(TCP, 0, 0, false, &segment(ACK, 1000, expected, &question))).await;
+        loop {
+            let (queue, packet) = either(&devices).await;
+            assert_eq!((queue, packet[33] & RST), (0, 0), "an answer of the owner, and no reset");
+            if packet.len() > 40 {
+                break;
+            }
+        }
+        let next = 1000 + question.len() as u32;
+        devices[1].put(&ip(TCP, 0, 0, false, &segment(RST, next, 0, &[]))).await;
+        while is_owned() {
+            yield_now().await;
+        }
+        // What opens no flow leaves no owner.
+        assert!(hand(&ip(TCP, 0, 0, false, &torn)));
+        assert!(hand(&datagram(8)));
+        either(&devices).await;
+        assert!(!is_owned());
+    };
+    LocalSet::new().run_until(timeout(Duration::from_secs(60), test)).await.expect("an answer");
 }
 
 #[tokio::test]

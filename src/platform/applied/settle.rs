@@ -91,12 +91,19 @@ pub enum SettleError {
 #[derive(Debug, Default)]
 pub(super) struct Settling {
     /// The number of our interface.
-    device: Option<u32>,
+    pub(super) device: Option<u32>,
     /// Since when /etc/resolv.conf names nobody.
     pub(super) bare_since: Option<Instant>,
     /// What failed last, the start included.
     pub(super) failed: Vec<String>,
     failures: u32,
+}
+
+impl Settling {
+    /// Before the first look. `device`: the number of our interface.
+    pub(super) fn of(device: Option<u32>) -> Self {
+        Self { device, ..Self::default() }
+    }
 }
 
 impl Applied {

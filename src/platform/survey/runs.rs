@@ -38,7 +38,8 @@ impl Survey {
     }
 }
 
-fn lets_tun_pass(rule: &Rule) -> bool {
+/// Whether a rule is the one by which a run is known.
+pub(in crate::platform) fn lets_tun_pass(rule: &Rule) -> bool {
     let end = rule.priority.saturating_add(PAST_TUN);
     rule.origin == Rule::KERNEL && rule.iif.is_some() && rule.action == RuleAction::Goto(end)
 }

@@ -1,7 +1,7 @@
 //! Two runs that both take all traffic: who was there first has it, flows and names, and the other leaves it to that one.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::time::Duration;
 
 use super::without_nft::WithoutNft;
@@ -18,6 +18,9 @@ pub(super) const USUAL: Ranges =
     Ranges { fake: "198.18.0.1/16", fake6: "fdfe:dcba:9877::/64", device6: "fdfe:dcba:9876::1/126" };
 /// Of IPv4 alone others than the usual.
 const HALF: Ranges = Ranges { fake: APART.fake, ..USUAL };
+
+/// With fake ranges that those apart lie within.
+const WIDE: Ranges = Ranges { fake: "198.18.0.1/15", fake6: "fdfe:dcba:9880::/44", device6: USUAL.device6 };
 
 #[derive(Clone, Copy)]
 pub(super) struct Ranges {
@@ -66,7 +69,7 @@ pub(super) struct Held(TcpStream);
 
 impl Held {
     pub(super) fn open(host: &Netns, to: &str) -> Self {
-        let to: SocketAddr = to.parse().expect("an address");
+        let to = to.to_owned();
         let stream = host.enter(move || TcpStream::connect(to)).expect("a flow");
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
         let mut held = Self(stream);
@@ -79,6 +82,42 @@ impl Held {
         self.0.write_all(b"still").and_then(|()| self.0.read_exact(&mut answer)).expect("an echo");
         assert_eq!(&answer, b"still");
     }
+}
+
+/// Sockets of datagrams with a peer, at an address and behind a name, over both families.
+struct Connected(Vec<UdpSocket>);
+
+impl Connected {
+    fn open(host: &Netns) -> Self {
+        Self(host.enter(|| {
+            let mut to: Vec<SocketAddr> = [V4, V6].map(|site| format!("{site}:7").parse().expect("an address")).into();
+            to.extend((NAME, 7).to_socket_addrs().expect("fake addresses"));
+            assert_eq!(to.iter().filter(|to| to.is_ipv6()).count(), 2, "{to:?}");
+            to.into_iter().map(connected).collect()
+        }))
+    }
+
+    fn assert_answers(&self) {
+        for socket in &self.0 {
+            socket
+                .send(b"still")
+                .and_then(|_| socket.recv(&mut [0; 5]))
+                .unwrap_or_else(|error| panic!("{socket:?}: {error}"));
+        }
+    }
+
+    /// Those of one family that the kernel has taken their peer from.
+    fn ended(&self, ipv6: bool) -> usize {
+        let of_family = |socket: &&UdpSocket| socket.local_addr().is_ok_and(|at| at.is_ipv6() == ipv6);
+        self.0.iter().filter(of_family).filter(|socket| socket.peer_addr().is_err()).count()
+    }
+}
+
+fn connected(to: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).expect("a socket");
+    socket.connect(to).expect("a way");
+    socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    socket
 }
 
 /// Has a host use the sites, by address and by name, and holds that all of it went through `taking`.
@@ -179,4 +218,45 @@ fn without_nftables_and_with_ranges_apart_the_first_answers_names_and_carries_fl
 #[test]
 fn without_nftables_and_with_ranges_that_are_equal_in_part_the_first_answers_names_and_carries_flows() {
     run(&[TUN, "dig"], || without_nftables([USUAL, HALF]));
+}
+
+#[test]
+fn the_end_of_a_run_ends_nothing_of_one_whose_fake_range_lies_within_its_own() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let host = &lab.host;
+        let before = Dump::take(host);
+        let taking = place("tun1", APART, "").start(host);
+        let wide = place("tun2", WIDE, "").start(host);
+        let mut held = [V4, V6, NAME].map(|site| Held::open(host, &format!("{site}:7")));
+        let connected = Connected::open(host);
+        connected.assert_answers();
+        end(wide);
+        connected.assert_answers();
+        held.iter_mut().for_each(Held::assert_answers);
+        end(taking);
+        assert_eq!((connected.ended(false), connected.ended(true)), (2, 2));
+        before.assert_same(&Dump::take(host));
+    });
+}
+
+#[test]
+fn the_end_of_a_run_ends_what_is_its_alone_though_another_has_one_address_of_its() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let host = &lab.host;
+        let before = Dump::take(host);
+        let taking = place("tun1", USUAL, "").start(host);
+        let other = place("tun2", HALF, "").start(host);
+        let connected = Connected::open(host);
+        connected.assert_answers();
+        end(taking);
+        // Of IPv6 both have the same: nobody can tell whose it is, and it goes on by the other.
+        assert_eq!((connected.ended(false), connected.ended(true)), (2, 0));
+        end(other);
+        assert_eq!((connected.ended(false), connected.ended(true)), (2, 2));
+        before.assert_same(&Dump::take(host));
+    });
 }
