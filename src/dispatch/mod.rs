@@ -341,7 +341,9 @@ fn refusal(error: &DialError) -> Refusal {
         (DialError::Exhausted, _) => Refusal::Host,
         (_, io::ErrorKind::NetworkUnreachable) => Refusal::Network,
         (_, io::ErrorKind::HostUnreachable) => Refusal::Host,
+        (DialError::Unreachable(Reach::Protocol), _) => Refusal::Protocol,
         _ => Refusal::Reset,
+        (DialError::Unreachable(Reach::Coded(code)), _) => Refusal::Coded(*code),
     }
 }
 

@@ -197,10 +197,15 @@ pub enum Reach {
     /// The packet is larger than a link on the way; the MTU in bytes, 0 if unknown (3/4, 2/0).
     TooBig(u32),
 }
+    /// Nobody speaks the protocol (3/2, 4/1).
+    Protocol,
 
 /// Why a rule's own outbound turned a flow away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reject {
+    /// What only IPv4 has a code for: another one of type 3 (RFC 792, RFC 1122 section 3.2.2.1, RFC 1812 section 5.2.7.1).
+    /// Programs hear at once of some (9 and 10: prohibited), and of others never.
+    Coded(u8),
     /// Say so at once: TCP reset, UDP port unreachable.
     Answer,
     /// Say nothing.
@@ -244,7 +249,9 @@ impl DialError {
         match self {
             Self::Refused | Self::Denied(_) | Self::Unreachable(Reach::Port) => io::ErrorKind::ConnectionRefused,
             Self::Unreachable(Reach::Network) => io::ErrorKind::NetworkUnreachable,
-            Self::Unreachable(Reach::Host | Reach::TooBig(_)) => io::ErrorKind::HostUnreachable,
+            Self::Unreachable(Reach::Host | Reach::Protocol | Reach::Coded(_) | Reach::TooBig(_)) => {
+                io::ErrorKind::HostUnreachable
+            }
             Self::Unreachable(Reach::Prohibited) | Self::Rejected(_) => io::ErrorKind::PermissionDenied,
             Self::TimedOut => io::ErrorKind::TimedOut,
             Self::Unsupported(_) => io::ErrorKind::Unsupported,

@@ -339,16 +339,23 @@ fn socket_addr(address: &SockaddrStorage) -> Option<SocketAddr> {
     address.as_sockaddr_in6().map(|v6| SocketAddr::new(IpAddr::V6(v6.ip()), v6.port()))
 }
 
-/// What the kernel's errno (icmp_err_convert, icmpv6_err_convert) tells of the ICMP message behind it.
+/// What an error tells: the ICMP message behind it, or the kernel's errno (icmp_err_convert, icmpv6_err_convert), which is the
+/// same for codes of which programs hear and others of which they do not.
 fn reach(error: &libc::sock_extended_err) -> Option<Reach> {
-    if !matches!(error.ee_origin, libc::SO_EE_ORIGIN_LOCAL | libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6) {
-        return None;
+    match (error.ee_origin, error.ee_type, error.ee_code) {
+        (libc::SO_EE_ORIGIN_ICMP, 3, 0) => return Some(Reach::Network),
+        (libc::SO_EE_ORIGIN_ICMP, 3, 1) => return Some(Reach::Host),
+        (libc::SO_EE_ORIGIN_ICMP, 3, 2) | (libc::SO_EE_ORIGIN_ICMP6, 4, 1) => return Some(Reach::Protocol),
+        (libc::SO_EE_ORIGIN_ICMP, 3, 13) => return Some(Reach::Prohibited),
+        (libc::SO_EE_ORIGIN_ICMP, 3, code @ (5..=12 | 14..=15)) => return Some(Reach::Coded(code)),
+        (libc::SO_EE_ORIGIN_LOCAL | libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6, ..) => {}
+        _ => return None,
     }
     match c_int::try_from(error.ee_errno).ok()? {
         libc::ECONNREFUSED => Some(Reach::Port),
         libc::EMSGSIZE => Some(Reach::TooBig(error.ee_info)),
         libc::ENETUNREACH => Some(Reach::Network),
-        libc::EHOSTUNREACH | libc::EHOSTDOWN | libc::ENOPROTOOPT => Some(Reach::Host),
+        libc::EHOSTUNREACH => Some(Reach::Host),
         libc::EACCES | libc::EPERM => Some(Reach::Prohibited),
         _ => None,
     }
