@@ -68,6 +68,7 @@ fn core() -> Arc<Core> {
         echo_ids: Arc::default(),
         own: None,
         carried: Arc::default(),
+        mappings: Arc::default(),
         memory: 1 << 30,
     })
 }
