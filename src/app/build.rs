@@ -175,6 +175,7 @@ pub(super) async fn core(
         echo_ids: Arc::default(),
         own,
         carried: Arc::default(),
+        mappings: Arc::default(),
         memory: Memory::of(profile).datagrams,
     }))
 }

@@ -100,6 +100,7 @@ impl Dispatcher {
         match self.find(&ticket, session.clone(), &back, &mut account).await {
             Ok((link, to, held)) => {
                 let sending = self.core.sends(&link, &to);
+                self.core.map(&session, &link, &to);
                 let opened = Opened { to, quoted, account, held, sending };
                 let flow = Flow::new(ticket.client.clone(), opened, self.core.udp_timeout);
                 let waited = self.associations.borrow_mut().enter(&ticket, &link, &flow);
@@ -198,6 +199,7 @@ impl Dispatcher {
     ) -> Result<Rc<Link>, DialError> {
         let datagram = self.associate(outbound, session).await?;
         let link = Link::new(session.source, Rc::clone(back), datagram, name, Arc::clone(&self.core.counters));
+        link.among(&self.core.mappings);
         self.associations.borrow_mut().add(&link);
         spawn_local(Rc::clone(self).carry(Rc::clone(&link)));
         Ok(link)

@@ -127,6 +127,7 @@ impl World<'_> {
             echo_ids: Arc::default(),
             own: None,
             carried: Arc::default(),
+            mappings: Arc::default(),
             memory: 1 << 30,
         }))
     }

@@ -3,11 +3,11 @@
 //! A client accepts an answer only from the address it wrote to, which may be a fake one, so each flow remembers that
 //! address; peers nobody wrote to answer from their own.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,12 +19,14 @@ use tokio::io::ReadBuf;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::answers::{Answers, Closed, ended};
 use super::entry::Back;
 use super::live::{Account, Counters};
+use super::mappings::{Mapping, Mappings};
 use super::queue::Waiting;
-use super::train::{LONGEST, Train};
+use super::train::Train;
 use crate::dns::Held;
-use crate::net::{Address, BoxDatagram, Datagram, Host, LONGER_HEADER, Reach, Received};
+use crate::net::{Address, BoxDatagram, Host, LONGER_HEADER, Reach, Received};
 use crate::platform::Sending;
 
 /// Datagrams of one association that wait for its transport: as many as a turn brings at most.
@@ -78,8 +80,9 @@ impl Flow {
         self.used.get()
     }
 
-    fn over_at(&self) -> Instant {
-        self.used.get() + self.idle
+    /// When it is over, where its client has sent something past it at the time `kept`.
+    fn over_at(&self, kept: Option<Instant>) -> Instant {
+        kept.map_or(self.used(), |kept| kept.max(self.used())) + self.idle
     }
 
     fn moved(&self, up: usize, down: usize, now: Instant) {
@@ -115,6 +118,9 @@ pub(super) struct Link {
     name: Option<Address>,
     /// The transport may have closed the socket by which it reached somebody; the next one has another port.
     moved: Cell<bool>,
+    /// Where the client is known to the others.
+    mapping: RefCell<Option<Mapping>>,
+    neighbours: OnceCell<Arc<Mappings>>,
     used: Cell<Instant>,
     answered: Cell<bool>,
     ended: Cell<bool>,
@@ -141,6 +147,8 @@ impl Link {
             added: Notify::new(),
             name,
             moved: Cell::new(false),
+            mapping: RefCell::default(),
+            neighbours: OnceCell::new(),
             used: Cell::new(Instant::now()),
             answered: Cell::new(false),
             ended: Cell::new(false),
@@ -170,6 +178,7 @@ impl Link {
             return Vec::new();
         }
         self.counters.associations.fetch_sub(1, Relaxed);
+        self.map(None);
         // Should the transport be at work just now, it goes with the task that carries the answers.
         if let Ok(mut datagram) = self.datagram.try_borrow_mut() {
             *datagram = Box::new(Closed);
@@ -190,6 +199,21 @@ impl Link {
         self.datagram.try_borrow_mut().ok()?.port_towards(to)
     }
 
+    /// It may get datagrams of these clients past the TUN.
+    pub(super) fn among(&self, neighbours: &Arc<Mappings>) {
+        let _ = self.neighbours.set(Arc::clone(neighbours));
+    }
+
+    /// Whether the others know it.
+    pub(super) fn is_mapped(&self) -> bool {
+        self.mapping.borrow().is_some()
+    }
+
+    /// From now on the others know it by this.
+    pub(super) fn map(&self, mapping: Option<Mapping>) {
+        *self.mapping.borrow_mut() = mapping;
+    }
+
     /// Notes for all flows by which ports they leave now, before anything does.
     fn follow(&self) {
         self.moved.set(false);
@@ -202,6 +226,10 @@ impl Link {
                 Some(port) => sending.follow(port),
                 None => self.moved.set(true),
             }
+        }
+        let port = ports[usize::from(self.source.is_ipv6())].flatten();
+        if let (Some(port), Some(mapping)) = (port, &*self.mapping.borrow()) {
+            mapping.follow(port);
         }
     }
 
@@ -233,12 +261,19 @@ impl Link {
 
     /// The flows that have been idle for too long.
     pub(super) fn over(&self, now: Instant) -> Vec<Rc<Flow>> {
-        self.flows.borrow().values().filter(|flow| flow.over_at() <= now).cloned().collect()
+        let kept = self.kept();
+        self.flows.borrow().values().filter(|flow| flow.over_at(kept) <= now).cloned().collect()
+    }
+
+    /// When the client last wrote to the outer address of another: that goes past its own flows, and keeps them.
+    fn kept(&self) -> Option<Instant> {
+        self.mapping.borrow().as_ref().map(Mapping::used)
     }
 
     /// When to look for such flows next; None: there are no flows.
     pub(super) fn next_look(&self, now: Instant) -> Option<Instant> {
-        let first = self.flows.borrow().values().map(|flow| flow.over_at()).min()?;
+        let kept = self.kept();
+        let first = self.flows.borrow().values().map(|flow| flow.over_at(kept)).min()?;
         Some(first.max(now + LOOK))
     }
 
@@ -358,18 +393,20 @@ impl Link {
             let end = start + buffer.filled().len();
             match received {
                 Poll::Ready(Ok(Received::Payload(from))) => {
-                    if !answers.add(&from, end - start) {
+                    let at = self.datagram.borrow().reached_at();
+                    if !answers.add(&from, at, end - start) {
                         self.hand_over(&mut answers, &scratch);
                         if start > 0 {
                             scratch.copy_within(start..end, 0);
                         }
-                        answers = Answers { from: Some(from), size: end - start, length: end - start };
+                        answers = Answers { from: Some(from), at, size: end - start, length: end - start };
                     }
                 }
                 Poll::Ready(Ok(Received::Train { from, size })) => {
                     self.hand_over(&mut answers, &scratch);
                     share = share.saturating_sub((end - start) / usize::from(size.get()));
-                    self.deliver(&from, &scratch[start..end], Some(size));
+                    let at = self.datagram.borrow().reached_at();
+                    self.deliver(&from, at, &scratch[start..end], Some(size));
                 }
                 Poll::Ready(Ok(Received::Failed { to, why })) => self.tell(&to, why),
                 Poll::Ready(Err(error)) => break Poll::Ready(error),
@@ -382,14 +419,14 @@ impl Link {
 
     /// Delivers what has come so far.
     fn hand_over(&self, answers: &mut Answers, scratch: &[u8]) {
-        let Answers { from, size, length } = std::mem::take(answers);
+        let Answers { from, at, size, length } = std::mem::take(answers);
         let Some(from) = from else { return };
         let several = u16::try_from(size).ok().and_then(NonZeroU16::new).filter(|_| length > size);
-        self.deliver(&from, &scratch[..length], several);
+        self.deliver(&from, at, &scratch[..length], several);
     }
 
-    /// Hands what a peer sent to the client: one payload, or with `size` several of that size.
-    fn deliver(&self, from: &Address, payload: &[u8], size: Option<NonZeroU16>) {
+    /// Hands what a peer sent to this host's address `at` to the client: one payload, or with `size` several of that size.
+    fn deliver(&self, from: &Address, at: Option<IpAddr>, payload: &[u8], size: Option<NonZeroU16>) {
         let now = Instant::now();
         self.used.set(now);
         self.answered.set(true);
@@ -398,6 +435,8 @@ impl Link {
             None => self.back.deliver(from, self.source, payload),
         };
         let flows = self.flows.borrow();
+        let outer = if flows.contains_key(from) { None } else { self.outer(from, at, now) };
+        let from = outer.as_ref().unwrap_or(from);
         if let Some(flow) = flows.get(from) {
             flow.moved(0, payload.len(), now);
             return hand(&flow.client);
@@ -421,6 +460,11 @@ impl Link {
         }
     }
 
+    /// The outer address of `from` where that is another client, who has written to this one's.
+    fn outer(&self, from: &Address, at: Option<IpAddr>, now: Instant) -> Option<Address> {
+        Some(self.neighbours.get()?.outer(from.socket()?, at?, now)?.into())
+    }
+
     fn tell(&self, to: &Address, why: Reach) {
         let why = match (why, to.socket()) {
             // Our packet had the longer header.
@@ -438,45 +482,6 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.end(&"we stopped");
-    }
-}
-
-/// Answers of one peer that came one by one and stand together at the scratch's beginning, all of one size but for the
-/// last: the client gets them at once.
-#[derive(Default)]
-struct Answers {
-    from: Option<Address>,
-    size: usize,
-    length: usize,
-}
-
-impl Answers {
-    /// Adds `length` bytes that stand behind the others. False: they have to begin another train.
-    fn add(&mut self, from: &Address, length: usize) -> bool {
-        let alike = self.from.as_ref() == Some(from) && (1..=self.size).contains(&length);
-        // A shorter one is the last.
-        let fits = alike && self.length.is_multiple_of(self.size) && self.length + length <= LONGEST;
-        if fits {
-            self.length += length;
-        }
-        fits
-    }
-}
-
-/// The transport of an association that has ended.
-struct Closed;
-
-fn ended() -> io::Error {
-    io::Error::new(io::ErrorKind::BrokenPipe, "the association has ended")
-}
-
-impl Datagram for Closed {
-    fn poll_send_to(&mut self, _: &mut Context<'_>, _: &[u8], _: &Address, _: bool) -> Poll<io::Result<()>> {
-        Poll::Ready(Err(ended()))
-    }
-
-    fn poll_recv_from(&mut self, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<Received>> {
-        Poll::Ready(Err(ended()))
     }
 }
 

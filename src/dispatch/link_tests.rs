@@ -1,5 +1,7 @@
 use super::*;
 use crate::dispatch::fixture::{Heard, address, flow, source};
+use crate::net::Datagram;
+use crate::session::{Inbound, Network, Session};
 
 /// Answers with what it is given, then fails.
 struct Answering(VecDeque<(Vec<u8>, Address)>);
@@ -15,6 +17,10 @@ impl Datagram for Answering {
             buffer.put_slice(&payload);
             Received::Payload(from)
         }))
+    }
+
+    fn reached_at(&self) -> Option<IpAddr> {
+        Some([192, 0, 2, 1].into())
     }
 }
 
@@ -95,4 +101,48 @@ async fn a_socket_that_was_opened_anew_is_known_by_its_new_port_before_it_sends(
     assert!(known(40000) && !known(40001));
     link.send(b"by another", None, &flow, false);
     assert!(known(40001) && !known(40000));
+}
+
+#[tokio::test]
+async fn another_client_writes_from_its_outer_address_and_stays_known_while_it_does() {
+    let (all, now) = (Arc::<Mappings>::default(), Instant::now());
+    let neighbour: SocketAddr = "10.7.0.2:5000".parse().unwrap();
+    let neighbours = Link::new(neighbour, Heard::back(), Box::new(Moving(0)), None, Arc::default());
+    let flow_of_neighbour = flow(&neighbours, &address("198.51.100.1", 3478));
+    neighbours.map(all.enter(neighbour, 40001, now));
+    let over = flow_of_neighbour.used() + flow_of_neighbour.idle;
+    assert_eq!(neighbours.over(over).len(), 1);
+
+    let answers = [("a", neighbour), ("b", "10.7.0.3:5000".parse().unwrap())];
+    let answers = answers.map(|(payload, from)| (payload.as_bytes().to_vec(), from.into()));
+    let heard = Rc::<Heard>::default();
+    let link = Link::new(source(), heard.clone(), Box::new(Answering(answers.into())), None, Arc::default());
+    link.among(&all);
+    flow(&link, &address("198.51.100.1", 3478));
+    let scratch = RefCell::new(vec![0; SCRATCH].into());
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(link.poll_answers(&mut Context::from_waker(Waker::noop()), &scratch).is_ready());
+    assert_eq!(heard.words(), ["10.7.0.3:5000 b", "192.0.2.1:40001 a"], "who is no client has no other address");
+    assert_eq!(neighbours.over(over).len(), 0, "it has just written");
+    neighbours.end(&"enough");
+    assert_eq!(all.outer(neighbour, [192, 0, 2, 1].into(), now), None);
+}
+
+#[tokio::test]
+async fn another_client_that_was_written_to_by_a_name_answers_from_the_fake_address() {
+    let (all, neighbour) = (Arc::<Mappings>::default(), address("10.7.0.2", 5000));
+    let _mapping = all.enter(neighbour.socket().unwrap(), 40001, Instant::now());
+    let heard = Rc::<Heard>::default();
+    let transport = Answering([(b"a".to_vec(), neighbour)].into());
+    let link = Link::new(source(), heard.clone(), Box::new(transport), None, Arc::default());
+    link.among(&all);
+    let (real, fake) = (address("192.0.2.1", 40001), address("198.18.0.9", 40001));
+    let session = Session::new(Network::Udp, Inbound::Tun, link.source, fake.clone());
+    let account = Account::new(Arc::default(), session, None);
+    let opened = Opened { to: real, quoted: Box::default(), account, held: None, sending: None };
+    link.carry(&Flow::new(fake, opened, Duration::from_secs(300)));
+    let scratch = RefCell::new(vec![0; SCRATCH].into());
+    assert!(link.poll_answers(&mut Context::from_waker(Waker::noop()), &scratch).is_ready());
+    assert_eq!(heard.words(), ["198.18.0.9:40001 a"]);
 }

@@ -2,6 +2,7 @@
 //!
 //! One [`Dispatcher`] belongs to one worker; all share a [`Core`]. A fake address becomes its name once, in here.
 
+mod answers;
 mod associate;
 mod associations;
 mod carried;
@@ -12,6 +13,7 @@ mod echoes;
 mod entry;
 mod link;
 mod live;
+mod mappings;
 mod pace;
 mod queue;
 mod relay;
@@ -36,6 +38,7 @@ use tokio::time::Instant as Deadline;
 pub use echo_ids::EchoIds;
 pub use entry::{Back, EchoBack, Entry, Ping, Quote};
 pub use live::{Account, Counters, Listener, Outcome, Verdict};
+pub use mappings::Mappings;
 pub use queue::Queue;
 pub use router::{Decision, Router, UnknownTarget};
 
@@ -76,6 +79,8 @@ pub struct Core {
     pub echo_ids: Arc<EchoIds>,
     /// Our own sockets, where what they send could come back to us.
     pub own: Option<Arc<OwnSockets>>,
+    /// By which ports clients send.
+    pub mappings: Arc<Mappings>,
     /// Bytes that datagrams and their associations may take, on all workers together.
     pub memory: usize,
     /// The TCP flows of all workers.
@@ -336,7 +341,9 @@ impl Entry for Rc<Dispatcher> {
 fn refusal(error: &DialError) -> Refusal {
     match (error, error.kind()) {
         (DialError::Rejected(Reject::Drop), _) | (_, io::ErrorKind::TimedOut) => Refusal::Silent,
+        (DialError::Unreachable(Reach::Protocol), _) => Refusal::Protocol,
         (DialError::Unreachable(Reach::Prohibited), _) => Refusal::Prohibited,
+        (DialError::Unreachable(Reach::Coded(code)), _) => Refusal::Coded(*code),
         // Nobody was asked: a reset would say that the destination does not want the client.
         (DialError::Exhausted, _) => Refusal::Host,
         (_, io::ErrorKind::NetworkUnreachable) => Refusal::Network,

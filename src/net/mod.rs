@@ -173,6 +173,11 @@ pub trait Datagram: Send {
         None
     }
 
+    /// The address of this host to which was sent what was received last, where that is known.
+    fn reached_at(&self) -> Option<IpAddr> {
+        None
+    }
+
     /// Receives one datagram or one train of them into `buffer`, or the error that an earlier one met.
     ///
     /// # Errors
@@ -192,10 +197,15 @@ pub enum Reach {
     Host,
     /// Nobody listens on the port (3/3, 1/4).
     Port,
+    /// Nobody speaks the protocol (3/2, 4/1).
+    Protocol,
     /// A firewall on the way refuses (3/13, 1/1).
     Prohibited,
     /// The packet is larger than a link on the way; the MTU in bytes, 0 if unknown (3/4, 2/0).
     TooBig(u32),
+    /// What only IPv4 has a code for: another one of type 3 (RFC 792, RFC 1122 section 3.2.2.1, RFC 1812 section 5.2.7.1).
+    /// Programs hear at once of some (9 and 10: prohibited), and of others never.
+    Coded(u8),
 }
 
 /// Why a rule's own outbound turned a flow away.
@@ -244,7 +254,9 @@ impl DialError {
         match self {
             Self::Refused | Self::Denied(_) | Self::Unreachable(Reach::Port) => io::ErrorKind::ConnectionRefused,
             Self::Unreachable(Reach::Network) => io::ErrorKind::NetworkUnreachable,
-            Self::Unreachable(Reach::Host | Reach::TooBig(_)) => io::ErrorKind::HostUnreachable,
+            Self::Unreachable(Reach::Host | Reach::Protocol | Reach::Coded(_) | Reach::TooBig(_)) => {
+                io::ErrorKind::HostUnreachable
+            }
             Self::Unreachable(Reach::Prohibited) | Self::Rejected(_) => io::ErrorKind::PermissionDenied,
             Self::TimedOut => io::ErrorKind::TimedOut,
             Self::Unsupported(_) => io::ErrorKind::Unsupported,

@@ -90,7 +90,10 @@ impl Http {
 fn parse(bytes: &[u8]) -> Result<Option<(u16, usize)>, httparse::Error> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
-    let status = response.parse(bytes)?;
+    // A folded line is one line still (RFC 9112 section 5.2).
+    let mut config = httparse::ParserConfig::default();
+    config.allow_obsolete_multiline_headers_in_responses(true);
+    let status = config.parse_response(&mut response, bytes)?;
     Ok(match (status, response.code) {
         (httparse::Status::Complete(length), Some(code)) => Some((code, length)),
         _ => None,

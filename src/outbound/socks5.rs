@@ -23,6 +23,9 @@ pub use self::associate::Drops;
 /// The registry's entry.
 pub(super) const KIND: Kind = Kind { name: "socks5", keys: options::KEYS, build: options::build };
 
+/// tokio-socks has one word for two things.
+const UNKNOWN_CODE: &str = "chose a method that was not offered, or its reply has a code that SOCKS5 does not know";
+
 /// A SOCKS5 proxy.
 pub struct Socks5 {
     upstream: Arc<Upstream>,
@@ -82,6 +85,7 @@ impl Socks5 {
             }
             SocksError::PasswordAuthFailure(_) => return self.upstream.denied(associate::WRONG_PASSWORD),
             SocksError::Io(error) => return self.upstream.broken(&error),
+            SocksError::UnknownAuthMethod => return self.upstream.denied(UNKNOWN_CODE),
             other => return self.upstream.denied(&format!("does not speak SOCKS5 as it should: {other}")),
         };
         refusal(&self.upstream, code, to)

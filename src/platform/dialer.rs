@@ -86,9 +86,9 @@ impl Dialer {
         Ok(stream)
     }
 
-    async fn connect(&self, socket: Socket, to: SocketAddr) -> io::Result<TcpStream> {
+    async fn connect(&self, socket: Socket, to: SocketAddr) -> Result<TcpStream, DialError> {
         match socket.connect(&to.into()) {
-            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error.into()),
             _ => {}
         }
         // The kernel has chosen the address by now, and the first packet is on its way.
@@ -96,8 +96,13 @@ impl Dialer {
         let _sending = self.own.as_ref().and_then(|own| Some(own.connects(from()?, to)));
         let stream = TcpStream::from_std(socket.into())?;
         stream.writable().await?;
+        // Accepted and reset since: its reader hears of that, and of what was said before, as behind any connection. Asking
+        // for the error would take it away.
+        if imp::socket::is_acknowledged(&stream) {
+            return Ok(stream);
+        }
         match stream.take_error()? {
-            Some(error) => Err(error),
+            Some(error) => Err(not_connected(error)),
             None => Ok(stream),
         }
     }
@@ -185,8 +190,24 @@ impl Dialer {
     }
 }
 
+/// What a handshake met. Some ICMP errors have an errno of their own (icmp_err_convert, icmpv6_err_convert).
+fn not_connected(error: io::Error) -> DialError {
+    DialError::Unreachable(match error.raw_os_error() {
+        Some(libc::ENOPROTOOPT | libc::EPROTO) => Reach::Protocol,
+        // A source route that failed, a host that nobody knows, and one that is cut off.
+        Some(libc::EOPNOTSUPP) => Reach::Coded(5),
+        Some(libc::EHOSTDOWN) => Reach::Coded(7),
+        Some(libc::ENONET) => Reach::Coded(8),
+        _ => return error.into(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use tokio::io::AsyncReadExt;
+
     use super::*;
 
     #[test]
@@ -198,5 +219,42 @@ mod tests {
         let number = u64::try_from(descriptor.as_raw_fd()).unwrap();
         assert!(!spare(descriptor.as_fd(), number + 65 + SPARE));
         assert!(spare(descriptor.as_fd(), number + 1));
+    }
+
+    #[tokio::test]
+    async fn what_was_accepted_and_reset_at_once_is_connected_and_its_reader_hears_the_rest() {
+        // After the end of the stream the kernel tells its reader of no reset any more.
+        for (half_closed, end) in [(false, Err(io::ErrorKind::ConnectionReset)), (true, Ok(0))] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let dialer = Dialer::default();
+            let server = async {
+                // The dial has begun and does not know yet that it has succeeded.
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.write_all(b"busy").unwrap();
+                if half_closed {
+                    stream.shutdown(std::net::Shutdown::Write).unwrap();
+                }
+                socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+            };
+            let (dialled, ()) = tokio::join!(biased; dialer.tcp(listener.local_addr().unwrap()), server);
+            let (mut stream, mut heard) = (dialled.unwrap(), [0; 16]);
+            assert_eq!(stream.read(&mut heard).await.unwrap(), 4);
+            assert_eq!(stream.read(&mut heard).await.map_err(|error| error.kind()), end);
+        }
+    }
+
+    #[test]
+    fn a_handshake_fails_by_the_word_of_the_network() {
+        let errors = [
+            (libc::ECONNREFUSED, "Refused"),
+            (libc::ENOPROTOOPT, "Unreachable(Protocol)"),
+            (libc::EPROTO, "Unreachable(Protocol)"),
+            (libc::EHOSTDOWN, "Unreachable(Coded(7))"),
+            (libc::ENONET, "Unreachable(Coded(8))"),
+            (libc::EHOSTUNREACH, "Unreachable(Host)"),
+        ];
+        for (error, expected) in errors {
+            assert_eq!(format!("{:?}", not_connected(io::Error::from_raw_os_error(error))), expected);
+        }
     }
 }

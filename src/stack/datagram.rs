@@ -66,7 +66,7 @@ pub(super) fn write(
     id: u32,
     transmit: &mut dyn Transmit,
 ) -> bool {
-    if !transmit.ready() || payload.len() > 65_507 {
+    if !transmit.ready() || payload.len() > longest(to.is_ipv6()) {
         return false;
     }
     let header = if to.is_ipv6() { 40 } else { 20 };
@@ -83,6 +83,12 @@ pub(super) fn write(
         }
     });
     true
+}
+
+/// Bytes behind the eight of UDP or of an echo message in the longest packet: the length field of IPv4 counts the IP header
+/// too, that of IPv6 does not.
+pub(super) fn longest(v6: bool) -> usize {
+    if v6 { 65_535 - 8 } else { 65_535 - 20 - 8 }
 }
 
 /// Bytes of one packet of several datagrams, and how many of them: what every kernel that cuts such packets takes.
@@ -131,7 +137,7 @@ pub(super) struct Link {
 fn write_udp(out: &mut [u8], from: u16, to: u16, payload: &[u8]) {
     out[..2].copy_from_slice(&from.to_be_bytes());
     out[2..4].copy_from_slice(&to.to_be_bytes());
-    // At most 65 515, checked by the caller.
+    // At most 65 535, checked by the caller.
     out[4..6].copy_from_slice(&((payload.len() + 8) as u16).to_be_bytes());
     out[6..8].fill(0);
     out[8..].copy_from_slice(payload);

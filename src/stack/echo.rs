@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::datagram::{Link, write_pieces};
+use super::datagram::{Link, longest, write_pieces};
 use super::frame::Transmit;
 use super::icmp;
 use super::ip::{self, Packet};
@@ -10,8 +10,6 @@ use super::ip::{self, Packet};
 /// Type numbers of request and reply, IPv4 and IPv6.
 const REQUEST: [u8; 2] = [8, 128];
 const REPLY: [u8; 2] = [0, 129];
-/// What an IPv4 packet holds behind its header and that of the message. (IPv6 has 20 bytes more.)
-const LONGEST: usize = 65_507;
 
 /// An echo request from a client.
 #[derive(Debug, Clone, Copy)]
@@ -76,7 +74,7 @@ pub(super) fn read<'a>(packet: &Packet<'a>) -> Option<Echo<'a>> {
         return None;
     }
     let message = packet.payload();
-    let payload = message.get(8..).filter(|payload| payload.len() <= LONGEST)?;
+    let payload = message.get(8..).filter(|payload| payload.len() <= longest(packet.source.is_ipv6()))?;
     let word = |at: usize| u16::from_be_bytes([message[at], message[at + 1]]);
     let bytes = packet.bytes;
     let (ttl, tos) =
@@ -104,7 +102,7 @@ pub(super) fn write_reply(
     id: u32,
     transmit: &mut dyn Transmit,
 ) -> bool {
-    if !transmit.ready() || reply.payload.len() > LONGEST {
+    if !transmit.ready() || reply.payload.len() > longest(to.is_ipv6()) {
         return false;
     }
     let header = if to.is_ipv6() { 40 } else { 20 };

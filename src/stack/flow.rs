@@ -27,8 +27,12 @@ pub enum Refusal {
     Network,
     /// ICMP host unreachable.
     Host,
+    /// ICMP protocol unreachable.
+    Protocol,
     /// ICMP administratively prohibited.
     Prohibited,
+    /// Another code of ICMP type 3.
+    Coded(u8),
     /// No answer at all: the client times out.
     Silent,
 }

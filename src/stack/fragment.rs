@@ -98,10 +98,9 @@ impl Reassembly {
     }
 }
 
-/// What all pieces together may come to: the length field of IPv4 counts the header, that of IPv6 does not, but the
-/// fragment header that stays (see [`Partial::assemble`]).
+/// What all pieces together may come to: the length field of IPv4 counts the header, that of IPv6 does not.
 fn longest(packet: &Packet<'_>, fragment: Fragment) -> usize {
-    65_535 - if packet.source.is_ipv6() { 8 } else { fragment.unfragmentable }
+    65_535 - if packet.source.is_ipv6() { 0 } else { fragment.unfragmentable }
 }
 
 impl Partial {
@@ -137,8 +136,9 @@ impl Partial {
     }
 
     /// The packet as it was before it was cut, and fit to be cut again: IPv4 loses "don't fragment", and a datagram of
-    /// IPv6 keeps a fragment header that says "all of it" (RFC 6946), as it can say so in no other way. IPv6 extension
-    /// headers of the unfragmentable part are left out.
+    /// IPv6 keeps a fragment header that says "all of it" (RFC 6946), as it can say so in no other way, unless
+    /// there is no room for one: what is that long was cut for sure. IPv6 extension headers of the unfragmentable part are left
+    /// out.
     ///
     /// # Errors
     /// The first piece had options that the last one did not leave room for.
@@ -147,7 +147,8 @@ impl Partial {
         let header = if v6 { 40 } else { self.header.len() };
         let mut whole = self.header[..header].to_vec();
         // What TCP sends never needs to be cut, and its stack reads no extension headers.
-        let atomic = v6 && protocol != ip::TCP;
+        let room = 65_535 - 8 >= self.pieces.values().map(Vec::len).sum::<usize>();
+        let atomic = v6 && protocol != ip::TCP && room;
         if atomic {
             whole.extend_from_slice(&[protocol, 0, 0, 0, 0, 0, 0, 0]);
         }

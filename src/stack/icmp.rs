@@ -23,31 +23,40 @@ pub enum Unreachable {
     Port,
     /// Nobody speaks the protocol: 3/2, and in IPv6 a parameter problem (4/1, RFC 4443 section 3.4) that points to the byte
     /// which names it.
-    Protocol(u32),
+    Protocol,
     /// A policy forbids it: 3/13 (RFC 1812), 1/1.
     Prohibited,
     /// Too large for a link with this MTU in bytes: 3/4 (RFC 1191), 2/0.
     TooBig(u32),
+    /// Another code of type 3, and in IPv6 what RFC 7915 section 4.2 makes of it.
+    Coded(u8),
 }
 
 impl Unreachable {
-    /// Type, code and the second word of the header.
-    fn fields(self, v6: bool) -> (u8, u8, u32) {
-        match (self, v6) {
+    /// Type, code and the second word of the header, to whoever sent `quoted`.
+    fn fields(self, quoted: &[u8]) -> (u8, u8, u32) {
+        match (self, quoted[0] >> 4 == 6) {
             (Self::Network, false) => (3, 0, 0),
             (Self::Host, false) => (3, 1, 0),
-            (Self::Protocol(_), false) => (3, 2, 0),
+            (Self::Protocol, false) => (3, 2, 0),
             (Self::Port, false) => (3, 3, 0),
             (Self::Prohibited, false) => (3, 13, 0),
             (Self::TooBig(mtu), false) => (3, 4, mtu.min(0xffff)),
+            (Self::Coded(code), false) => (3, code, 0),
             (Self::Network, true) => (1, 0, 0),
             (Self::Host, true) => (1, 3, 0),
-            (Self::Protocol(at), true) => (4, 1, at),
+            (Self::Protocol, true) => (4, 1, named_at(quoted)),
             (Self::Port, true) => (1, 4, 0),
-            (Self::Prohibited, true) => (1, 1, 0),
+            (Self::Prohibited | Self::Coded(9 | 10 | 14 | 15), true) => (1, 1, 0),
+            (Self::Coded(_), true) => (1, 0, 0),
             (Self::TooBig(mtu), true) => (2, 0, mtu),
         }
     }
+}
+
+/// Where the byte stands that names the protocol of an IPv6 packet, of which this may be the beginning.
+fn named_at(quoted: &[u8]) -> u32 {
+    ip::walk_extensions(quoted).ok().and_then(|walk| u32::try_from(walk.named_at).ok()).unwrap_or_default()
 }
 
 /// Tells the sender of `quoted` (an IP packet, or its first bytes) that it cannot reach its destination. The error
@@ -59,7 +68,7 @@ pub(super) fn unreachable(quoted: &[u8], why: Unreachable, transmit: &mut dyn Tr
     if ip::is_not_unicast(destination) || ip::is_not_unicast(source) || !may_be_answered(quoted) {
         return false;
     }
-    let (kind, code, word) = why.fields(source.is_ipv6());
+    let (kind, code, word) = why.fields(quoted);
     say((destination, source), (kind, code, word), &[quoted], transmit)
 }
 
@@ -72,14 +81,9 @@ pub(super) fn unknown_protocol(
     now: Instant,
     transmit: &mut dyn Transmit,
 ) -> bool {
-    let named_at = match packet.source {
-        IpAddr::V4(_) => Ok(9),
-        IpAddr::V6(_) => ip::walk_extensions(packet.bytes).map(|walk| walk.named_at),
-    };
-    let at = named_at.ok().and_then(|at| u32::try_from(at).ok());
     let known = [ip::ICMP, ip::ICMPV6, ip::NOTHING].contains(&packet.protocol);
-    let mut may = || !known && may_be_answered(packet.bytes) && errors.take(now);
-    at.filter(|_| may()).is_some_and(|at| unreachable(packet.bytes, Unreachable::Protocol(at), transmit))
+    let may = !known && may_be_answered(packet.bytes) && errors.take(now);
+    may && unreachable(packet.bytes, Unreachable::Protocol, transmit)
 }
 
 /// Tells the sender of `quoted` that the packet's time was over at `hop`. False: the packet must not be answered, or the

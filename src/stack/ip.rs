@@ -124,8 +124,9 @@ impl<'a> Packet<'a> {
             protocol,
             start,
             fragment,
-            // Nobody cuts IPv6 on its way, but its source has where there is a fragment header.
-            dont_fragment: fragment.is_none() && !atomic,
+            // Nobody cuts IPv6 on its way, but its source has where there is a fragment header, and what no device takes in
+            // one piece.
+            dont_fragment: fragment.is_none() && !atomic && total <= 65_535,
         })
     }
 

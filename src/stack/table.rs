@@ -285,7 +285,9 @@ impl Table {
             Refusal::Silent => None,
             Refusal::Network => Some(Unreachable::Network),
             Refusal::Host => Some(Unreachable::Host),
+            Refusal::Protocol => Some(Unreachable::Protocol),
             Refusal::Prohibited => Some(Unreachable::Prohibited),
+            Refusal::Coded(code) => Some(Unreachable::Coded(code)),
         };
         if let Some(why) = why {
             super::icmp::unreachable(&quoted, why, transmit);

@@ -73,6 +73,10 @@ fn the_error_about_a_datagram_quotes_it_and_never_grows_beyond_its_limit() {
             (Unreachable::Host, (3, 1), (1, 3)),
             (Unreachable::Port, (3, 3), (1, 4)),
             (Unreachable::Prohibited, (3, 13), (1, 1)),
+            (Unreachable::Protocol, (3, 2), (4, 1)),
+            (Unreachable::Coded(7), (3, 7), (1, 0)),
+            (Unreachable::Coded(9), (3, 9), (1, 1)),
+            (Unreachable::Coded(10), (3, 10), (1, 1)),
             (Unreachable::TooBig(1380), (3, 4), (2, 0)),
         ];
         for (why, four, six) in kinds {

@@ -274,3 +274,70 @@ fn a_rejected_datagram_is_refused_at_once_to_the_host_and_to_its_lan() {
         assert_eq!(sites.datagrams.all(), Vec::<String>::new());
     });
 }
+
+#[test]
+fn what_is_accepted_and_reset_at_once_is_no_closed_port() {
+    run(&[TUN], || {
+        let lab = Topology::with_lan();
+        let _server = lab.sites.tcp_resetting_at_once("203.0.113.10:72".parse().expect("an address"));
+        let tunproxy = start(&lab, "", "'MATCH,DIRECT'");
+        for ns in [&lab.host, lab.client()] {
+            for _ in 0..200 {
+                let outcome = act_in(ns, "ask 203.0.113.10:72 x");
+                let reset = ["ECONNRESET", "EPIPE"].map(|name| Err(name.to_owned())).contains(&outcome);
+                assert!(reset, "{}: {outcome:?}\n{}", ns.name(), tunproxy.output());
+            }
+        }
+    });
+}
+
+#[test]
+fn the_word_of_a_router_is_to_a_program_what_it_is_without_us() {
+    run(&[TUN], || {
+        let lab = Topology::with_lan();
+        let refusals = [
+            "icmp net-unreachable",
+            "icmp host-unreachable",
+            "icmp prot-unreachable",
+            "icmp port-unreachable",
+            "icmp net-prohibited",
+            "icmp host-prohibited",
+            "icmp admin-prohibited",
+            "icmpv6 no-route",
+            "icmpv6 admin-prohibited",
+            "icmpv6 addr-unreachable",
+            "icmpv6 port-unreachable",
+            "icmpv6 policy-fail",
+            "icmpv6 reject-route",
+        ];
+        lab.gateway.nft("add table inet firewall");
+        lab.gateway.nft("add chain inet firewall forward { type filter hook forward priority 0; }");
+        let mut acts = Vec::new();
+        for (port, refusal) in (1001..).zip(refusals) {
+            let (family, site) = if refusal.starts_with("icmpv6") { ("ipv6", V6) } else { ("ipv4", V4) };
+            for protocol in ["tcp", "udp"] {
+                let what = format!("meta nfproto {family} {protocol} dport {port} reject with {refusal}");
+                lab.gateway.nft(&format!("add rule inet firewall forward {what}"));
+            }
+            // Of some of these words a datagram's sender hears nothing.
+            acts.extend([format!("datagram {site}:{port} x 2"), format!("connect {site}:{port} 10")]);
+        }
+        for ns in [&lab.gateway, &lab.host] {
+            ns.sysctl("net.ipv4.icmp_ratelimit", "0");
+            ns.sysctl("net.ipv6.icmp.ratelimit", "0");
+        }
+        // A kernel says no more than 50 such words at once, whatever its limits for one receiver.
+        let told = || -> Vec<_> {
+            let of = |ns| acts.chunks(13).flat_map(move |some| acts_in(some.iter().map(|act| (ns, act.clone()))));
+            of(&lab.host).chain(of(lab.client())).collect()
+        };
+        let truth = told();
+        for error in ["EHOSTUNREACH", "ENETUNREACH", "ENOPROTOOPT", "ECONNREFUSED", "EACCES", "EAGAIN"] {
+            assert!(truth.contains(&Err(error.to_owned())), "{error}: {truth:?}");
+        }
+        let tunproxy = start(&lab, "", "'MATCH,DIRECT'");
+        for ((said, truth), act) in told().iter().zip(&truth).zip(acts.iter().cycle()) {
+            assert_eq!(said, truth, "{act}\n{}", tunproxy.output());
+        }
+    });
+}

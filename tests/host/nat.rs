@@ -150,3 +150,46 @@ fn two_clients_behind_us_reach_each_other_by_their_outer_addresses() {
         }
     });
 }
+
+#[test]
+fn who_writes_to_a_neighbours_outer_address_does_so_from_its_own_outer_address() {
+    run(&[TUN], || {
+        let lab = Topology::with_lan();
+        let (second, stun) = (second_client(&lab), Stun::open(&lab));
+        let tunproxy = start(&lab, "DIRECT");
+        let (host, client) = (&lab.host, lab.client());
+        for (first, other) in [(client, client), (&second, client), (host, client), (client, host), (host, host)] {
+            let (one, two) = (socket(first, "0.0.0.0:0"), socket(other, "0.0.0.0:0"));
+            let outer = [&one, &two].map(|socket| outer("DIRECT", stun.outer_port(socket)));
+            for (from, to, sender, words) in [(&one, &two, 0, "one to two"), (&two, &one, 1, "two to one")] {
+                from.send_to(words.as_bytes(), &outer[1 - sender]).expect("sent");
+                let said = || format!("{} and {}: {words}\n{}", first.name(), other.name(), tunproxy.output());
+                let heard = heard(to).unwrap_or_else(|| panic!("{}", said()));
+                assert_eq!((heard.0.as_str(), heard.1.to_string()), (words, outer[sender].clone()), "{}", said());
+            }
+        }
+    });
+}
+
+#[test]
+fn neighbours_write_to_each_others_outer_addresses_in_ipv6_too() {
+    run(&[TUN], || {
+        let lab = Topology::with_lan();
+        let seen = Record::default();
+        let server = "[2001:db8:1::10]:3478";
+        let _server = lab.sites.udp_echo(server.parse().expect("an address"), &seen);
+        let tunproxy = start(&lab, "DIRECT");
+        let sockets = [(); 2].map(|()| socket(lab.client(), "[::]:0"));
+        let outer = [0, 1].map(|at| {
+            sockets[at].send_to(b"who am I?", server).expect("sent");
+            assert!(heard(&sockets[at]).is_some(), "{}", tunproxy.output());
+            seen.all()[at].clone()
+        });
+        sockets[0].connect(&outer[1]).expect("a route");
+        sockets[1].connect(&outer[0]).expect("a route");
+        for (from, to) in [(0, 1), (1, 0)] {
+            sockets[from].send(b"hello").expect("sent");
+            assert!(heard(&sockets[to]).is_some(), "{from} to {to}\n{}", tunproxy.output());
+        }
+    });
+}

@@ -53,8 +53,10 @@ impl TunBack {
             Reach::Network => Unreachable::Network,
             Reach::Host => Unreachable::Host,
             Reach::Port => Unreachable::Port,
+            Reach::Protocol => Unreachable::Protocol,
             Reach::Prohibited => Unreachable::Prohibited,
             Reach::TooBig(mtu) => Unreachable::TooBig(mtu),
+            Reach::Coded(code) => Unreachable::Coded(code),
         };
         errors.push((quoted.into(), why));
         if let Some(waker) = self.waker.take() {

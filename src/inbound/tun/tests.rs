@@ -70,6 +70,7 @@ fn core(nameservers: Vec<dns::Source>) -> Arc<Core> {
         echo_ids: Arc::default(),
         own: None,
         carried: Arc::default(),
+        mappings: Arc::default(),
         memory: 1 << 30,
     })
 }

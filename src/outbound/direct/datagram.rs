@@ -19,13 +19,15 @@ pub(super) struct DirectDatagram {
     sockets: [Option<DatagramSocket>; 2],
     /// The socket that is asked first, so that none starves.
     turn: usize,
+    /// Where the last datagram came to.
+    reached_at: Option<IpAddr>,
     /// Who waits for datagrams: told when a socket is opened that it does not listen to yet.
     reader: Option<Waker>,
 }
 
 impl DirectDatagram {
     pub(super) fn new(egress: Arc<Egress>) -> Self {
-        Self { egress, sockets: [None, None], turn: 0, reader: None }
+        Self { egress, sockets: [None, None], turn: 0, reached_at: None, reader: None }
     }
 
     /// The socket from which `ip` is reached.
@@ -38,6 +40,7 @@ impl DirectDatagram {
             none => {
                 let mut socket = self.egress.datagrams(ip)?;
                 socket.receive_trains();
+                socket.receive_destinations();
                 if let Some(reader) = self.reader.take() {
                     reader.wake();
                 }
@@ -107,12 +110,17 @@ impl Datagram for DirectDatagram {
         self.socket(to).ok()?.0.port()
     }
 
+    fn reached_at(&self) -> Option<IpAddr> {
+        self.reached_at
+    }
+
     fn poll_recv_from(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<Received>> {
         for step in 0..self.sockets.len() {
             let at = (self.turn + step) % self.sockets.len();
             let Some(socket) = &mut self.sockets[at] else { continue };
             let Poll::Ready(arrival) = socket.poll_recv_from(cx, buffer) else { continue };
             self.turn = at + 1;
+            self.reached_at = socket.reached_at();
             return Poll::Ready(Ok(match arrival? {
                 Arrival::Payload(from) => Received::Payload(peer(from)),
                 Arrival::Train { from, size } => Received::Train { from: peer(from), size },

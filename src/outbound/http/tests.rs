@@ -86,6 +86,13 @@ async fn each_status_becomes_what_a_client_of_the_real_thing_would_see() {
 }
 
 #[tokio::test]
+async fn an_answer_with_a_folded_line_is_an_answer() {
+    assert!(outcome(b"HTTP/1.1 200 OK\r\nVia: 1.1 one,\r\n 1.1 another\r\n\t1.0 old\r\nAge: 0\r\n\r\n").await.is_ok());
+    let error = outcome(b"HTTP/1.1 504 Gateway Timeout\r\nVia: 1.1 one,\r\n 1.1 another\r\n\r\n").await.err().unwrap();
+    assert!(matches!(error, DialError::TimedOut), "{error:?}");
+}
+
+#[tokio::test]
 async fn nonsense_endless_headers_and_a_hang_up_are_refusals_in_words() {
     let endless = format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(2 * MAX_HEAD));
     for (bytes, words) in [

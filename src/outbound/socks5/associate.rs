@@ -200,7 +200,7 @@ impl Association {
             // Nobody behind the relay's port: the proxy is gone, even if the control connection has not noticed.
             Reach::Port => Some(Err(io::Error::new(io::ErrorKind::BrokenPipe, "the proxy's relay is gone"))),
             // A route may come back, and the control connection tells if it does not.
-            Reach::Network | Reach::Host | Reach::Prohibited => None,
+            Reach::Network | Reach::Host | Reach::Protocol | Reach::Prohibited | Reach::Coded(_) => None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Sockets that carry our mark.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
@@ -38,6 +38,22 @@ pub(in crate::platform) fn set_mark(socket: impl AsFd, mark: Fwmark) -> io::Resu
 pub(in crate::platform) fn path_mtu(socket: impl AsFd, ipv6: bool) -> Option<u32> {
     let mtu = if ipv6 { getsockopt(&socket, Ipv6Mtu) } else { getsockopt(&socket, sockopt::IpMtu) };
     mtu.ok().and_then(|mtu| u32::try_from(mtu).ok())
+}
+
+/// Where `tcpi_bytes_acked` stands in the kernel's `struct tcp_info` (linux/tcp.h, since Linux 4.1).
+const BYTES_ACKED: usize = 120;
+
+/// Whether the peer of a TCP socket has acknowledged anything, be it the SYN alone: then there has been a connection, whatever
+/// has become of it. False where the kernel does not tell.
+pub(in crate::platform) fn is_acknowledged(socket: impl AsFd) -> bool {
+    let mut info = [0; BYTES_ACKED + 8];
+    let mut length = libc::socklen_t::try_from(info.len()).unwrap_or_default();
+    let descriptor = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel writes at most `length` bytes, which `info` has.
+    let told = unsafe {
+        libc::getsockopt(descriptor, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut length)
+    };
+    told == 0 && length as usize == info.len() && info[BYTES_ACKED..].iter().any(|byte: &u8| *byte != 0)
 }
 
 /// How many descriptors this process may have: their numbers stay below that (`RLIMIT_NOFILE`).

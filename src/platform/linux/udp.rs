@@ -1,7 +1,7 @@
 //! A datagram socket for many peers that hears of ICMP errors and can set DF (udp(7), ip(7), ipv6(7)).
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::num::NonZeroU16;
 use std::os::fd::AsRawFd;
 use std::sync::LazyLock;
@@ -91,8 +91,10 @@ pub struct DatagramSocket {
     too_big: Option<SocketAddr>,
     /// Datagrams beyond this size are not sent in trains: the kernel has refused one. 0: none are.
     train_limit: usize,
-    /// Where the size of a received train is told; None when trains are not asked for.
+    /// Where the size of a received train and its destination are told; None when neither is asked for.
     control: Option<Vec<u8>>,
+    /// Where the last datagram came to.
+    reached_at: Option<IpAddr>,
 }
 
 impl DatagramSocket {
@@ -120,7 +122,16 @@ impl DatagramSocket {
         // open and the same for as long as it is registered.
         let io = unsafe { AsyncFd::register_with_interest(socket, interest) }?;
         let train_limit = if *SENDS_TRAINS { LONGEST_TRAIN } else { 0 };
-        Ok(Self { io, ipv6, dont_fragment: false, errors: false, too_big: None, train_limit, control: None })
+        Ok(Self {
+            io,
+            ipv6,
+            dont_fragment: false,
+            errors: false,
+            too_big: None,
+            train_limit,
+            control: None,
+            reached_at: None,
+        })
     }
 
     /// From now on datagrams of one peer and one size may arrive as one [`Arrival::Train`] (`UDP_GRO`, udp(7)), for which
@@ -128,8 +139,30 @@ impl DatagramSocket {
     /// datagram comes by itself.
     pub fn receive_trains(&mut self) -> bool {
         let accepted = setsockopt(self.io.get_ref(), sockopt::UdpGroSegment, &true).is_ok();
-        self.control = accepted.then(|| cmsg_space!(c_int));
+        if accepted {
+            self.control.get_or_insert_with(space);
+        }
         accepted
+    }
+
+    /// From now on [`reached_at`](Self::reached_at) knows. False: the kernel does not tell.
+    pub fn receive_destinations(&mut self) -> bool {
+        let socket = self.io.get_ref();
+        let accepted = if self.ipv6 {
+            setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true).is_ok()
+        } else {
+            setsockopt(socket, sockopt::Ipv4PacketInfo, &true).is_ok()
+        };
+        if accepted {
+            self.control.get_or_insert_with(space);
+        }
+        accepted
+    }
+
+    /// The address of this host that the last datagram or train was sent to, if that was asked for.
+    #[must_use]
+    pub fn reached_at(&self) -> Option<IpAddr> {
+        self.reached_at
     }
 
     /// The socket's own address.
@@ -244,8 +277,9 @@ impl DatagramSocket {
             let space = buffer.initialize_unfilled();
             let control = self.control.as_mut();
             match guard.try_io(|io| receive(io.get_ref(), space, control)) {
-                Ok(Ok((length, arrival))) => {
+                Ok(Ok((length, arrival, reached_at))) => {
                     buffer.advance(length);
+                    self.reached_at = reached_at;
                     return Poll::Ready(Ok(arrival));
                 }
                 // A socket error is the echo of an entry in the error queue. Asking the queue ends this: every look
@@ -277,21 +311,39 @@ fn send_train(socket: &UdpSocket, train: &[u8], size: NonZeroU16, to: SocketAddr
     Ok(())
 }
 
+/// Room for what is told of a received train.
+fn space() -> Vec<u8> {
+    cmsg_space!(c_int, libc::in6_pktinfo)
+}
+
+/// How many bytes there were, from whom, and the address of this host that they were sent to.
+type Came = (usize, Arrival, Option<IpAddr>);
+
 /// Receives into `space`. With `control`, a train too.
-fn receive(socket: &UdpSocket, space: &mut [u8], control: Option<&mut Vec<u8>>) -> io::Result<(usize, Arrival)> {
+fn receive(socket: &UdpSocket, space: &mut [u8], control: Option<&mut Vec<u8>>) -> io::Result<Came> {
     let Some(control) = control else {
-        return socket.recv_from(space).map(|(length, from)| (length, Arrival::Payload(from)));
+        return socket.recv_from(space).map(|(length, from)| (length, Arrival::Payload(from), None));
     };
     let mut parts = [IoSliceMut::new(space)];
     let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(control), MsgFlags::empty())?;
     let from = message.address.as_ref().and_then(socket_addr).ok_or(io::ErrorKind::InvalidData)?;
-    let size = message.cmsgs()?.find_map(|control| match control {
-        ControlMessageOwned::UdpGroSegments(size) => u16::try_from(size).ok().and_then(NonZeroU16::new),
-        _ => None,
-    });
+    let (mut size, mut reached_at) = (None, None);
+    for control in message.cmsgs()? {
+        match control {
+            ControlMessageOwned::UdpGroSegments(each) => size = u16::try_from(each).ok().and_then(NonZeroU16::new),
+            // Of a broadcast, the host's own address on that link.
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                reached_at = Some(Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into());
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                reached_at = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+            }
+            _ => {}
+        }
+    }
     // A train of one datagram is none.
     let size = size.filter(|size| message.bytes > usize::from(size.get()));
-    Ok((message.bytes, size.map_or(Arrival::Payload(from), |size| Arrival::Train { from, size })))
+    Ok((message.bytes, size.map_or(Arrival::Payload(from), |size| Arrival::Train { from, size }), reached_at))
 }
 
 /// The new limit of [`DatagramSocket::train_limit`] after a train of datagrams of `size` bytes met `error`.
@@ -321,7 +373,8 @@ fn next_error(socket: &UdpSocket) -> io::Result<Option<(SocketAddr, Reach)>> {
     // The queue returns the start of the datagram that failed; nobody needs it.
     let mut payload = [0; 1];
     let mut parts = [IoSliceMut::new(&mut payload)];
-    let mut control = cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+    // Where the socket is told of destinations, that stands before the error.
+    let mut control = cmsg_space!(libc::in6_pktinfo, libc::sock_extended_err, libc::sockaddr_in6);
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
     let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
     let Some(to) = message.address.as_ref().and_then(socket_addr) else { return Ok(None) };
@@ -339,16 +392,23 @@ fn socket_addr(address: &SockaddrStorage) -> Option<SocketAddr> {
     address.as_sockaddr_in6().map(|v6| SocketAddr::new(IpAddr::V6(v6.ip()), v6.port()))
 }
 
-/// What the kernel's errno (icmp_err_convert, icmpv6_err_convert) tells of the ICMP message behind it.
+/// What an error tells: the ICMP message behind it, or the kernel's errno (icmp_err_convert, icmpv6_err_convert), which is the
+/// same for codes of which programs hear and others of which they do not.
 fn reach(error: &libc::sock_extended_err) -> Option<Reach> {
-    if !matches!(error.ee_origin, libc::SO_EE_ORIGIN_LOCAL | libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6) {
-        return None;
+    match (error.ee_origin, error.ee_type, error.ee_code) {
+        (libc::SO_EE_ORIGIN_ICMP, 3, 0) => return Some(Reach::Network),
+        (libc::SO_EE_ORIGIN_ICMP, 3, 1) => return Some(Reach::Host),
+        (libc::SO_EE_ORIGIN_ICMP, 3, 2) | (libc::SO_EE_ORIGIN_ICMP6, 4, 1) => return Some(Reach::Protocol),
+        (libc::SO_EE_ORIGIN_ICMP, 3, 13) => return Some(Reach::Prohibited),
+        (libc::SO_EE_ORIGIN_ICMP, 3, code @ (5..=12 | 14..=15)) => return Some(Reach::Coded(code)),
+        (libc::SO_EE_ORIGIN_LOCAL | libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6, ..) => {}
+        _ => return None,
     }
     match c_int::try_from(error.ee_errno).ok()? {
         libc::ECONNREFUSED => Some(Reach::Port),
         libc::EMSGSIZE => Some(Reach::TooBig(error.ee_info)),
         libc::ENETUNREACH => Some(Reach::Network),
-        libc::EHOSTUNREACH | libc::EHOSTDOWN | libc::ENOPROTOOPT => Some(Reach::Host),
+        libc::EHOSTUNREACH => Some(Reach::Host),
         libc::EACCES | libc::EPERM => Some(Reach::Prohibited),
         _ => None,
     }

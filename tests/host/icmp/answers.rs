@@ -151,6 +151,22 @@ fn what_is_too_large_for_a_link_comes_back_with_its_mtu_and_what_may_be_cut_arri
 }
 
 #[test]
+fn the_longest_request_there_is_comes_back_in_either_family() {
+    run(&["ping", TUN], || {
+        let lab = Topology::with_lan();
+        let _sites = Sites::open(&lab);
+        let tunproxy = profile("'MATCH,DIRECT'").start(&lab.host);
+        for ns in [lab.client(), &lab.host] {
+            // The length field of IPv4 counts its header of 20 bytes, that of IPv6 does not.
+            for (site, longest) in [(FOUR, 65_507), (SIX, 65_527)] {
+                let said = ping(ns, &format!("-s {longest} {site}"));
+                assert!(said.succeeded(), "{} {site}: {said:?}\n{}", ns.name(), tunproxy.output());
+            }
+        }
+    });
+}
+
+#[test]
 fn requests_of_two_clients_with_one_id_are_told_apart() {
     run(&["ping", TUN], || {
         let lab = Topology::with_lan();

@@ -29,6 +29,11 @@ impl Peers {
         })
     }
 
+    /// Accepts and resets the connection at once.
+    pub(crate) fn tcp_resetting_at_once(&self, address: SocketAddr) -> Peer {
+        self.tcp(address, async |stream, _| socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)))
+    }
+
     /// Accepts and never says a word.
     pub(crate) fn tcp_silent(&self, address: SocketAddr) -> Peer {
         self.tcp(address, async |mut stream, _| {

@@ -185,3 +185,37 @@ fn the_kernels_that_spoil_trains_are_known_by_their_release() {
         assert_eq!(has_segmentation_bug(release), bad, "{release}");
     }
 }
+
+#[test]
+fn each_code_of_an_icmp_error_stays_what_it_is() {
+    let told = |origin, kind, code, errno: c_int| {
+        let ee_errno = u32::try_from(errno).unwrap();
+        let (ee_type, ee_code) = (kind, code);
+        reach(&libc::sock_extended_err {
+            ee_errno,
+            ee_origin: origin,
+            ee_type,
+            ee_code,
+            ee_pad: 0,
+            ee_info: 1400,
+            ee_data: 0,
+        })
+    };
+    let v4 = |code, errno| told(libc::SO_EE_ORIGIN_ICMP, 3, code, errno);
+    let v6 = |kind, code, errno| told(libc::SO_EE_ORIGIN_ICMP6, kind, code, errno);
+    assert_eq!(v4(0, libc::ENETUNREACH), Some(Reach::Network));
+    assert_eq!(v4(1, libc::EHOSTUNREACH), Some(Reach::Host));
+    assert_eq!(v4(2, libc::ENOPROTOOPT), Some(Reach::Protocol));
+    assert_eq!(v4(3, libc::ECONNREFUSED), Some(Reach::Port));
+    assert_eq!(v4(4, libc::EMSGSIZE), Some(Reach::TooBig(1400)));
+    assert_eq!(v4(9, libc::ENETUNREACH), Some(Reach::Coded(9)));
+    assert_eq!(v4(10, libc::EHOSTUNREACH), Some(Reach::Coded(10)));
+    assert_eq!(v4(13, libc::EHOSTUNREACH), Some(Reach::Prohibited));
+    assert_eq!(v6(1, 0, libc::ENETUNREACH), Some(Reach::Network));
+    assert_eq!(v6(1, 1, libc::EACCES), Some(Reach::Prohibited));
+    assert_eq!(v6(1, 5, libc::EACCES), Some(Reach::Prohibited));
+    assert_eq!(v6(4, 1, libc::EPROTO), Some(Reach::Protocol));
+    assert_eq!(told(libc::SO_EE_ORIGIN_ICMP, 11, 0, libc::EHOSTUNREACH), Some(Reach::Host), "a loop on the way");
+    assert_eq!(told(libc::SO_EE_ORIGIN_LOCAL, 0, 0, libc::EMSGSIZE), Some(Reach::TooBig(1400)));
+    assert_eq!(told(libc::SO_EE_ORIGIN_TIMESTAMPING, 0, 0, libc::ENOMSG), None);
+}
