@@ -55,7 +55,7 @@ struct Client {
 }
 
 fn associations(peers: usize, peers_of_one: usize, links: usize) -> Associations {
-    Associations::new(Limits { links, peers, peers_of_one }, Arc::default())
+    Associations::new(Limits { links, ports: usize::MAX, peers, peers_of_one }, Arc::default())
 }
 
 impl Client {

@@ -53,7 +53,9 @@ pub use imp::nft::{ask_ahead, program as nft_program, ruleset as firewall_rules}
 pub use imp::processor::thread_time;
 pub use imp::rootless;
 pub use imp::stranded::Stranded;
-pub use imp::sysctl::{are_read_only as parameters_are_read_only, first_open_port, read as read_parameter};
+pub use imp::sysctl::{
+    PORT_RANGE, are_read_only as parameters_are_read_only, first_open_port, local_ports, read as read_parameter,
+};
 pub use imp::tun::{Framing, HEADROOM, Layout, TunQueue, open_packet, open_tun};
 pub use imp::turn::Turn;
 pub use imp::udp::{Arrival, DatagramSocket};

@@ -53,6 +53,7 @@ mod shortage;
 mod shut_window;
 mod spray;
 mod stopping;
+mod supplies;
 mod together;
 mod system_proxy;
 mod tls;

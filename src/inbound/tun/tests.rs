@@ -90,6 +90,7 @@ fn start(workers: usize) -> Vec<Device> {
             ipv6: true,
             seed: 1,
             memory: usize::MAX,
+            handshakes: usize::MAX,
             tell_ended: workers > 1,
         };
         let hijack = Hijack::new(vec![(None, 53)], &[]);
