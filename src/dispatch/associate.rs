@@ -10,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::spawn_local;
 use tokio::time::Instant;
 
-use super::associations::{Origin, Peer, REFUSED_FOR, Ticket, Way};
+use super::associations::{Limits, Origin, Peer, REFUSED_FOR, Ticket, Way};
 use super::link::{Flow, Link, Opened};
 use super::live::Account;
 use super::queue::Waiting;
@@ -232,9 +232,7 @@ impl Dispatcher {
 
     /// The same for ports, of which there are perhaps fewer than before.
     fn spare_a_port(&self) -> bool {
-        let mut associations = self.associations.borrow_mut();
-        associations.count_ports();
-        associations.evict(Duration::ZERO, &"evicted: no local ports are left")
+        self.associations.borrow_mut().spare_a_port(Limits::ports())
     }
 
     /// Carries answers for as long as the association has flows and its transport works.

@@ -70,7 +70,7 @@ impl Limits {
     }
 
     /// So many associations as the local ports are enough for.
-    fn ports() -> usize {
+    pub(super) fn ports() -> usize {
         (local_ports() / PORTS_LEFT).max(1)
     }
 
@@ -304,9 +304,17 @@ impl Associations {
         self.links.insert(Rc::as_ptr(link), Rc::clone(link));
     }
 
-    /// Looks how many local ports there are now.
-    pub(super) fn count_ports(&mut self) {
-        self.limits.ports = Limits::ports();
+    /// Ends associations because no port was left, and looks how many there are now: if that is fewer than before, so many
+    /// that this worker keeps no more than its part. False: there is none.
+    pub(super) fn spare_a_port(&mut self, ports: usize) -> bool {
+        self.limits.ports = ports;
+        let all = usize::try_from(self.counters.associations.load(Relaxed)).unwrap_or(usize::MAX);
+        let kept = self.links.len().saturating_mul(self.limits.links()) / all.max(1);
+        let mut spared = false;
+        while (!spared || self.links.len() > kept) && self.evict(Duration::ZERO, &"evicted: no local ports are left") {
+            spared = true;
+        }
+        spared
     }
 
     /// Ends associations that have been idle for `idle`, or that nobody has answered, if an answer is not just under way: a

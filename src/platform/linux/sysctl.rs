@@ -52,7 +52,7 @@ pub fn local_ports() -> usize {
     read(PORT_RANGE).ok().and_then(|range| ports_in(&range, &reserved)).unwrap_or(28_232)
 }
 
-/// `32768	60999`, less those of a list like `40000,50000-50009`.
+/// Two numbers with a tab between them, less those of a list like `40000,50000-50009`.
 fn ports_in(range: &str, reserved: &str) -> Option<usize> {
     let (first, last) = range.split_once(char::is_whitespace)?;
     let (first, last): (u16, u16) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
