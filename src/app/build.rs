@@ -16,7 +16,7 @@ use crate::dns::{self, Dns, Filter, Wildcards};
 use crate::inbound::tun::{Crew, Hijack};
 use crate::net::Lookup;
 use crate::outbound::{Context, Egress, Outbounds, Roots};
-use crate::platform::{self, Dialer, Framing, TunQueue};
+use crate::platform::{self, Dialer, Framing, TunQueue, descriptors_for_flows};
 use crate::profile::{EnhancedMode, FilterMode, Profile, Report};
 use crate::stack;
 
@@ -63,6 +63,7 @@ impl Addresses {
             ipv6: profile.ipv6,
             seed: seed(),
             memory: usize::MAX,
+            handshakes: usize::MAX,
             tell_ended: several,
         }
     }
@@ -73,9 +74,10 @@ impl Addresses {
         let crew = Crew::of(queues.len());
         // Each worker keeps its own account: nothing is shared on the way of a packet.
         let memory = Memory::of(profile).flows / queues.len().max(1);
+        let handshakes = handshakes(descriptors_for_flows(), queues.len());
         let tun = |(queue, crew): (TunQueue, Crew)| {
             let offload = queue.framing() != Framing::Plain;
-            let stack = stack::Config { memory, ..self.stack(profile, offload, several) };
+            let stack = stack::Config { memory, handshakes, ..self.stack(profile, offload, several) };
             Tun { queue, stack, hijack: self.hijack(profile), crew }
         };
         queues.into_iter().zip(crew).map(tun).collect()
@@ -85,6 +87,12 @@ impl Addresses {
         let listed: Vec<_> = profile.tun.dns_hijack.iter().map(|target| (target.address, target.port)).collect();
         Hijack::new(listed, &self.dns)
     }
+}
+
+/// How many handshakes one client may have under way on each of `workers`, where flows may take so many descriptors: on all
+/// together a quarter of these. Each is a dial, and so a descriptor.
+fn handshakes(descriptors: u64, workers: usize) -> usize {
+    (usize::try_from(descriptors / 4).unwrap_or(usize::MAX) / workers.max(1)).max(8)
 }
 
 /// Where our own sockets are.
@@ -216,4 +224,16 @@ pub(super) fn mode(profile: &Profile) -> anyhow::Result<dns::Mode> {
         filter: Filter::new(wildcards, filter_mode),
         ttl: written.fake_ip_ttl,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_client_may_dial_with_a_quarter_of_the_descriptors() {
+        for (descriptors, workers, each) in [(192, 2, 24), (960, 1, 240), (192, 16, 8), (1 << 20, 4, 1 << 16)] {
+            assert_eq!(handshakes(descriptors, workers), each, "{descriptors} for {workers}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::spawn_local;
 use tokio::time::Instant;
 
-use super::associations::{Origin, Peer, REFUSED_FOR, Ticket, Way};
+use super::associations::{Limits, Origin, Peer, REFUSED_FOR, Ticket, Way};
 use super::link::{Flow, Link, Opened};
 use super::live::Account;
 use super::queue::Waiting;
@@ -19,10 +19,13 @@ use super::{Back, Choice, Dispatcher, MAKE_ROOM, Unfaked, reach};
 use crate::dns::Held;
 use crate::net::{Address, BoxDatagram, DialError, Host};
 use crate::outbound::Outbound;
-use crate::session::Session;
+use crate::session::{Network, Session};
 
 /// As much of a packet as an error has to quote: the IP header and eight bytes, with room for options.
 const QUOTED: usize = 128;
+
+/// How often an opening takes the port of another association, or of a hundredth of all, before it fails.
+const MOST_FOR_A_PORT: u32 = 3;
 
 /// How long an opening waits for those before it: as long as one of them may take.
 const MOST_PATIENCE: Duration = Duration::from_secs(30);
@@ -205,11 +208,20 @@ impl Dispatcher {
         Ok(link)
     }
 
-    async fn associate(&self, outbound: &dyn Outbound, session: &Session) -> Result<BoxDatagram, DialError> {
-        let deadline = Instant::now() + MAKE_ROOM;
+    pub(super) async fn associate(&self, outbound: &dyn Outbound, session: &Session) -> Result<BoxDatagram, DialError> {
+        let (client, deadline) = (session.source.ip(), Instant::now() + MAKE_ROOM);
+        let mut attempts = 0;
         loop {
             match outbound.associate(session).await {
-                Err(DialError::Exhausted) if self.make_room(deadline).await => {}
+                Err(DialError::Exhausted) if self.make_room(client, deadline).await => {}
+                Err(DialError::NoPort) => {
+                    self.core.counters.no_port(Network::Udp);
+                    attempts += 1;
+                    // Others may have taken the ports, to whom nothing of ours would ever be enough.
+                    if attempts > MOST_FOR_A_PORT || !self.spare_a_port() {
+                        return Err(DialError::NoPort);
+                    }
+                }
                 other => return other,
             }
         }
@@ -217,7 +229,12 @@ impl Dispatcher {
 
     /// Frees descriptors at the cost of the association that has been idle longest. False: there is none.
     pub(super) fn spare_a_descriptor(&self) -> bool {
-        self.associations.borrow_mut().evict(&"evicted: no descriptors are left")
+        self.associations.borrow_mut().evict(Duration::ZERO, &"evicted: no descriptors are left")
+    }
+
+    /// The same for ports, of which there are perhaps fewer than before.
+    fn spare_a_port(&self) -> bool {
+        self.associations.borrow_mut().spare_a_port(Limits::ports())
     }
 
     /// Carries answers for as long as the association has flows and its transport works.

@@ -24,7 +24,7 @@ use super::pace::Pace;
 use super::queue::Waiting;
 use super::slot::Slot;
 use crate::net::{Address, Reach, client_of};
-use crate::platform::descriptors_for_flows;
+use crate::platform::{descriptors_for_flows, local_ports};
 
 /// Datagrams that wait while their association is being opened.
 const MOST_WAITING: usize = 32;
@@ -33,8 +33,11 @@ pub(super) const MOST_OPENING: usize = 16;
 /// A peer that was refused stays so for this long, without asking again.
 pub(super) const REFUSED_FOR: Duration = Duration::from_secs(1);
 
-/// Who has so many gives way to others, however long theirs have been idle.
+/// Who has so many gives way to others, however long theirs have been idle; where there can be few, who has an eighth of
+/// these.
 const MANY: usize = 64;
+/// The part of the local ports that is left to our own questions and to this host's programs.
+const PORTS_LEFT: usize = 2;
 
 /// Most answers come within this time.
 const UNDER_WAY: Duration = Duration::from_millis(250);
@@ -47,6 +50,8 @@ const PEER: usize = 1 << 10;
 pub(super) struct Limits {
     /// Associations of all workers.
     pub(super) links: usize,
+    /// The same for want of local ports.
+    pub(super) ports: usize,
     /// Peers of all clients of one worker.
     pub(super) peers: usize,
     /// Peers of one client.
@@ -61,7 +66,17 @@ impl Limits {
         let links = usize::try_from(descriptors_for_flows() / 4).unwrap_or(usize::MAX);
         let (links, peers) = (links.min(memory / 2 / LINK), memory / 2 / PEER);
         let peers = peers.clamp(64, 65_536);
-        Self { links: links.clamp(1, 16_384), peers, peers_of_one: peers.min(4096) }
+        Self { links: links.clamp(1, 16_384), ports: Self::ports(), peers, peers_of_one: peers.min(4096) }
+    }
+
+    /// So many associations as the local ports are enough for.
+    pub(super) fn ports() -> usize {
+        (local_ports() / PORTS_LEFT).max(1)
+    }
+
+    /// So many associations there may be.
+    fn links(&self) -> usize {
+        self.links.min(self.ports)
     }
 }
 
@@ -283,30 +298,44 @@ impl Associations {
 
     /// Adds an association, in the place of others if there are too many.
     pub(super) fn add(&mut self, link: &Rc<Link>) {
-        let most = self.limits.links as u64;
-        if self.counters.associations.load(Relaxed) > most {
-            self.evict(&"evicted: too many associations");
+        if self.counters.associations.load(Relaxed) > self.limits.links() as u64 {
+            self.evict(Duration::ZERO, &"evicted: too many associations");
         }
         self.links.insert(Rc::as_ptr(link), Rc::clone(link));
     }
 
-    /// Ends associations: a hundredth of all, so that the search pays, and one at least. Where a client has many, of those
-    /// that it has; else of all. First go those that nobody has answered, if an answer is not just under way, and of these
-    /// who was idle longest. False: there is none.
-    pub(super) fn evict(&mut self, reason: &dyn fmt::Display) -> bool {
+    /// Ends associations because no port was left, and looks how many there are now: if that is fewer than before, so many
+    /// that this worker keeps no more than its part. False: there is none.
+    pub(super) fn spare_a_port(&mut self, ports: usize) -> bool {
+        self.limits.ports = ports;
+        let all = usize::try_from(self.counters.associations.load(Relaxed)).unwrap_or(usize::MAX);
+        let kept = self.links.len().saturating_mul(self.limits.links()) / all.max(1);
+        let mut spared = false;
+        while (!spared || self.links.len() > kept) && self.evict(Duration::ZERO, &"evicted: no local ports are left") {
+            spared = true;
+        }
+        spared
+    }
+
+    /// Ends associations that have been idle for `idle`, or that nobody has answered, if an answer is not just under way: a
+    /// hundredth of all, so that the search pays, and one at least. Where a client has many, of those that it has; else of
+    /// all. First go those that nobody has answered, and of these who was idle longest. False: there is none.
+    pub(super) fn evict(&mut self, idle: Duration, reason: &dyn fmt::Display) -> bool {
+        let now = Instant::now();
+        let of_use = |link: &Link| link.is_answered() || now < link.used() + UNDER_WAY;
+        let may_go = |link: &&Rc<Link>| !of_use(link) || link.used() + idle <= now;
         let mut many = (self.links.len() / 100).max(1);
-        let mut old: Vec<_> = match self.biggest() {
-            Some((client, has)) => {
-                many = many.min(has / 8);
-                self.links.values().filter(|link| client_of(link.source.ip()) == client).cloned().collect()
-            }
-            None => self.links.values().cloned().collect(),
-        };
+        let of_biggest = self.biggest().and_then(|(client, has)| {
+            let of_client = |link: &&Rc<Link>| client_of(link.source.ip()) == client;
+            let old: Vec<_> = self.links.values().filter(of_client).filter(may_go).cloned().collect();
+            many = many.min(has / 8).max(1);
+            (!old.is_empty()).then_some(old)
+        });
+        let mut old = of_biggest.unwrap_or_else(|| self.links.values().filter(may_go).cloned().collect());
         if old.is_empty() {
             return false;
         }
-        let now = Instant::now();
-        let of_use = |link: &Link| link.is_answered() || now < link.used() + UNDER_WAY;
+        many = many.min(old.len());
         old.select_nth_unstable_by_key(many - 1, |link| (of_use(link), link.used()));
         for link in &old[..many] {
             self.end(link, reason);
@@ -314,13 +343,14 @@ impl Associations {
         true
     }
 
-    /// The client that has the most associations, and how many, if that is [`MANY`].
+    /// The client that has the most associations, and how many, if these are [`MANY`].
     fn biggest(&self) -> Option<(IpAddr, usize)> {
         let mut clients = HashMap::<IpAddr, usize, RandomState>::default();
         for link in self.links.values() {
             *clients.entry(client_of(link.source.ip())).or_default() += 1;
         }
-        clients.into_iter().max_by_key(|(_, has)| *has).filter(|(_, has)| *has >= MANY)
+        let many = MANY.min(self.limits.links() / 8).max(8);
+        clients.into_iter().max_by_key(|(_, has)| *has).filter(|(_, has)| *has >= many)
     }
 
     /// Ends an association, and forgets the peers that it served.

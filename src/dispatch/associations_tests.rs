@@ -55,7 +55,7 @@ struct Client {
 }
 
 fn associations(peers: usize, peers_of_one: usize, links: usize) -> Associations {
-    Associations::new(Limits { links, peers, peers_of_one }, Arc::default())
+    Associations::new(Limits { links, ports: usize::MAX, peers, peers_of_one }, Arc::default())
 }
 
 impl Client {
@@ -404,4 +404,19 @@ async fn a_client_that_leaves_leaves_nothing_behind() {
     all.reopen(client.origin, &to(3));
     all.leave(client.origin);
     assert_eq!(all.peers, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_there_are_fewer_ports_than_before_those_idle_longest_go_until_half_of_them_are_enough() {
+    let mut all = associations(100, 100, 1000);
+    let mut clients = Vec::new();
+    for port in 1..=40 {
+        clients.push(Client::new(&mut all, port));
+        later().await;
+    }
+    assert!(all.spare_a_port(10));
+    let left: Vec<_> = (1..=40).filter(|port| !clients[port - 1].link.has_ended()).collect();
+    assert_eq!(left, (31..=40).collect::<Vec<_>>());
+    assert!(all.spare_a_port(10), "and where they are no fewer, one");
+    assert!(clients[30].link.has_ended() && !clients[31].link.has_ended());
 }

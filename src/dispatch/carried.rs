@@ -1,7 +1,10 @@
-//! The TCP flows that the workers carry, and which of them give way when no descriptor is left for another. Descriptors
-//! belong to the process, so that the flow that goes may be another worker's.
+//! The TCP flows that the workers carry and the dials that are to become flows, and which of them give way when no
+//! descriptor is left for another. Descriptors belong to the process, so that the one that goes may be another worker's.
+
+mod choice;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,17 +15,17 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::net::client_of;
 use crate::stack::Heartbeat;
+pub(super) use choice::IDLE;
+use choice::{Candidate, Choice, STALE, choose};
 
-/// A flow in which data has moved since then never gives way: most exchanges pause for less, and it is what counts as
-/// idle where memory is short.
-pub(super) const IDLE: Duration = Duration::from_secs(5);
-/// The part of the idle flows that goes at a time, so that the search pays.
-const PART: usize = 16;
 /// How long flows that give way may take until their descriptors are free: they need one turn each.
 const LEAVING: Duration = Duration::from_secs(1);
+/// A search that found nobody is not repeated for so long, whoever asks: it looks at every flow.
+const AGAIN: Duration = Duration::from_millis(20);
 
-/// The TCP flows of all workers.
+/// The TCP flows and dials of all workers.
 #[derive(Default)]
 pub struct Carried {
     flows: Mutex<Flows>,
@@ -33,12 +36,20 @@ pub struct Carried {
 #[derive(Default)]
 struct Flows {
     /// Those that may be asked to give way.
-    flows: HashMap<u64, Arc<Pulse>, RandomState>,
+    flows: HashMap<u64, Place, RandomState>,
     next: u64,
     /// Flows that were asked to give way and hold their descriptors still.
     leaving: usize,
-    /// None can have been idle for long enough before this: flows only become younger.
+    /// Nobody searches before this.
     not_before: Option<Instant>,
+}
+
+/// A flow or a dial, and whose it is.
+#[derive(Clone)]
+struct Place {
+    client: IpAddr,
+    dial: bool,
+    pulse: Arc<Pulse>,
 }
 
 /// When data last moved in a flow, and whether it is to give way.
@@ -58,24 +69,27 @@ impl Pulse {
     fn used(&self) -> Instant {
         Instant::from_std(self.heartbeat.last())
     }
-
-    fn idle(&self, now: Instant) -> bool {
-        self.used() + IDLE <= now
-    }
 }
 
-/// A flow's place among the others, to be held for as long as its descriptors.
+/// A flow's or a dial's place among the others, to be held for as long as its descriptors.
 pub(super) struct Seat {
     carried: Arc<Carried>,
     number: u64,
-    pulse: Arc<Pulse>,
+    place: Place,
+}
+
+/// How many were asked to give way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Asked {
+    pub(super) flows: u64,
+    pub(super) dials: u64,
 }
 
 /// What came of a search for flows that can give way.
 #[derive(Debug, PartialEq, Eq)]
 enum Search {
-    /// This many were asked to now.
-    Asked(usize),
+    /// These were asked to now.
+    Asked(Asked),
     /// Others were asked before and are about to go.
     Leaving,
     /// None can before then.
@@ -85,27 +99,43 @@ enum Search {
 }
 
 impl Carried {
-    /// Enters a flow that has just been opened.
-    pub(super) fn enter(self: &Arc<Self>) -> Seat {
+    /// Enters a flow of `client` that has just been opened.
+    pub(super) fn enter(self: &Arc<Self>, client: IpAddr) -> Seat {
+        self.seat(client, false)
+    }
+
+    /// Enters a dial for `client` that begins.
+    pub(super) fn dial(self: &Arc<Self>, client: IpAddr) -> Seat {
+        self.seat(client, true)
+    }
+
+    fn seat(self: &Arc<Self>, client: IpAddr, dial: bool) -> Seat {
         let heartbeat = Arc::new(Heartbeat::new(Instant::now().into_std()));
         let pulse = Arc::new(Pulse { heartbeat, leaving: AtomicBool::new(false), asked: Notify::new() });
+        let place = Place { client: client_of(client), dial, pulse };
         let mut flows = self.flows.lock();
         let number = flows.next;
         flows.next += 1;
-        flows.flows.insert(number, Arc::clone(&pulse));
-        Seat { carried: Arc::clone(self), number, pulse }
+        flows.flows.insert(number, place.clone());
+        Seat { carried: Arc::clone(self), number, place }
     }
 
-    /// Ends flows that have been idle longest, and returns when their descriptors are free; waits for the first to have
-    /// been idle for long enough, until `deadline` at most. `told` hears how many were asked to go. False: none can.
-    pub(super) async fn make_room(&self, deadline: Instant, told: impl Fn(usize)) -> bool {
+    /// Whether `client` has more than an equal part of all flows and dials.
+    pub(super) fn has_more_than_a_part(&self, client: IpAddr) -> bool {
+        choice::has_more_than_a_part(self.flows.lock().candidates(), client_of(client))
+    }
+
+    /// Ends flows or dials for a new one of `client`, those that [`choose`] names, and returns when their descriptors are
+    /// free; waits for the first that may be ended, until `deadline` at most. `told` hears how many were asked to go.
+    /// False: none can.
+    pub(super) async fn make_room(&self, client: IpAddr, deadline: Instant, told: impl Fn(Asked)) -> bool {
         let now = Instant::now();
         if now >= deadline {
             return false;
         }
         // Made before the search, so that it hears of an end that comes at once.
         let gone = self.gone.notified();
-        let search = self.flows.lock().ask(now);
+        let search = self.flows.lock().ask(client_of(client), now);
         match search {
             Search::Nobody => false,
             Search::NotBefore(at) if at > deadline => false,
@@ -114,8 +144,8 @@ impl Carried {
                 true
             }
             Search::Asked(_) | Search::Leaving => {
-                if let Search::Asked(many) = search {
-                    told(many);
+                if let Search::Asked(asked) = search {
+                    told(asked);
                 }
                 // Where one takes longer, the next attempt tells whether there is room all the same.
                 let _ = timeout(LEAVING, gone).await;
@@ -134,55 +164,64 @@ impl Carried {
 }
 
 impl Flows {
-    /// Asks those that have been idle longest to give way. It looks at every flow, and so not again before it can find
-    /// one.
-    fn ask(&mut self, now: Instant) -> Search {
+    fn candidates(&self) -> impl Iterator<Item = Candidate> + Clone {
+        self.flows.iter().map(|(number, Place { client, dial, pulse })| Candidate {
+            number: *number,
+            client: *client,
+            dial: *dial,
+            since: pulse.used(),
+        })
+    }
+
+    /// Asks those to give way that are to go for `client`.
+    fn ask(&mut self, client: IpAddr, now: Instant) -> Search {
         if self.leaving > 0 {
             return Search::Leaving;
         }
         if let Some(at) = self.not_before.filter(|at| *at > now) {
             return Search::NotBefore(at);
         }
-        let mut idle: Vec<_> =
-            self.flows.iter().filter(|(_, pulse)| pulse.idle(now)).map(|(n, pulse)| (pulse.used(), *n)).collect();
-        if idle.is_empty() {
-            let oldest = self.flows.values().map(|pulse| pulse.used()).min();
-            self.not_before = oldest.map(|used| used + IDLE);
-            return self.not_before.map_or(Search::Nobody, Search::NotBefore);
-        }
-        let many = (idle.len() / PART).max(1);
-        idle.select_nth_unstable(many - 1);
-        for (_, number) in &idle[..many] {
-            if let Some(pulse) = self.flows.remove(number) {
-                pulse.leaving.store(true, Relaxed);
-                pulse.asked.notify_one();
-                self.leaving += 1;
+        let chosen = match choose(self.candidates(), client, now) {
+            Choice::These(chosen) => chosen,
+            Choice::NotBefore(at) => {
+                self.not_before = Some(at.min(now + AGAIN));
+                return Search::NotBefore(at);
             }
+            Choice::Nobody => return Search::Nobody,
+        };
+        let mut asked = Asked::default();
+        for number in chosen {
+            let Some(Place { dial, pulse, .. }) = self.flows.remove(&number) else { continue };
+            pulse.leaving.store(true, Relaxed);
+            pulse.asked.notify_one();
+            self.leaving += 1;
+            *(if dial { &mut asked.dials } else { &mut asked.flows }) += 1;
         }
-        Search::Asked(many)
+        Search::Asked(asked)
     }
 }
 
 impl Seat {
     /// To be told when data moves.
     pub(super) fn pulse(&self) -> Arc<Pulse> {
-        Arc::clone(&self.pulse)
+        Arc::clone(&self.place.pulse)
     }
 
     /// The same for who knows no more than the stack.
     pub(super) fn heartbeat(&self) -> Arc<Heartbeat> {
-        Arc::clone(&self.pulse.heartbeat)
+        Arc::clone(&self.place.pulse.heartbeat)
     }
 
     /// Returns when the flow is to give way. One in which data moved after it was asked stays.
     pub(super) async fn asked(&self) {
         loop {
-            self.pulse.asked.notified().await;
-            if self.pulse.idle(Instant::now()) {
+            self.place.pulse.asked.notified().await;
+            // None that is asked is younger.
+            if self.place.pulse.used() + STALE <= Instant::now() {
                 return;
             }
-            if self.pulse.leaving.swap(false, Relaxed) {
-                self.carried.flows.lock().flows.insert(self.number, Arc::clone(&self.pulse));
+            if self.place.pulse.leaving.swap(false, Relaxed) {
+                self.carried.flows.lock().flows.insert(self.number, self.place.clone());
                 self.carried.left();
             }
         }
@@ -193,7 +232,7 @@ impl Drop for Seat {
     fn drop(&mut self) {
         // Under the lock: another worker may be asking it just now.
         let known = self.carried.flows.lock().flows.remove(&self.number).is_some();
-        if !known && self.pulse.leaving.load(Relaxed) {
+        if !known && self.place.pulse.leaving.load(Relaxed) {
             self.carried.left();
         }
     }

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::carried::Pulse;
+use super::carried::{Asked, Pulse};
 use super::queue::Queue;
-use crate::platform::descriptors;
+use crate::platform::{PORT_RANGE, descriptors, read_parameter};
 use crate::session::{Network, Session};
 use crate::stack;
 
-/// Between two lines in the log that say that descriptors are short, or that a client was held back.
+/// Between two lines in the log that say that descriptors or ports are short, or that a client was held back.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Counters over all flows since the start.
@@ -32,8 +32,12 @@ pub struct Counters {
     pub unknown_fake: AtomicU64,
     /// Flows and questions of our own sockets that came back by the TUN.
     pub returned: AtomicU64,
-    /// Idle TCP flows ended because no descriptor was left.
+    /// TCP flows ended because no descriptor was left.
     pub evicted: AtomicU64,
+    /// TCP dials ended because no descriptor was left.
+    pub given_up: AtomicU64,
+    /// Attempts to open a flow or an association for which no local port was left.
+    pub no_port: AtomicU64,
     /// Payload bytes from clients.
     pub up: AtomicU64,
     /// Payload bytes to clients.
@@ -54,6 +58,8 @@ pub struct Counters {
     stacks: Mutex<Vec<stack::Counters>>,
     /// When somebody was last told that descriptors are short.
     short: Mutex<Option<Instant>>,
+    /// When somebody was last told that local ports are short.
+    portless: Mutex<Option<Instant>>,
     /// When somebody was last told that a client was held back.
     held: Mutex<Option<Instant>>,
     listener: OnceLock<Arc<dyn Listener>>,
@@ -111,14 +117,30 @@ impl Counters {
         self.listener.set(listener).is_ok()
     }
 
-    /// No descriptor was left: `many` idle TCP flows were ended for others.
-    pub(super) fn gave_way(&self, many: usize) {
-        let evicted = self.evicted.fetch_add(many as u64, Relaxed) + many as u64;
+    /// No descriptor was left: TCP flows and dials were ended for others.
+    pub(super) fn gave_way(&self, asked: Asked) {
+        let evicted = self.evicted.fetch_add(asked.flows, Relaxed) + asked.flows;
+        let given_up = self.given_up.fetch_add(asked.dials, Relaxed) + asked.dials;
         if is_due(&self.short, Instant::now()) {
             tracing::warn!(
                 "no file descriptors are left: {} is the limit (raise it: LimitNOFILE=65536 in a systemd unit, or \
-                 `ulimit -Hn 65536` as root); {evicted} idle TCP flows were ended so far to make room",
+                 `ulimit -Hn 65536` as root); {evicted} TCP flows and {given_up} dials that nobody answered were ended so \
+                 far to make room, idle ones first, of the client that had most",
                 descriptors()
+            );
+        }
+    }
+
+    /// No local port was left for a flow or an association.
+    pub(super) fn no_port(&self, network: Network) {
+        self.no_port.fetch_add(1, Relaxed);
+        if is_due(&self.portless, Instant::now()) {
+            let (network, range) = (network.to_string().to_uppercase(), read_parameter(PORT_RANGE).unwrap_or_default());
+            tracing::warn!(
+                "no local {network} ports are left{}: sysctl net.ipv4.ip_local_port_range is {}; widen it, or look who \
+                 has taken so many (`ss -anu`, `ss -ant`)",
+                if network == "TCP" { " to one destination" } else { "" },
+                range.split_whitespace().collect::<Vec<_>>().join(" to ")
             );
         }
     }
@@ -145,6 +167,8 @@ impl Counters {
             "unknown_fake": self.unknown_fake.load(Relaxed),
             "returned": self.returned.load(Relaxed),
             "evicted": self.evicted.load(Relaxed),
+            "given_up": self.given_up.load(Relaxed),
+            "no_port": self.no_port.load(Relaxed),
             "up": self.up.load(Relaxed),
             "down": self.down.load(Relaxed),
             "hand_over_lost": self.hand_over_lost.load(Relaxed),

@@ -50,7 +50,7 @@ use crate::session::{Fact, FactKind, Inbound, Network, Session};
 use crate::stack::{FlowStream, Refusal, Tuple};
 use associations::{Associations, Limits, Origin};
 pub use carried::Carried;
-use carried::IDLE;
+use carried::{Asked, IDLE};
 use echoes::Echoes;
 use queue::Place;
 use relay::{Buffered, Client, End, FlowIo, relay};
@@ -58,7 +58,7 @@ use train::Gathering;
 
 /// A held SYN is given up after this: longer than any group's members need, shorter than a client waits.
 const HOLD: Duration = Duration::from_secs(30);
-/// A dial that finds no descriptor tries for this long: until the flows that are open have become idle, or have not.
+/// A dial that finds no descriptor tries for this long: until flows that are open have become idle, or have not.
 const MAKE_ROOM: Duration = IDLE.saturating_add(Duration::from_secs(2));
 
 /// What all workers share.
@@ -186,32 +186,48 @@ impl Dispatcher {
 
     /// Where no descriptor is left, others give up theirs, and the dial is tried again.
     async fn connect(&self, outbound: &dyn Outbound, session: &Session) -> Result<BoxStream, DialError> {
-        let deadline = Deadline::now() + MAKE_ROOM;
+        let (client, deadline) = (session.source.ip(), Deadline::now() + MAKE_ROOM);
         loop {
-            match outbound.connect(session).await {
-                Err(DialError::Exhausted) if self.make_room(deadline).await => {}
+            let seat = self.core.carried.dial(client);
+            let dialled = tokio::select! {
+                biased;
+                dialled = outbound.connect(session) => dialled,
+                // It is not tried again: it would take its place back.
+                () = seat.asked() => return Err(DialError::Exhausted),
+            };
+            drop(seat);
+            match dialled {
+                Err(DialError::Exhausted) if self.make_room(client, deadline).await => {}
+                Err(DialError::NoPort) => {
+                    self.core.counters.no_port(Network::Tcp);
+                    return Err(DialError::NoPort);
+                }
                 dialled => return dialled,
             }
         }
     }
 
-    /// Frees descriptors: those of the UDP association idle longest, else of TCP flows. False: nobody can give way, or
-    /// `deadline` is over.
-    async fn make_room(&self, deadline: Deadline) -> bool {
-        if Deadline::now() < deadline && self.spare_a_descriptor() {
+    /// Frees descriptors for a new flow of `client`: those of UDP associations that are idle, else of TCP flows and dials,
+    /// and where there are none of UDP associations in use. Who has more than an equal part of the TCP flows gets none of
+    /// the associations while those can give way. False: nobody can, or `deadline` is over.
+    async fn make_room(&self, client: IpAddr, deadline: Deadline) -> bool {
+        let (core, none_left) = (&self.core, "evicted: no descriptors are left");
+        let spare = |idle| self.associations.borrow_mut().evict(idle, &none_left);
+        if Deadline::now() < deadline && !core.carried.has_more_than_a_part(client) && spare(IDLE) {
             return true;
         }
-        let counters = &self.core.counters;
-        let room = self.core.carried.make_room(deadline, |many| counters.gave_way(many)).await;
+        let counters = &core.counters;
+        let room = core.carried.make_room(client, deadline, |asked| counters.gave_way(asked)).await
+            || Deadline::now() < deadline && spare(Duration::ZERO);
         if !room {
-            counters.gave_way(0);
+            counters.gave_way(Asked::default());
         }
         room
     }
 
     /// Carries a flow that is open to its end, or until it has to give way to others.
     async fn carry_stream(&self, mut client: impl Client, mut upstream: BoxStream, mut account: Account) {
-        let seat = self.core.carried.enter();
+        let seat = self.core.carried.enter(account.session().source.ip());
         account.watch(seat.pulse());
         client.watch(seat.heartbeat());
         let end = {
@@ -345,7 +361,7 @@ fn refusal(error: &DialError) -> Refusal {
         (DialError::Unreachable(Reach::Prohibited), _) => Refusal::Prohibited,
         (DialError::Unreachable(Reach::Coded(code)), _) => Refusal::Coded(*code),
         // Nobody was asked: a reset would say that the destination does not want the client.
-        (DialError::Exhausted, _) => Refusal::Host,
+        (DialError::Exhausted | DialError::NoPort, _) => Refusal::Host,
         (_, io::ErrorKind::NetworkUnreachable) => Refusal::Network,
         (_, io::ErrorKind::HostUnreachable) => Refusal::Host,
         _ => Refusal::Reset,
@@ -356,7 +372,7 @@ fn refusal(error: &DialError) -> Refusal {
 fn reach(error: &DialError) -> Option<Reach> {
     match error {
         // Lost, as UDP may be where there is no room; the next one may get through.
-        DialError::Rejected(Reject::Drop) | DialError::Exhausted => None,
+        DialError::Rejected(Reject::Drop) | DialError::Exhausted | DialError::NoPort => None,
         DialError::Unreachable(why) => Some(*why),
         // Programs fall back to TCP or to another server at once on this one.
         _ => Some(Reach::Port),
@@ -365,5 +381,7 @@ fn reach(error: &DialError) -> Option<Reach> {
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod scarce_tests;
 #[cfg(test)]
 mod tests;

@@ -11,19 +11,18 @@ use tokio::task::{LocalSet, spawn_local};
 use super::fixture::{Heard, World, address, dns_that_told, session, source};
 use super::*;
 use crate::dns::Mode;
-use crate::net::{Address, BoxDatagram, BoxFuture};
-use crate::outbound::Networks;
+use crate::net::Address;
 use crate::outbound::socks5::wire;
 
-const EVERYTHING_DIRECT: World<'static> = World { proxies: "", rules: &["MATCH,DIRECT"], names: &[] };
+pub(super) const EVERYTHING_DIRECT: World<'static> = World { proxies: "", rules: &["MATCH,DIRECT"], names: &[] };
 
 /// Runs a test where tasks may be local.
-async fn local<T>(test: impl Future<Output = T>) -> T {
+pub(super) async fn local<T>(test: impl Future<Output = T>) -> T {
     LocalSet::new().run_until(test).await
 }
 
 /// A server that sends every datagram back, and notes who sent it.
-async fn echo(ip: &str) -> (SocketAddr, Rc<RefCell<Vec<SocketAddr>>>) {
+pub(super) async fn echo(ip: &str) -> (SocketAddr, Rc<RefCell<Vec<SocketAddr>>>) {
     let socket = UdpSocket::bind((ip, 0)).await.unwrap();
     let (address, clients) = (socket.local_addr().unwrap(), Rc::<RefCell<Vec<SocketAddr>>>::default());
     let seen = Rc::clone(&clients);
@@ -37,7 +36,7 @@ async fn echo(ip: &str) -> (SocketAddr, Rc<RefCell<Vec<SocketAddr>>>) {
     (address, clients)
 }
 
-fn send(dispatcher: &Rc<Dispatcher>, to: &Address, payload: &[u8], back: &Rc<dyn Back>) {
+pub(super) fn send(dispatcher: &Rc<Dispatcher>, to: &Address, payload: &[u8], back: &Rc<dyn Back>) {
     let session = Session::new(Network::Udp, Inbound::Tun, source(), to.clone());
     dispatcher.datagram(session, payload, false, back);
 }
@@ -386,53 +385,6 @@ async fn datagrams_to_a_name_without_an_address_are_refused_at_once() {
         send(&dispatcher, &address("nowhere.test", 7), b"?", &(heard.clone() as Rc<dyn Back>));
         heard.times(1).await;
         assert_eq!(*heard.errors.borrow(), [(address("nowhere.test", 7), Reach::Port)]);
-    })
-    .await;
-}
-
-/// An outbound for which there is no descriptor at first.
-#[derive(Default)]
-struct Tight {
-    asked: std::sync::atomic::AtomicUsize,
-}
-
-impl Outbound for Tight {
-    fn name(&self) -> &str {
-        "tight"
-    }
-
-    fn networks(&self) -> Networks {
-        Networks::ALL
-    }
-
-    fn connect<'a>(&'a self, _: &'a Session) -> BoxFuture<'a, Result<BoxStream, DialError>> {
-        let first = self.asked.fetch_add(1, Relaxed) == 0;
-        Box::pin(async move { Err(if first { DialError::Exhausted } else { DialError::Refused }) })
-    }
-
-    fn associate<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxDatagram, DialError>> {
-        Box::pin(async { self.connect(session).await.map(|_| unreachable!("it never succeeds")) })
-    }
-}
-
-#[tokio::test]
-async fn without_descriptors_an_idle_association_goes_and_the_dial_is_tried_once_more() {
-    local(async {
-        let (server, _) = echo("127.0.0.1").await;
-        let (dispatcher, heard) = (EVERYTHING_DIRECT.dispatcher(), Rc::<Heard>::default());
-        let flow = session(Network::Tcp, "192.0.2.7", 80);
-        let error = dispatcher.connect(&Tight::default(), &flow).await.err().unwrap();
-        assert!(matches!(error, DialError::Exhausted), "there is nothing to give up: {error}");
-        assert_eq!((refusal(&error), reach(&error)), (Refusal::Host, None), "and nobody has refused");
-
-        for _ in 0..2 {
-            let seen = heard.words().len();
-            send(&dispatcher, &server.into(), b"?", &(heard.clone() as Rc<dyn Back>));
-            heard.times(seen + 1).await;
-            let error = dispatcher.connect(&Tight::default(), &flow).await.err().unwrap();
-            assert!(matches!(error, DialError::Refused), "{error}");
-            assert_eq!(dispatcher.core().counters.associations.load(Relaxed), 0);
-        }
     })
     .await;
 }

@@ -241,6 +241,9 @@ pub enum DialError {
     /// This host has no descriptor left for the flow. It says nothing about the destination.
     #[error("no file descriptors are left here")]
     Exhausted,
+    /// This host has no local port left for the flow, at all or to this destination. That says nothing about it either.
+    #[error("no local ports are left here")]
+    NoPort,
     /// Anything else that the operating system or the upstream reports.
     #[error("{0}")]
     Io(#[source] io::Error),
@@ -260,7 +263,7 @@ impl DialError {
             Self::Unreachable(Reach::Prohibited) | Self::Rejected(_) => io::ErrorKind::PermissionDenied,
             Self::TimedOut => io::ErrorKind::TimedOut,
             Self::Unsupported(_) => io::ErrorKind::Unsupported,
-            Self::Exhausted => io::ErrorKind::ResourceBusy,
+            Self::Exhausted | Self::NoPort => io::ErrorKind::ResourceBusy,
             Self::Io(error) => error.kind(),
         }
     }
@@ -276,6 +279,7 @@ impl DialError {
             Self::Unsupported(words) => Self::Unsupported(words.clone()),
             Self::Denied(words) => Self::Denied(words.clone()),
             Self::Exhausted => Self::Exhausted,
+            Self::NoPort => Self::NoPort,
             Self::Io(error) => Self::Io(io::Error::new(error.kind(), error.to_string())),
         }
     }
@@ -290,6 +294,7 @@ impl From<io::Error> for DialError {
             Some(libc::EACCES | libc::EPERM) => Self::Unreachable(Reach::Prohibited),
             Some(libc::ETIMEDOUT) => Self::TimedOut,
             Some(libc::EMFILE | libc::ENFILE) => Self::Exhausted,
+            Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE | libc::EAGAIN) => Self::NoPort,
             _ if error.kind() == io::ErrorKind::TimedOut => Self::TimedOut,
             _ if error.kind() == io::ErrorKind::ConnectionRefused => Self::Refused,
             _ => Self::Io(error),

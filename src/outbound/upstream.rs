@@ -78,7 +78,7 @@ impl Upstream {
         };
         match error {
             // It is we who have no room; that says nothing of the proxy.
-            DialError::Exhausted => DialError::Exhausted,
+            DialError::Exhausted | DialError::NoPort => error.again(),
             DialError::Refused => self.denied("refused the connection"),
             DialError::TimedOut => self.silent("did not answer in time"),
             DialError::Unreachable(Reach::Network) => unreachable(io::ErrorKind::NetworkUnreachable),

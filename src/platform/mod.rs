@@ -54,7 +54,9 @@ pub use imp::process::{Condition, condition};
 pub use imp::processor::thread_time;
 pub use imp::rootless;
 pub use imp::stranded::Stranded;
-pub use imp::sysctl::{are_read_only as parameters_are_read_only, first_open_port, read as read_parameter};
+pub use imp::sysctl::{
+    PORT_RANGE, are_read_only as parameters_are_read_only, first_open_port, local_ports, read as read_parameter,
+};
 pub use imp::tun::{Framing, HEADROOM, Layout, TunQueue, open_packet, open_tun};
 pub use imp::turn::Turn;
 pub use imp::udp::{Arrival, DatagramSocket};

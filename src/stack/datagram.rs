@@ -259,6 +259,7 @@ mod tests {
             ipv6: true,
             seed: 1,
             memory: usize::MAX,
+            handshakes: usize::MAX,
             tell_ended: false,
         };
         let to: SocketAddr = to.parse().unwrap();

@@ -273,6 +273,12 @@ pub struct FlowStream {
     pub(super) shared: Rc<Shared>,
 }
 
+impl std::fmt::Debug for FlowStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FlowStream")
+    }
+}
+
 impl FlowStream {
     /// Sends the SYN-ACK that was held back.
     pub fn accept(&mut self) {

@@ -13,26 +13,28 @@ const MOST: usize = 4096;
 const FOR_KNOWN: usize = 1024;
 /// Of one source, so that one client's scan leaves room for the others. This host itself has no such limit: its address
 /// stands for all its programs, and a burst towards one slow server is no scan.
-const MOST_OF_SOURCE: u32 = 256;
+const MOST_OF_SOURCE: usize = 256;
 /// So many sources are kept in mind, twice: the older half goes when the newer one is full.
 const MOST_KNOWN: usize = 4096;
 
 /// The count of flows whose handshake is not over: the SYN-ACK is held, or the client has not answered it.
 pub(super) struct Held {
     most: usize,
+    of_source: usize,
     for_known: usize,
-    sources: HashMap<IpAddr, u32, RandomState>,
+    sources: HashMap<IpAddr, usize, RandomState>,
     total: usize,
     /// Who has completed a handshake: newer and older.
     known: [HashSet<IpAddr, RandomState>; 2],
 }
 
 impl Held {
-    /// Nobody waits yet; no more than `most` may, whatever the limits here say.
-    pub(super) fn new(most: usize) -> Self {
+    /// Nobody waits yet; no more than `most` may, and of one source than `of_source`, whatever the limits here say.
+    pub(super) fn new(most: usize, of_source: usize) -> Self {
         let for_known = FOR_KNOWN.min(most / 5);
         Self {
             most: MOST.min(most - for_known),
+            of_source: of_source.min(MOST_OF_SOURCE),
             for_known,
             sources: HashMap::default(),
             total: 0,
@@ -45,7 +47,7 @@ impl Held {
         let of_source = || self.sources.get(&source).copied().unwrap_or_default();
         let known = || self.known.iter().any(|known| known.contains(&source));
         let room = self.total < self.most || self.total < self.most + self.for_known && known();
-        room && (own || of_source() < MOST_OF_SOURCE)
+        room && (own || of_source() < self.of_source)
     }
 
     pub(super) fn enter(&mut self, source: IpAddr) {

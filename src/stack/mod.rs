@@ -82,6 +82,8 @@ pub struct Config {
     pub seed: u64,
     /// Bytes that flows may take, rings included. Beyond, those that are stale make room, and newcomers wait.
     pub memory: usize,
+    /// Handshakes of one source, other than this host, that may be under way: 256 at most.
+    pub handshakes: usize,
     /// Whether [`Stack::ended`] is asked.
     pub tell_ended: bool,
 }
@@ -107,12 +109,6 @@ impl Config {
     /// Who we are to a client of this family that asks for the hops on its way.
     fn hop(&self, client: IpAddr) -> Option<IpAddr> {
         self.echo.iter().find(|own| own.is_ipv4() == client.is_ipv4()).copied()
-    }
-}
-
-impl std::fmt::Debug for FlowStream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("FlowStream")
     }
 }
 

@@ -133,7 +133,7 @@ impl Table {
             epoch: now,
             pool: Pool::new(Rc::clone(&budget)),
             flows: HashMap::default(),
-            held: Held::new(budget.openings()),
+            held: Held::new(budget.openings(), config.handshakes),
             budget,
             relief: now,
             evicted: 0,

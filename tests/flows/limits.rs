@@ -60,6 +60,19 @@ fn one_source_may_have_256_flows_waiting_and_others_are_not_touched_by_it() {
 }
 
 #[test]
+fn where_flows_may_have_few_descriptors_one_source_may_have_fewer_waiting() {
+    for v6 in [false, true] {
+        on(Net { own: false, handshakes: 24, ..Net::new(true, v6) }, |world| async move {
+            let server = SocketAddr::new(world.net().server(), 80);
+            for (n, port) in (1..=100).flat_map(|port| [(1, port), (2, port)]) {
+                world.inject(&syn(SocketAddr::new(source(world.net().v6, n), port), server));
+            }
+            assert_eq!((world.waiting(), world.stack().counters().flooded), (48, 152));
+        });
+    }
+}
+
+#[test]
 fn a_flood_of_forged_sources_does_not_shut_out_a_client_that_has_been_there() {
     on_every_net(|world| async move {
         let server = SocketAddr::new(world.net().server(), 80);

@@ -231,9 +231,9 @@ fn few_descriptors_go_from_the_connections_idle_longest_to_new_ones_and_those_th
         let said = || tunproxy.output();
         let mut talking = opened(&lab.host, 0, said);
         let talk = |talking: &mut Session| assert_eq!(talking.alive().map(drop), Ok(()), "it talks on\n{}", said());
-        let mut idle = Vec::new();
+        let (mut idle, mut slowest) = (Vec::new(), Duration::ZERO);
         for number in 1..=600 {
-            // One that waits for a descriptor may do so for as long as the others need to be idle.
+            // One that waits for a descriptor does so until the stalest of the others has paused long enough.
             let stop = AtomicBool::new(false);
             idle.push(std::thread::scope(|scope| {
                 let beside = scope.spawn(|| {
@@ -242,13 +242,17 @@ fn few_descriptors_go_from_the_connections_idle_longest_to_new_ones_and_those_th
                         std::thread::sleep(Duration::from_millis(20));
                     }
                 });
+                let begun = Instant::now();
                 let new = opened(&lab.host, number, said);
+                slowest = slowest.max(begun.elapsed());
                 stop.store(true, Relaxed);
                 beside.join().expect("it talks on");
                 new
             }));
         }
         talk(&mut talking);
+        // Until one of the others counts as idle it would be more than four seconds.
+        assert!(slowest < Duration::from_secs(3), "{slowest:?}\n{}", said());
         let evicted = tunproxy.counted(&lab.host, &["flows", "evicted"]);
         assert!((350..600).contains(&evicted), "{evicted}\n{}", said());
         let ends: Vec<_> = idle.iter_mut().map(|session| session.alive().map(drop)).collect();

@@ -56,6 +56,7 @@ mod shut_window;
 mod spray;
 mod stopping;
 mod stubs;
+mod supplies;
 mod together;
 mod system_proxy;
 mod tls;

@@ -108,6 +108,7 @@ fn perform(words: &[&str]) -> io::Result<String> {
         ["echo", to, length] => echo(resolve(to)?, number(length)?),
         ["whole", to, length] => whole(to, number(length)?),
         ["datagrams", count, to] => datagrams(number(count)?, to),
+        ["hold", count, to] => load::hold(number(count)?, resolve(to)?),
         ["scan", host, first, count, seconds] => probe::scan(host, number(first)?, number(count)?, number(seconds)?),
         ["reuse", count, ports, to] => probe::reuse(number(count)?, number(ports)?, resolve(to)?),
         ["sprinkle", count, in_flight, to] => load::sprinkle(number(count)?, number(in_flight)?, resolve(to)?),

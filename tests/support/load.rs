@@ -63,6 +63,24 @@ pub(crate) fn sprinkle(count: usize, in_flight: usize, to: SocketAddr) -> io::Re
     Ok(count.to_string())
 }
 
+/// An exchange over UDP from each of `count` sockets, all of which stay open for ten seconds. Says how many were answered.
+pub(crate) fn hold(count: usize, to: SocketAddr) -> io::Result<String> {
+    raise_descriptor_limit();
+    let open = parking_lot::Mutex::new(Vec::new());
+    share(count, 8, |_| {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.send(b"x")?;
+        socket.recv(&mut [0; 8])?;
+        open.lock().push(socket);
+        Ok(())
+    })?;
+    thread::sleep(Duration::from_secs(10));
+    let many = open.lock().len();
+    Ok(many.to_string())
+}
+
 /// Opens `count` connections to an echo server, all of which stay open; says how many of them were served. The others
 /// must have been told so at once.
 pub(crate) fn crowd(count: usize, to: SocketAddr) -> io::Result<String> {

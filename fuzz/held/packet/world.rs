@@ -50,6 +50,7 @@ impl World {
             seed: 0x1234_5678_9abc_def0,
             // So little that few flows fill it, or so much that none do.
             memory: if bit(6) { 1 << 20 } else { 1 << 30 },
+            handshakes: if bit(7) { 8 } else { 256 },
             tell_ended: bit(3),
         };
         let now = Instant::now();

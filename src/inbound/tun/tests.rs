@@ -96,6 +96,7 @@ fn start_with(core: &Arc<Core>, workers: usize) -> Vec<Device> {
             ipv6: true,
             seed: 1,
             memory: usize::MAX,
+            handshakes: usize::MAX,
             tell_ended: workers > 1,
         };
         let hijack = Hijack::new(vec![(None, 53)], &[]);

@@ -139,6 +139,7 @@ fn io_error(error: DialError) -> io::Error {
     match error {
         DialError::Io(error) => error,
         DialError::Exhausted => io::Error::from_raw_os_error(libc::EMFILE),
+        DialError::NoPort => io::Error::from_raw_os_error(libc::EADDRINUSE),
         other => io::Error::new(other.kind(), other),
     }
 }

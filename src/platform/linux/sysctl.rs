@@ -42,6 +42,28 @@ pub fn first_open_port() -> u16 {
     read("net/ipv4/ip_unprivileged_port_start").ok().and_then(|value| value.parse().ok()).unwrap_or(1024)
 }
 
+/// The ports that the kernel gives to those who ask for any, first and last (ip-sysctl.rst).
+pub const PORT_RANGE: &str = "net/ipv4/ip_local_port_range";
+
+/// How many ports the kernel has for those who ask for any; as many as it has by default where it does not say.
+#[must_use]
+pub fn local_ports() -> usize {
+    let reserved = read("net/ipv4/ip_local_reserved_ports").unwrap_or_default();
+    read(PORT_RANGE).ok().and_then(|range| ports_in(&range, &reserved)).unwrap_or(28_232)
+}
+
+/// Two numbers with a tab between them, less those of a list like `40000,50000-50009`.
+fn ports_in(range: &str, reserved: &str) -> Option<usize> {
+    let (first, last) = range.split_once(char::is_whitespace)?;
+    let (first, last): (u16, u16) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    let taken = reserved.split(',').filter_map(|part| {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        let (from, to): (u16, u16) = (from.trim().parse().ok()?, to.trim().parse().ok()?);
+        Some((from.max(first)..=to.min(last)).len())
+    });
+    Some((first..=last).len().saturating_sub(taken.sum()))
+}
+
 /// Puts a parameter back to `old`, if it still has the value `ours`; with `None` in any case.
 pub(in crate::platform) fn restore(path: &str, ours: Option<&str>, old: &str) -> io::Result<Undone> {
     let now = match read(path) {
@@ -99,6 +121,15 @@ mod tests {
         for path in ["../../etc/passwd", "/etc/passwd", "net/../../x"] {
             assert!(read(path).is_err() && write(path, "1").is_err(), "{path}");
         }
+    }
+
+    #[test]
+    fn ports_that_are_reserved_are_given_to_nobody() {
+        let range = "32768\t60999";
+        for (reserved, left) in [("", 28_232), ("8080", 28_232), ("40000,50000-50009", 28_221), ("1-65535", 0)] {
+            assert_eq!(ports_in(range, reserved), Some(left), "{reserved}");
+        }
+        assert_eq!(ports_in("nothing", ""), None);
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(crate) struct Net {
     pub(crate) room: usize,
     /// Bytes that the stack's flows may take.
     pub(crate) memory: usize,
+    /// Handshakes that one source may have under way.
+    pub(crate) handshakes: usize,
     /// A router between client and device whose link to the client carries no more than this.
     pub(crate) hop: Option<u16>,
 }
@@ -48,6 +50,7 @@ impl Net {
             buffer: 256 << 10,
             room: usize::MAX,
             memory: usize::MAX,
+            handshakes: usize::MAX,
             hop: None,
         }
     }
@@ -82,6 +85,7 @@ impl Net {
             ipv6: self.ipv6,
             seed: self.seed,
             memory: self.memory,
+            handshakes: self.handshakes,
             tell_ended: false,
         }
     }

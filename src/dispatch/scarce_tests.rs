@@ -1,0 +1,154 @@
+//! Where descriptors or ports have run out.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use tokio::task::spawn_local;
+
+use super::fixture::{Heard, session};
+use super::tests::{EVERYTHING_DIRECT, echo, local, send};
+use super::*;
+use crate::net::{BoxDatagram, BoxFuture};
+use crate::outbound::Networks;
+
+/// An outbound for which there is no descriptor at first.
+#[derive(Default)]
+struct Tight {
+    asked: AtomicUsize,
+}
+
+impl Outbound for Tight {
+    fn name(&self) -> &str {
+        "tight"
+    }
+
+    fn networks(&self) -> Networks {
+        Networks::ALL
+    }
+
+    fn connect<'a>(&'a self, _: &'a Session) -> BoxFuture<'a, Result<BoxStream, DialError>> {
+        let first = self.asked.fetch_add(1, Relaxed) == 0;
+        Box::pin(async move { Err(if first { DialError::Exhausted } else { DialError::Refused }) })
+    }
+
+    fn associate<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxDatagram, DialError>> {
+        Box::pin(async { self.connect(session).await.map(|_| unreachable!("it never succeeds")) })
+    }
+}
+
+/// Where there are so many descriptors and no more: dials to port 9 take one each and are never answered.
+struct Narrow {
+    descriptors: Arc<tokio::sync::Semaphore>,
+    ports: AtomicUsize,
+}
+
+impl Narrow {
+    fn new(descriptors: usize) -> Self {
+        Self { descriptors: Arc::new(tokio::sync::Semaphore::new(descriptors)), ports: AtomicUsize::new(0) }
+    }
+}
+
+impl Outbound for Narrow {
+    fn name(&self) -> &str {
+        "narrow"
+    }
+
+    fn networks(&self) -> Networks {
+        Networks::ALL
+    }
+
+    fn connect<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxStream, DialError>> {
+        Box::pin(async move {
+            let _descriptor = self.descriptors.try_acquire().map_err(|_| DialError::Exhausted)?;
+            match session.destination.port {
+                9 => std::future::pending().await,
+                _ => Err(DialError::Refused),
+            }
+        })
+    }
+
+    fn associate<'a>(&'a self, _: &'a Session) -> BoxFuture<'a, Result<BoxDatagram, DialError>> {
+        self.ports.fetch_add(1, Relaxed);
+        Box::pin(async { Err(io::Error::from_raw_os_error(libc::EADDRINUSE).into()) })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dials_that_nobody_answers_give_way_to_another_client_and_associations_in_use_stay() {
+    local(async {
+        let (server, _) = echo("127.0.0.1").await;
+        let (dispatcher, heard) = (EVERYTHING_DIRECT.dispatcher(), Rc::<Heard>::default());
+        let narrow = Rc::new(Narrow::new(32));
+        let of = |client: u8, port| Session {
+            source: SocketAddr::from(([192, 0, 2, client], 4000)),
+            ..session(Network::Tcp, "192.0.2.7", port)
+        };
+        let lost = Rc::<Cell<usize>>::default();
+        for _ in 0..32 {
+            let (dispatcher, narrow, lost, flow) = (dispatcher.clone(), narrow.clone(), lost.clone(), of(9, 9));
+            spawn_local(async move {
+                let error = dispatcher.connect(&*narrow, &flow).await.err();
+                assert!(matches!(error, Some(DialError::Exhausted)));
+                lost.set(lost.get() + 1);
+            });
+        }
+        tokio::task::yield_now().await;
+        assert_eq!(narrow.descriptors.available_permits(), 0);
+        send(&dispatcher, &server.into(), b"?", &(heard.clone() as Rc<dyn Back>));
+        heard.times(1).await;
+        let begun = Deadline::now();
+        let error = dispatcher.connect(&*narrow, &of(1, 80)).await.err().unwrap();
+        assert!(matches!(error, DialError::Refused), "it was dialled: {error}");
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        tokio::task::yield_now().await;
+        let counters = &dispatcher.core().counters;
+        assert_eq!((lost.get(), counters.given_up.load(Relaxed), counters.evicted.load(Relaxed)), (2, 2, 0));
+        assert_eq!(counters.associations.load(Relaxed), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_a_local_port_some_associations_give_theirs_and_not_all_where_that_helps_nobody() {
+    local(async {
+        let (server, _) = echo("127.0.0.1").await;
+        let (dispatcher, heard) = (EVERYTHING_DIRECT.dispatcher(), Rc::<Heard>::default());
+        for port in 1..=6 {
+            let from = Session { source: SocketAddr::from(([192, 0, 2, 1], port)), ..session(Network::Udp, "::1", 7) };
+            let to = Session { destination: server.into(), ..from };
+            dispatcher.datagram(to, b"?", false, &(heard.clone() as Rc<dyn Back>));
+        }
+        heard.times(6).await;
+        let narrow = Narrow::new(1);
+        let error = dispatcher.associate(&narrow, &session(Network::Udp, "192.0.2.7", 7)).await.err().unwrap();
+        assert!(matches!(error, DialError::NoPort), "{error}");
+        let counters = &dispatcher.core().counters;
+        assert_eq!((narrow.ports.load(Relaxed), counters.associations.load(Relaxed)), (4, 3));
+        assert_eq!((refusal(&error), reach(&error)), (Refusal::Host, None), "and nobody has refused");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_descriptors_an_idle_association_goes_and_the_dial_is_tried_once_more() {
+    local(async {
+        let (server, _) = echo("127.0.0.1").await;
+        let (dispatcher, heard) = (EVERYTHING_DIRECT.dispatcher(), Rc::<Heard>::default());
+        let flow = session(Network::Tcp, "192.0.2.7", 80);
+        let error = dispatcher.connect(&Tight::default(), &flow).await.err().unwrap();
+        assert!(matches!(error, DialError::Exhausted), "there is nothing to give up: {error}");
+        assert_eq!((refusal(&error), reach(&error)), (Refusal::Host, None), "and nobody has refused");
+
+        for _ in 0..2 {
+            let seen = heard.words().len();
+            send(&dispatcher, &server.into(), b"?", &(heard.clone() as Rc<dyn Back>));
+            heard.times(seen + 1).await;
+            let error = dispatcher.connect(&Tight::default(), &flow).await.err().unwrap();
+            assert!(matches!(error, DialError::Refused), "{error}");
+            assert_eq!(dispatcher.core().counters.associations.load(Relaxed), 0);
+        }
+    })
+    .await;
+}
