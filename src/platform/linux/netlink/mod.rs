@@ -6,6 +6,7 @@
 
 mod gateway;
 mod link;
+pub(super) mod next_hops;
 pub(super) mod marks;
 pub(in crate::platform) mod nftables;
 pub(super) mod route;
