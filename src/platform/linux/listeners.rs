@@ -31,8 +31,8 @@ pub(super) fn unconnected_ports() -> BTreeSet<u16> {
 
 /// Those of sockets that `wanted` says yes to: it is given each `struct inet_diag_msg`.
 fn of_both_families(protocol: u8, states: u32, wanted: impl Fn(&[u8]) -> bool + Copy) -> BTreeSet<u16> {
-    let families = [libc::AF_INET, libc::AF_INET6]
-        .map(|family| ports(Kind { family: family as u8, protocol, states }, wanted));
+    let families =
+        [libc::AF_INET, libc::AF_INET6].map(|family| ports(Kind { family: family as u8, protocol, states }, wanted));
     for error in families.iter().filter_map(|found| found.as_ref().err()) {
         tracing::debug!("the kernel does not say who listens: {error}");
     }
