@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+mod caught;
 mod forged;
 mod kill_switch;
 
@@ -32,6 +33,9 @@ pub(super) const CAPTURE_DNS: &str = "capture_dns";
 const FROM_LOOPBACK: &str = "iif \"lo\" return";
 /// Ends a chain that is for datagrams only, before it looks anything up.
 const OTHER_THAN_UDP: &str = "meta l4proto != udp return";
+/// Where what this host sends is marked: on its hook the last, since others give packets marks of theirs there, and take
+/// away what they have. A new way is looked for behind each chain of this kind, so the last word counts.
+const REROUTED: &str = "route hook output priority 2147483647";
 
 /// A firewall table of ours, as text. Each packet of each flow meets it twice: what decides for most stands first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +156,9 @@ impl Writer<'_> {
         let mut chains = vec![self.entrance(), self.forwarded_replies(), self.after_port_forward(), self.forged()];
         chains.extend(self.answers_leave_as_asked());
         let own = self.options.takes_own_traffic();
+        if own && (self.options.kill_switch || closed::shuts_ipv6(self.options, self.survey)) {
+            chains.extend(self.begun());
+        }
         if self.options.kill_switch {
             let reroute = if own { self.reroute_all() } else { self.reroute() };
             chains.extend([reroute, self.caught(), self.forward()]);
@@ -258,7 +265,7 @@ impl Writer<'_> {
             lines.extend(self.users_left_out());
             lines.push(format!("jump {CAPTURE_DNS}"));
         }
-        chain("reroute", "route hook output priority mangle", &lines)
+        chain("reroute", REROUTED, &lines)
     }
 
     /// Whoever is left out asks for names on their own, from bound sockets too.
@@ -282,18 +289,12 @@ impl Writer<'_> {
         lines.push(format!("{} return", self.oif_tun("")));
         lines.extend(self.of_other_runs("oifname"));
         lines.extend(self.foreign_marks());
+        lines.extend(self.marks_taken_away());
         lines
     }
 
     fn foreign_marks(&self) -> impl Iterator<Item = String> {
         self.survey.foreign_marks().into_iter().map(|mark| format!("{} return", has_mark(mark)))
-    }
-
-    /// What was to be captured and cannot be moved (SO_BINDTODEVICE) stays inside. Only here is the new way known.
-    fn caught(&self) -> String {
-        let mark = self.numbers.capture.mark;
-        let line = format!("meta mark & {mark:#x} != 0 {} meta skuid >= 0 counter drop", self.oif_tun("!= "));
-        chain("caught", "filter hook postrouting priority mangle", &[line])
     }
 
     /// LAN clients that ask this host itself for names get ours. Never on an uplink: that would be an open resolver.
@@ -409,9 +410,11 @@ fn quoted(name: &str) -> String {
     format!("\"{name}\"")
 }
 
+/// Leaves bits that are not the mark's as they are.
 fn set_mark(mark: MarkMatch) -> String {
     match mark.mask {
         u32::MAX => format!("meta mark set {:#x}", mark.mark),
+        mask if mask != mark.mark => format!("meta mark set meta mark & {:#x} | {:#x}", !mask, mark.mark & mask),
         _ => format!("meta mark set meta mark | {:#x}", mark.mark),
     }
 }

@@ -51,7 +51,7 @@ mod offset {
 pub(super) const PRIVATE: [&str; 7] =
     ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10", "fc00::/7", "fe80::/10"];
 /// Ranges that never leave the link and need its ordinary routes.
-const MULTICAST: [&str; 3] = ["224.0.0.0/4", "255.255.255.255/32", "ff00::/8"];
+pub(super) const MULTICAST: [&str; 3] = ["224.0.0.0/4", "255.255.255.255/32", "ff00::/8"];
 /// The unbound source: `0.0.0.0` as a /32. IPv6 look-ups without a source match no `from` at all.
 const UNBOUND: &str = "0.0.0.0/32";
 /// Two halves that together hold every IPv6 source, and that an absent source matches neither of.

@@ -108,10 +108,13 @@ pub struct HostPlan {
     pub sysctls: Vec<Sysctl>,
     /// The numbers chosen; [`Numbers::own`] is the mark for our own sockets.
     pub numbers: Numbers,
-    /// Ports that were listened on when the firewall began to follow connections: see the kill switch.
+    /// Ports that were listened on for others when the firewall began to follow connections: see the kill switch.
     pub(super) listening: BTreeSet<u16>,
     /// The same for UDP: ports of sockets without a peer.
     pub(super) unconnected: BTreeSet<u16>,
+    /// Interfaces that are uplinks, or were at some time of this run.
+    #[serde(default)]
+    pub(super) uplinks: BTreeSet<u32>,
     /// Numbers that the profile wishes and that were taken when ours were chosen.
     #[serde(default)]
     pub passed_over: Vec<String>,
@@ -165,8 +168,9 @@ impl HostPlan {
             dns: DnsPlan::Untouched,
             sysctls: tun_sysctls(options, survey),
             numbers,
-            listening: survey.listening.clone(),
+            listening: survey.answering.clone(),
             unconnected: survey.unconnected.clone(),
+            uplinks: survey.ways_out(),
             passed_over: Vec::new(),
             warnings: Vec::new(),
             notes: Vec::new(),

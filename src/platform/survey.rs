@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::layout::{MULTICAST, PRIVATE};
 use super::plan::of_interface;
-use super::routing::{Link, MarkMatch, RouteTable, Rule, RuleAction, SeenRoute};
+use super::routing::{Family, Link, MarkMatch, RouteTable, Rule, RuleAction, SeenRoute};
 use super::{Fwmark, HostError, imp};
 use marks::free_bit;
 
@@ -86,6 +87,10 @@ pub struct Survey {
     pub routes: Vec<SeenRoute>,
     /// Tables that hold any route.
     pub tables: BTreeSet<RouteTable>,
+    /// Interfaces by which the main table sends something public to a gateway, by family.
+    pub gateways: BTreeSet<(Family, u32)>,
+    /// Interfaces that were uplinks at some time of this run.
+    pub known_uplinks: BTreeSet<u32>,
     /// nftables.
     pub nft: NftState,
     /// Every bit of a mark that some rule reads or writes which nft does not show: one of iptables where it is not
@@ -99,6 +104,8 @@ pub struct Survey {
     pub kernel_ipv6: bool,
     /// TCP ports that somebody listens on.
     pub listening: BTreeSet<u16>,
+    /// Of those, the ones to which somebody outside may be connected.
+    pub answering: BTreeSet<u16>,
     /// UDP ports of sockets without a peer: servers', and some clients'.
     pub unconnected: BTreeSet<u16>,
     /// The text of /etc/resolv.conf; `None` when there is none to read.
@@ -292,11 +299,23 @@ impl Survey {
 
     /// On-link prefixes of interfaces that are no uplinks: our own networks, even where their addresses are global.
     ///
-    /// An uplink's do not count: whoever runs its DHCP server could name any prefix (TunnelCrack).
+    /// An uplink's do not count: whoever runs its DHCP server could name any prefix (TunnelCrack), and no router along with
+    /// it. So public prefixes are our own only beside an uplink, and where nothing public lies behind a gateway; or, in IPv6,
+    /// where this host is a router, since its LAN may have routers with prefixes of their own.
     #[must_use]
     pub fn own_networks(&self) -> BTreeSet<IpNet> {
-        let uplinks = self.uplinks();
-        self.on_link(|device| !uplinks.contains(&device))
+        let uplinks = self.ways_out();
+        let routed = |family| family == Family::V6 && self.parameters.forward_v6;
+        let leads_on =
+            |family, device| !routed(family) && self.gateways.contains(&(family, device)) || uplinks.is_empty();
+        self.on_link(|device, to| !uplinks.contains(&device) && (!is_public(to) || !leads_on(Family::of(to), device)))
+    }
+
+    /// The uplinks, and what was one at some time of this run: a default route may be away for a moment, or for as long as
+    /// somebody outside likes.
+    #[must_use]
+    pub(super) fn ways_out(&self) -> BTreeSet<u32> {
+        self.uplinks().union(&self.known_uplinks).copied().collect()
     }
 
     /// On-link prefixes of uplinks: their neighbours there.
@@ -304,12 +323,12 @@ impl Survey {
     pub(super) fn uplink_networks(&self) -> BTreeSet<IpNet> {
         let uplinks = self.uplinks();
         // A point-to-point link has all of the internet on it.
-        self.on_link(|device| uplinks.contains(&device)).into_iter().filter(|to| !is_default_like(to)).collect()
+        self.on_link(|device, to| uplinks.contains(&device) && !is_default_like(to))
     }
 
-    fn on_link(&self, wanted: impl Fn(u32) -> bool) -> BTreeSet<IpNet> {
-        let on_link =
-            |route: &&SeenRoute| route.table == RouteTable::MAIN && route.on_link && route.device.is_some_and(&wanted);
+    fn on_link(&self, wanted: impl Fn(u32, &IpNet) -> bool) -> BTreeSet<IpNet> {
+        let wanted = |route: &SeenRoute| route.device.is_some_and(|device| wanted(device, &route.to));
+        let on_link = |route: &&SeenRoute| route.table == RouteTable::MAIN && route.on_link && wanted(route);
         self.routes.iter().filter(on_link).map(|route| route.to.trunc()).collect()
     }
 }
@@ -323,10 +342,15 @@ pub(super) fn is_default_like(to: &IpNet) -> bool {
     }
 }
 
+/// Whether hosts with public addresses may lie behind a route.
+pub(super) fn is_public(to: &IpNet) -> bool {
+    let inside = |block: &str| block.parse().is_ok_and(|block: IpNet| block.contains(to));
+    !PRIVATE.into_iter().chain(MULTICAST).any(inside)
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::platform::routing::Family;
 
     /// A host with one uplink (eth0) and a LAN with global IPv6 (lan0).
     pub(in crate::platform) fn plain() -> Survey {
@@ -358,6 +382,8 @@ pub(super) mod tests {
                 route("2001:db8:7::/64", 3, true),
             ],
             tables: [RouteTable(254), RouteTable(255)].into(),
+            gateways: BTreeSet::new(),
+            known_uplinks: BTreeSet::new(),
             nft: NftState::Present {
                 tables: BTreeSet::new(),
                 mark_bits: 0,
@@ -369,6 +395,7 @@ pub(super) mod tests {
             ipv6: true,
             kernel_ipv6: true,
             listening: BTreeSet::new(),
+            answering: BTreeSet::new(),
             unconnected: BTreeSet::new(),
             resolv_conf: Some("nameserver 192.0.2.53\n".to_owned()),
             resolved: false,
@@ -462,6 +489,31 @@ pub(super) mod tests {
         let mut survey = plain();
         let table = RouteTable(200);
         survey.routes.push(SeenRoute { table, to: "8000::/1".parse().unwrap(), device: Some(3), on_link: false });
-        assert!(survey.own_networks().is_empty());
+        let own: Vec<String> = survey.own_networks().iter().map(ToString::to_string).collect();
+        assert!(own.is_empty(), "{own:?}");
+    }
+
+    fn own(survey: &Survey) -> Vec<String> {
+        survey.own_networks().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn without_an_uplink_nothing_public_is_our_own() {
+        let mut survey = plain();
+        survey.routes.retain(|route| !is_default_like(&route.to));
+        assert_eq!(own(&survey), ["192.168.7.0/24"]);
+        survey.known_uplinks = [2].into();
+        assert_eq!(own(&survey), own(&plain()), "an uplink's default route is away for a moment");
+    }
+
+    #[test]
+    fn an_interface_with_a_gateway_to_something_public_is_no_lan_of_public_addresses() {
+        let mut survey = plain();
+        survey.gateways = [(Family::V4, 3)].into();
+        assert_eq!(own(&survey), own(&plain()), "its IPv6 has none");
+        survey.gateways = [(Family::V6, 3)].into();
+        assert_eq!(own(&survey), ["192.168.7.0/24"]);
+        survey.parameters.forward_v6 = true;
+        assert_eq!(own(&survey), own(&plain()), "a router's LAN has routers");
     }
 }

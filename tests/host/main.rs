@@ -31,6 +31,7 @@ mod inherited;
 mod intruders;
 mod kill_switch;
 mod kill_switch_gone;
+mod kill_switch_tight;
 mod lab;
 mod leaks;
 mod load;

@@ -28,8 +28,9 @@ impl Applied {
             // The name stays ours even where a better one has become free.
             tables.extend(firewall::names_before(&nft.table));
         }
-        survey.listening.clone_from(&self.plan.listening);
+        survey.answering.clone_from(&self.plan.listening);
         survey.unconnected.clone_from(&self.plan.unconnected);
+        survey.known_uplinks.clone_from(&self.plan.uplinks);
         survey.ipv6 &= carries_ipv6(&self.plan);
         undos.iter().for_each(|undo| forget_parameter(&mut survey.parameters, undo));
         survey

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::super::layout::PRIVATE;
 use super::forged::of_nets;
-use super::{Writer, chain, has_mark, quoted, set_mark};
+use super::{REROUTED, Writer, chain, has_mark, quoted, set_mark};
 
 /// What a DHCP client sends to renew its lease: RFC 2131 section 4.1, RFC 8415 section 7.2.
 const DHCP: [&str; 2] = ["udp sport 68 udp dport 67 return", "udp sport 546 udp dport 547 return"];
@@ -20,6 +20,14 @@ const REFUSALS: [&str; 2] = ["meta l4proto tcp reject with tcp reset", "reject w
 /// with an address of the host, and then its segments are dropped one by one.
 const GONE_V6: &str = "meta nfproto ipv6 meta l4proto tcp fib daddr . mark type unreachable reject with tcp reset";
 const QUESTION: &str = "meta l4proto { udp, tcp } th dport 53";
+/// Selects, behind the routes, what was not forwarded: a program may write any source where it may use raw sockets (and in
+/// IPv6 with IPV6_FREEBIND), and what is sent for one that is gone has no user.
+const OF_THIS_HOST: [&str; 2] = ["meta skuid >= 0", "fib saddr type local"];
+/// How long a connection of this host's from a port that was listened on is remembered after its last segment, and how many
+/// are: as long as the kernel remembers it (`nf_conntrack_tcp_timeout_established`).
+const BEGUN: &str = "flags dynamic,timeout; timeout 5d; size 65536";
+/// The ends of a connection as such a set has them: the family's name in the text, the set's, and its type of addresses.
+const ENDS: [(&str, &str, &str); 2] = [("ip", "begun_v4", "ipv4_addr"), ("ip6", "begun_v6", "ipv6_addr")];
 
 impl Writer<'_> {
     /// Everything this host sends is marked for the TUN but what may go past it; where the routes cannot move it there, or
@@ -34,7 +42,7 @@ impl Writer<'_> {
         lines.extend(self.not_wanted());
         lines.push(capture);
         lines.push(GONE_V6.to_owned());
-        chain("reroute", "route hook output priority mangle", &lines)
+        chain("reroute", REROUTED, &lines)
     }
 
     /// What is forwarded leaves through the TUN, or comes out of it, or stays among private addresses.
@@ -64,10 +72,28 @@ impl Writer<'_> {
         chain("shut_forward", "filter hook forward priority filter - 1", &lines)
     }
 
-    /// What this host must be able to send whatever else holds: answers, and what a link is kept up with.
+    /// What of this host's own is going past the TUN although nothing allows it: somebody has taken its mark, or it cannot
+    /// be moved. Asks all that [`Writer::reroute_all`] asked, and no mark of what is to be captured, which others may change.
+    pub(super) fn goes_past(&self) -> Vec<String> {
+        let mut lines = self.needs();
+        if self.options.dns_hijack {
+            lines.extend(OF_THIS_HOST.map(|sender| format!("{QUESTION} {sender} counter drop")));
+        }
+        lines.extend(self.destinations_past_us());
+        lines.extend(self.not_wanted());
+        lines.extend(OF_THIS_HOST.map(|sender| format!("{sender} counter drop")));
+        lines
+    }
+
+    /// What this host must be able to send whatever else holds: its carriers, answers, and what a link is kept up with.
     fn keeps_the_host_alive(&self) -> Vec<String> {
         let mut lines = self.passes();
-        lines.extend(self.users_left_out());
+        lines.extend(self.needs());
+        lines
+    }
+
+    fn needs(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.users_left_out().into_iter().collect();
         lines.push(format!("{} return", self.is_answer()));
         lines.extend(self.answers_of_listeners());
         lines.push("fib daddr type { local, broadcast, multicast } return".to_owned());
@@ -102,11 +128,30 @@ impl Writer<'_> {
     }
 
     /// Connection tracking begins with this table. A session from outside that is older, and whose server speaks first, is
-    /// known by its port alone; a connection of this host's own begins with a SYN.
-    fn answers_of_listeners(&self) -> Option<String> {
-        let ports: Vec<String> = self.survey.listening.iter().map(u16::to_string).collect();
-        (!ports.is_empty())
-            .then(|| format!("tcp sport {{ {} }} tcp flags & (syn | ack) != syn return", ports.join(", ")))
+    /// known by its port alone; a connection of this host's own begins with a SYN. By that it is remembered, since its other
+    /// segments look the same once nobody listens there any more. One that finds no room does not begin.
+    fn answers_of_listeners(&self) -> Vec<String> {
+        let ports: Vec<String> = self.survey.answering.iter().map(u16::to_string).collect();
+        let ports = format!("tcp sport {{ {} }}", ports.join(", "));
+        let of_family = |(family, set, _)| {
+            let ends = format!("{family} saddr . tcp sport . {family} daddr . tcp dport");
+            let (begins, goes_on) = ("tcp flags & (syn | ack) == syn", "tcp flags & (syn | ack) != syn");
+            [
+                format!("{ports} {begins} update @{set} {{ {ends} }}"),
+                format!("{ports} {begins} {ends} != @{set} drop"),
+                format!("{ports} {goes_on} {ends} @{set} update @{set} {{ {ends} }}"),
+                format!("{ports} {goes_on} {ends} != @{set} return"),
+            ]
+        };
+        if self.survey.answering.is_empty() { Vec::new() } else { ENDS.into_iter().flat_map(of_family).collect() }
+    }
+
+    /// The sets that [`Self::answers_of_listeners`] names.
+    pub(super) fn begun(&self) -> Vec<String> {
+        let set = |(_, set, address)| {
+            format!("  set {set} {{ type {address} . inet_service . {address} . inet_service; {BEGUN}; }};\n")
+        };
+        if self.survey.answering.is_empty() { Vec::new() } else { ENDS.into_iter().map(set).collect() }
     }
 
     /// A forged datagram that seems to come from somebody whom a client of this host talks to must not make that an answer,
@@ -192,9 +237,17 @@ mod tests {
     #[test]
     fn only_ports_that_are_listened_on_may_speak_first() {
         assert!(!written(options(), &plain()).contains("tcp sport"));
-        let survey = Survey { listening: [22, 443].into(), ..plain() };
+        let survey = Survey { answering: [22, 443].into(), ..plain() };
         let text = written(options(), &survey);
-        assert!(text.contains("tcp sport { 22, 443 } tcp flags & (syn | ack) != syn return;"), "{text}");
+        let ends = "ip saddr . tcp sport . ip daddr . tcp dport";
+        let ports = "tcp sport { 22, 443 } tcp flags & (syn | ack)";
+        for chain in ["reroute", "caught"] {
+            let lines = lines(&text, chain);
+            let at = |words: &str| lines.iter().position(|line| *line == words).unwrap_or_else(|| panic!("{lines:#?}"));
+            let noted = at(&format!("{ports} == syn update @begun_v4 {{ {ends} }};"));
+            assert!(noted < at(&format!("{ports} != syn {ends} != @begun_v4 return;")), "{lines:#?}");
+        }
+        assert!(text.find("  set begun_v6 {") < text.find("chain reroute"), "{text}");
     }
 
     #[test]

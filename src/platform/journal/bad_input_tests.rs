@@ -221,11 +221,14 @@ fn what_no_run_of_ours_changes_is_not_changed_back() {
 }
 
 #[test]
-fn the_line_ends_of_another_system_change_nothing() {
-    let (_dir, path, bytes) = killed(3);
-    fs::write(&path, String::from_utf8(bytes).unwrap().replace('\n', "\r\n")).unwrap();
-    let leftovers = Journal::open(path.parent().unwrap()).unwrap().leftovers;
-    assert_eq!((leftovers.undos.len(), leftovers.unreadable, leftovers.origin), (3, 0, Origin::Here));
+fn the_line_ends_of_another_system_refuse_all_of_the_journal() {
+    let (_dir, _, bytes) = killed(3);
+    let text = String::from_utf8(bytes).unwrap();
+    let said = refusal(text.replace('\n', "\r\n").as_bytes());
+    assert!(said.contains("line 1 ") && said.contains("has edited it"), "{said}");
+    let (header, rest) = text.split_once('\n').unwrap();
+    let said = refusal(format!("{header}\n{}", rest.replace('\n', "\r\n")).as_bytes());
+    assert!(said.contains("line 2 "), "{said}");
 }
 
 #[test]

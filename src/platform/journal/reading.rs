@@ -135,8 +135,8 @@ pub(super) fn read(path: &Path, bytes: &[u8], here: &Place) -> Result<Leftovers,
         at = after;
         let damaged = |why| JournalError::Damaged { path: path.to_owned(), line: number + 2, why };
         let last = after > bytes.len();
-        // In a chain only a line break has a sign before it that does not count.
-        let line = line.strip_suffix(b"\r").filter(|_| !chained || !last).unwrap_or(line);
+        // In a chain every sign counts.
+        let line = line.strip_suffix(b"\r").filter(|_| !chained).unwrap_or(line);
         // Of a kernel that is no more: a power failure may lose one page of what was written last, and keep the next.
         let hole = leftovers.origin == Origin::Gone && line.contains(&0);
         match Line::of(line, chained) {
@@ -205,6 +205,9 @@ fn header(path: &Path, line: &str) -> Result<Header, JournalError> {
     let known = (OLDEST..=VERSION).find(|known| known.to_string() == version).ok_or_else(found)?;
     let rest = words.next().unwrap_or_default();
     let chained = End { version: known, ..End::default() }.is_chained();
+    if chained && line.ends_with('\r') {
+        return Err(damaged("ends as lines of another system do: somebody has edited it"));
+    }
     let (sum, place) = if chained { rest.split_once(' ').unwrap_or_default() } else { ("", rest) };
     let mut values = serde_json::Deserializer::from_str(place).into_iter::<Place>();
     let value = values.next();

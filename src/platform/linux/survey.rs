@@ -1,12 +1,13 @@
 //! Looking at the host.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::{legacy, listeners, nft, resolv_conf, sysctl};
 use crate::platform::routing::{Family, RouteTable, SeenRoute};
 use crate::platform::selection::EVERYBODY;
-use crate::platform::survey::{NftState, Parameters, Survey, is_default_like};
+use crate::platform::survey::{NftState, Parameters, Survey, is_default_like, is_public};
 use crate::platform::{HostError, Netlink};
 
 /// Takes stock. Reads only. `known`: the firewall as it was seen before, where nobody has changed it. Of `tables`, all
@@ -34,21 +35,25 @@ pub(in crate::platform) fn take(
         aside: Vec::new(),
         routes: Vec::new(),
         tables: BTreeSet::new(),
+        gateways: BTreeSet::new(),
+        known_uplinks: BTreeSet::new(),
         nft,
         other_marks,
         parameters: parameters(nft::known()),
         ipv6,
         kernel_ipv6: ipv6,
         listening: listeners::listening_ports(),
+        answering: listeners::answering_ports(),
         unconnected: listeners::unconnected_ports(),
         resolv_conf: resolv_conf::read(Path::new(resolv_conf::PATH)),
         resolved: resolv_conf::resolved_runs(),
         users: users(&std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default()),
     };
     // A router may have a million routes: keep the few that matter, and the numbers of the tables.
-    let tables = std::cell::RefCell::new(BTreeSet::new());
+    let (tables, gateways) = (RefCell::new(BTreeSet::new()), RefCell::new(BTreeSet::new()));
     let keep = |route: &SeenRoute| {
         tables.borrow_mut().insert(route.table);
+        gateways.borrow_mut().extend(led_on(route));
         matters(route) || whole.contains(&route.table)
     };
     for family in families() {
@@ -56,6 +61,7 @@ pub(in crate::platform) fn take(
         survey.routes.extend(netlink.routes(family, keep)?);
     }
     survey.tables = tables.into_inner();
+    survey.gateways = gateways.into_inner();
     Ok(survey)
 }
 
@@ -68,6 +74,12 @@ fn users(uid_map: &str) -> Vec<(u32, u32)> {
     };
     let found: Vec<_> = uid_map.lines().filter_map(range).collect();
     if found.is_empty() { vec![EVERYBODY] } else { found }
+}
+
+/// The interface by which a route leads to something public behind a gateway.
+fn led_on(route: &SeenRoute) -> Option<(Family, u32)> {
+    let leads_on = route.table == RouteTable::MAIN && !route.on_link && is_public(&route.to);
+    route.device.filter(|_| leads_on).map(|device| (Family::of(&route.to), device))
 }
 
 /// Whether the layout depends on a route that somebody else has put there.

@@ -7,6 +7,7 @@
 mod gateway;
 mod link;
 mod mark_sets;
+pub(super) mod next_hops;
 pub(super) mod marks;
 pub(in crate::platform) mod nftables;
 pub(super) mod route;

@@ -76,13 +76,18 @@ impl Netlink {
         keep: impl Fn(&SeenRoute) -> bool,
     ) -> Result<Vec<SeenRoute>, NetlinkError> {
         let act = "list the routes";
+        let objects = self.next_hops()?;
         let mut request = RouteMessage::default();
         request.header.address_family = address_family(family);
         self.dump(act, &RouteNetlinkMessage::GetRoute(request), |found: &mut Vec<SeenRoute>, _, payload| {
             let header = RouteHeader::parse(payload).map_err(|error| NetlinkError::garbled(act, error))?;
-            let Some((route, hops)) = seen_route(family, &header, payload.get(HEADER..).unwrap_or_default()) else {
+            let attributes = payload.get(HEADER..).unwrap_or_default();
+            let Some((route, mut hops)) = seen_route(family, &header, attributes) else {
                 return Ok(());
             };
+            if route.device.is_none() && hops.is_empty() && header.kind == RouteType::Unicast {
+                hops = next_hop(attributes).map(|object| objects.devices(object)).unwrap_or_default();
+            }
             if hops.is_empty() {
                 found.extend(Some(route).filter(|route| keep(route)));
             } else {
@@ -136,6 +141,12 @@ pub(in crate::platform::linux) fn announced(payload: &[u8]) -> Option<SeenRoute>
     let family = if header.address_family == AddressFamily::Inet { Family::V4 } else { Family::V6 };
     let (route, hops) = seen_route(family, &header, payload.get(HEADER..).unwrap_or_default())?;
     Some(SeenRoute { device: route.device.or(hops.first().copied()), ..route })
+}
+
+/// The object that a route goes by, where it says nothing else (`net.ipv4.nexthop_compat_mode` 0).
+fn next_hop(attributes: &[u8]) -> Option<u32> {
+    let mut objects = NlasIterator::new(attributes).flatten().filter(|it| it.kind() == attribute::NEXT_HOP);
+    number(objects.next()?.value())
 }
 
 pub(super) fn address_family(family: Family) -> AddressFamily {

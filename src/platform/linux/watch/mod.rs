@@ -16,6 +16,7 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::netlink::next_hops;
 use super::netlink::route::announced;
 use super::survey::matters;
 use crate::platform::applied::Seen;
@@ -26,6 +27,8 @@ use crate::platform::routing::RouteTable;
 const ROUTE_GROUPS: [u32; 9] = [1, 5, 7, 8, 9, 11, 19, 24, 25];
 /// `NFNLGRP_NFTABLES`.
 const NFTABLES_GROUP: u32 = 7;
+/// `RTNLGRP_NEXTHOP`: what routes go by, where they do not say it themselves. Since Linux 5.3.
+const NEXT_HOP_GROUP: u32 = 32;
 /// `RTM_NEWROUTE` and `RTM_DELROUTE`.
 const ROUTES: [u16; 2] = [24, 25];
 /// What is told of nftables and matters here: tables, chains and rules that come or go (linux/netfilter/nf_tables.h).
@@ -67,6 +70,9 @@ impl Watch {
     /// Netlink is closed to us. Where only nftables or the files cannot be listened to, a warning says so.
     pub fn open(tables: &[RouteTable], behind: Option<&Path>, stop: io::PipeReader) -> io::Result<Self> {
         let route = listen(NETLINK_ROUTE, &ROUTE_GROUPS)?;
+        if let Err(error) = route.add_membership(NEXT_HOP_GROUP) {
+            tracing::debug!("this kernel has no objects for next hops: {error}");
+        }
         let nftables = listen(NETLINK_NETFILTER, &[NFTABLES_GROUP]);
         let nftables = nftables.inspect_err(|error| tracing::warn!("changes of nftables go unnoticed: {error}")).ok();
         let files = Files::watch(behind);
@@ -201,6 +207,9 @@ fn note(seen: &mut Option<Seen>, told: Told, what: Seen) {
 /// Whether a message of NETLINK_ROUTE is about something that we or the layout depend on. A router may learn hundreds of
 /// routes a second that are neither.
 fn route_matters(kind: u16, payload: &[u8], tables: &[RouteTable]) -> bool {
+    if next_hops::OBJECTS.contains(&kind) {
+        return next_hops::are_all_that_routes_say();
+    }
     if !ROUTES.contains(&kind) {
         return true;
     }
