@@ -74,7 +74,7 @@ pub use routing::{
     RuleAction, SeenLink, SeenRoute,
 };
 pub use selection::interface_not_there;
-pub use survey::{NftState, NoRoom, Numbers, Parameters, Survey, Wishes};
+pub use survey::{NftState, NoRoom, Numbers, Parameters, Survey, Wishes, takes_everything};
 pub use words::{
     parameter as parameter_name, ports as ports_in_words, protocol as protocol_name, rule as rule_command,
 };

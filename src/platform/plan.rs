@@ -14,7 +14,7 @@ use super::may_start::{PlanError, check_syntax};
 use super::overlap::overlap;
 use super::resolver::{self, DnsPlan};
 use super::routing::{Route, Rule};
-use super::survey::{NftState, Numbers, Survey, Wishes};
+use super::survey::{self, NftState, Numbers, Survey, Wishes};
 
 /// IPv6 has no smaller links (RFC 8200 section 5): the kernel takes the protocol off a device below this many bytes.
 const SMALLEST_MTU: u16 = 1280;
@@ -125,6 +125,9 @@ pub struct HostPlan {
 }
 
 impl HostPlan {
+    /// So many priorities of rules are ours, from the first on.
+    pub const PRIORITIES: u32 = survey::BLOCK;
+
     /// Works out what has to change. The TUN need not exist yet; [`HostPlan::check_name`] tells whether it may.
     ///
     /// # Errors
@@ -300,7 +303,8 @@ fn wishes_passed_over(wishes: &Wishes, numbers: &Numbers, survey: &Survey) -> Ve
 /// place before them.
 fn rules_before_ours(numbers: &Numbers, survey: &Survey) -> Vec<String> {
     let first_priority = numbers.first_priority;
-    let takes_all = |rule: &&Rule| rule.priority < first_priority && survey.takes_all(rule, numbers.own);
+    let until = first_priority.saturating_add(HostPlan::PRIORITIES);
+    let takes_all = |rule: &&Rule| rule.priority < until && survey.takes_all(rule, numbers.own);
     let warn = |rule: &Rule| {
         format!(
             "another program's rule ({rule}) takes all traffic before ours can: nothing will come to us until that \

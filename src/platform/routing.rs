@@ -169,6 +169,9 @@ pub struct Rule {
     pub uids: Option<(u32, u32)>,
     /// Routes with a prefix of at most this length do not count.
     pub suppress_prefix_length: Option<u32>,
+    /// Routes by the interfaces of some group do not count: never one of ours.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suppresses_group: bool,
     /// What happens.
     pub action: RuleAction,
     /// `FRA_PROTOCOL`: who is said to have made it. Ours say "kernel" (2), so that network services leave them be.
@@ -200,6 +203,7 @@ impl Rule {
             destination_ports: None,
             uids: None,
             suppress_prefix_length: None,
+            suppresses_group: false,
             action,
             origin: Self::KERNEL,
             foreign_selectors: false,
@@ -250,6 +254,9 @@ impl fmt::Display for Rule {
         }
         if let Some(length) = self.suppress_prefix_length {
             write!(f, " suppress_prefixlength {length}")?;
+        }
+        if self.suppresses_group {
+            f.write_str(" suppress_ifgroup")?;
         }
         Ok(())
     }

@@ -11,9 +11,14 @@ use super::routing::{Family, Link, MarkMatch, RouteTable, Rule, RuleAction, Seen
 use super::{Fwmark, HostError, imp};
 use marks::free_bit;
 
+mod ahead;
 mod before;
 mod marks;
 pub(super) mod runs;
+mod takes;
+
+pub(super) use ahead::Ahead;
+pub use takes::takes_everything;
 
 /// Priorities that one run takes: rules stand at the first of them plus an offset below this.
 pub(super) const BLOCK: u32 = 100;
@@ -76,6 +81,8 @@ pub struct Parameters {
 pub struct Survey {
     /// The interfaces.
     pub links: Vec<Link>,
+    /// The indices of those that are TUNs (or TAPs).
+    pub tuns: BTreeSet<u32>,
     /// The addresses, with the index of the interface that holds each.
     pub addresses: Vec<(u32, IpNet)>,
     /// All rules of both families, except those of `aside`.
@@ -281,6 +288,14 @@ impl Survey {
         Ok((RouteTable(captured), RouteTable(always)))
     }
 
+    /// Our numbers with other tables, neither of them one of `numbers`: another program has routes there. The same where none
+    /// are free.
+    pub(super) fn with_other_tables(&self, numbers: Numbers) -> Numbers {
+        let taken = [numbers.captured, numbers.always].into_iter().chain(self.tables.iter().copied()).collect();
+        let others = Self { tables: taken, ..self.clone() }.free_tables(None);
+        others.map_or(numbers, |(captured, always)| Numbers { captured, always, ..numbers })
+    }
+
     /// The name of an interface.
     #[must_use]
     pub fn link_name(&self, index: u32) -> Option<&str> {
@@ -364,6 +379,7 @@ pub(super) mod tests {
         let rule = |priority, table| Rule::new(Family::V4, priority, RuleAction::Lookup(RouteTable(table)));
         Survey {
             links: vec![link(1, "lo"), link(2, "eth0"), link(3, "lan0")],
+            tuns: BTreeSet::new(),
             addresses: vec![
                 (1, "127.0.0.1/8".parse().unwrap()),
                 (2, "192.0.2.2/24".parse().unwrap()),

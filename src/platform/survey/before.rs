@@ -1,5 +1,6 @@
 //! Rules of others that take what is ours to take, and places before them.
 
+use super::takes::takes_everything;
 use super::{BLOCK, FIRST_PRIORITY, MAIN_PRIORITY, Numbers, Survey, is_default_like};
 use crate::platform::routing::{MarkMatch, RouteTable, Rule, RuleAction};
 
@@ -7,8 +8,8 @@ use crate::platform::routing::{MarkMatch, RouteTable, Rule, RuleAction};
 const ROOM: u32 = 16 * BLOCK;
 
 impl Survey {
-    /// Whether a rule takes all that this host sends, or all that does not carry a mark of the rule's own, with a route
-    /// for everything: what wg-quick puts there ("not fwmark 0xca6c lookup 51820"), or another proxy.
+    /// Whether a rule takes everything, as far as it matters, with a route for it: what wg-quick puts there ("not fwmark
+    /// 0xca6c lookup 51820"), or another proxy.
     pub(in crate::platform) fn takes_all(&self, rule: &Rule, own: MarkMatch) -> bool {
         let RuleAction::Lookup(table) = rule.action else { return false };
         let has_default = || self.routes.iter().any(|it| it.table == table && is_default_like(&it.to));
@@ -22,10 +23,22 @@ impl Survey {
             let main = rule.action == RuleAction::Lookup(RouteTable::MAIN) && rule.suppress_prefix_length.is_some();
             main && takes_ours(rule, own)
         };
-        let takes = |rule: &&Rule| self.takes_all(rule, own) || main_first(rule) || self.is_abandoned_refusal(rule);
+        let takes = |rule: &&Rule| {
+            self.takes_all(rule, own)
+                || main_first(rule)
+                || self.leads_past_us(rule, own)
+                || self.is_abandoned_refusal(rule)
+        };
         let first = self.rules.iter().filter(takes);
         // The kernel's own rule stands there, and is no other program's.
         first.map(|rule| rule.priority).min().unwrap_or(MAIN_PRIORITY).min(MAIN_PRIORITY)
+    }
+
+    /// Whether a rule has everything go on behind the places where we usually are, or at another program's rule that takes it.
+    fn leads_past_us(&self, rule: &Rule, own: MarkMatch) -> bool {
+        let RuleAction::Goto(target) = rule.action else { return false };
+        let there = |it: &Rule| it.priority >= target && it.priority < MAIN_PRIORITY && self.takes_all(it, own);
+        takes_ours(rule, own) && (target > FIRST_PRIORITY || self.rules.iter().any(there))
     }
 
     /// Whether a rule refuses what was to go through the TUN of a run that has crashed: it may have had the very addresses that
@@ -111,20 +124,7 @@ fn takes_ours(rule: &Rule, own: MarkMatch) -> bool {
     if rule.origin == Rule::KERNEL && rule.priority > 0 && rule.priority < MAIN_PRIORITY {
         return false;
     }
-    let plain = Rule {
-        mark: rule.mark,
-        inverted: rule.inverted,
-        foreign_selectors: rule.foreign_selectors,
-        suppress_prefix_length: rule.suppress_prefix_length,
-        origin: rule.origin,
-        ..Rule::new(rule.family, rule.priority, rule.action)
-    };
-    // Nobody's mark is none at all, so that "not" selects what is unmarked.
-    let by_mark = match rule.mark {
-        None => !rule.foreign_selectors,
-        Some(MarkMatch { mark, mask }) => rule.inverted && mark & mask != 0 && own.mark & mask != mark & mask,
-    };
-    plain == *rule && by_mark
+    takes_everything(rule, own)
 }
 
 #[cfg(test)]
@@ -188,9 +188,40 @@ mod tests {
         assert_eq!(survey.before_others(numbers()), numbers(), "a table without a default route takes little");
         let mut survey = with_wg_quick(8999);
         survey.rules.iter_mut().filter(|rule| rule.priority > 8000 && rule.priority < 9000).for_each(|rule| {
+            (rule.mark, rule.inverted, rule.foreign_selectors) = (None, false, false);
             rule.from = Some("192.0.2.0/24".parse().unwrap());
         });
         assert_eq!(survey.before_others(numbers()), numbers(), "a part of the sources");
+    }
+
+    #[test]
+    fn whatever_takes_everything_is_overtaken_in_how_many_pieces_it_may_come() {
+        let net = |text: &str| Some(text.parse().unwrap());
+        let rule = |priority| Rule { origin: BOOT, ..Rule::new(Family::V4, priority, RuleAction::Lookup(WG)) };
+        let lo = || Some("lo".to_owned());
+        for taking in [
+            vec![Rule { iif: lo(), ..rule(1000) }],
+            vec![Rule { to: net("128.0.0.0/1"), ..rule(1000) }],
+            vec![Rule { suppresses_group: true, ..rule(1000) }],
+            vec![Rule { action: RuleAction::Goto(9500), ..rule(1000) }],
+            vec![Rule { action: RuleAction::Goto(2500), ..rule(1000) }, rule(2500)],
+        ] {
+            let mut survey = with_wg_quick(32764);
+            survey.rules.extend(taking);
+            assert_eq!(survey.before_others(numbers()).first_priority, 900, "{:?}", survey.rules.last());
+        }
+        // Among ours, as another proxy would do it that takes no look at who is there.
+        let mut survey = with_wg_quick(32764);
+        survey.rules.push(Rule { from: net("0.0.0.0/32"), iif: lo(), ..rule(9003) });
+        assert_eq!(survey.before_others(numbers()).first_priority, 8900);
+    }
+
+    #[test]
+    fn a_leap_that_leads_nowhere_past_us_is_let_be() {
+        let mut survey = plain();
+        let leap = Rule::new(Family::V4, 1000, RuleAction::Goto(2500));
+        survey.rules.push(Rule { origin: BOOT, ..leap });
+        assert_eq!(survey.before_others(numbers()), numbers());
     }
 
     #[test]

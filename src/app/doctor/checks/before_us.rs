@@ -2,7 +2,9 @@
 
 use super::super::finding::Finding;
 use super::super::record::Record;
-use crate::platform::{Family, HostPlan, MarkMatch, RouteTable, Rule, RuleAction, ports_in_words, protocol_name};
+use crate::platform::{
+    Family, HostPlan, MarkMatch, RouteTable, Rule, RuleAction, ports_in_words, protocol_name, takes_everything,
+};
 
 /// The port of names.
 const DNS: u16 = 53;
@@ -23,7 +25,7 @@ pub(super) fn partial(record: &Record, plan: &HostPlan) -> Vec<Finding> {
     // Rule 0 is the kernel's look-up of the host's own addresses. Those of another tunproxy are told of as such.
     let before =
         record.foreign_rules().filter(|rule| (1..first).contains(&rule.priority) && rule.origin != Rule::KERNEL);
-    let parts = before.filter(|rule| !super::neighbours::takes_nearly_all(rule));
+    let parts = before.filter(|rule| !takes_everything(rule, plan.numbers.own));
     let found = parts.filter_map(|rule| Some((rule, fate(record, rule, first)?)));
     found.map(|(rule, fate)| told(rule, &fate, record.plan().is_some())).take(MOST).collect()
 }

@@ -3,7 +3,7 @@
 use super::super::finding::Finding;
 use super::super::record::{Record, RunState, is_default_name};
 use super::before_us::partial;
-use crate::platform::{Family, HostPlan, MarkMatch, Rule, RuleAction, SeenLink};
+use crate::platform::{Family, HostPlan, MarkMatch, Rule, RuleAction, SeenLink, takes_everything};
 
 /// Kinds of interfaces that lead into a tunnel of somebody else.
 const TUNNELS: [&str; 3] = ["tun", "wireguard", "ppp"];
@@ -35,21 +35,17 @@ fn tunnels(record: &Record) -> impl Iterator<Item = &SeenLink> {
     record.links.iter().filter(move |link| TUNNELS.contains(&link.kind.as_str()) && Some(link.name.as_str()) != ours)
 }
 
-/// Whether a rule takes everything, or all but what carries a mark: "not fwmark X" is a mark with a selector that has no
-/// field here.
-pub(super) fn takes_nearly_all(rule: &Rule) -> bool {
-    let Rule { origin, mark, foreign_selectors, .. } = *rule;
-    let bare = Rule { origin, mark, foreign_selectors, ..Rule::new(rule.family, rule.priority, rule.action) };
-    *rule == bare && mark.is_some() == foreign_selectors
-}
-
 /// Rules of others that send everything elsewhere before ours are asked.
 fn before_ours(record: &Record, plan: &HostPlan) -> Vec<Finding> {
     let first = plan.numbers.first_priority;
     if plan.rules.is_empty() {
         return Vec::new();
     }
-    let rules = record.foreign_rules().filter(|rule| rule.priority < first && takes_nearly_all(rule));
+    // Before the last of ours; the kernel's own rule stands first of all.
+    let until = first.saturating_add(HostPlan::PRIORITIES);
+    let before = record.foreign_rules().filter(|rule| (1..until).contains(&rule.priority));
+    let takes = |rule: &&Rule| rule.suppress_prefix_length.is_none() && takes_everything(rule, plan.numbers.own);
+    let rules = before.filter(takes);
     let takes = rules.filter(|rule| match rule.action {
         RuleAction::Lookup(_) => record.leads_out(rule).is_some(),
         RuleAction::Goto(target) => target > first,
@@ -169,6 +165,14 @@ mod tests {
         assert!(only_problem(&check(&record)).is_none());
         record.survey.rules.push(into_it(8999));
         assert!(only_problem(&check(&record)).unwrap().what.contains("priority 8999"));
+    }
+
+    #[test]
+    fn what_stands_among_our_rules_and_takes_everything_is_a_problem() {
+        let mut record = with_tunnel(running(), "wireguard");
+        let from = Some("0.0.0.0/32".parse().unwrap());
+        record.survey.rules.push(Rule { from, iif: Some("lo".to_owned()), ..into_it(9015) });
+        assert!(only_problem(&check(&record)).unwrap().what.contains("takes the traffic"));
     }
 
     #[test]

@@ -122,12 +122,13 @@ fn rule(family: Family, message: &RuleMessage) -> Rule {
             RuleAttribute::UidRange(range) => rule.uids = Some((range.start, range.end)),
             RuleAttribute::SuppressPrefixLen(NOTHING_SUPPRESSED) => {}
             RuleAttribute::SuppressPrefixLen(length) => rule.suppress_prefix_length = Some(*length),
+            RuleAttribute::SuppressIfGroup(NOTHING_SUPPRESSED) => {}
+            RuleAttribute::SuppressIfGroup(_) => rule.suppresses_group = true,
             RuleAttribute::Table(number) => table = *number,
             RuleAttribute::Goto(priority) => target = *priority,
-            RuleAttribute::Realm(_)
-            | RuleAttribute::TunId(_)
-            | RuleAttribute::SuppressIfGroup(_)
-            | RuleAttribute::L3MDev(true) => rule.foreign_selectors = true,
+            RuleAttribute::Realm(_) | RuleAttribute::TunId(_) | RuleAttribute::L3MDev(true) => {
+                rule.foreign_selectors = true;
+            }
             // The dump also carries padding and what newer kernels add; a rule of ours never needs those.
             _ => {}
         }
