@@ -3,7 +3,9 @@
 //! What is not bound to an address yet goes in; what has an address stays on its path. So accepted connections, the
 //! kernel's own replies and everything that was alive before the start live on, without connection tracking.
 
+mod ahead;
 mod left_out;
+mod places;
 
 use std::net::IpAddr;
 
@@ -12,11 +14,16 @@ use ipnet::IpNet;
 use super::plan::HostOptions;
 use super::routing::{Family, Ports, Route, RouteKind, RouteTable, Rule, RuleAction};
 use super::survey::{Numbers, Survey};
+use places::Places;
+
+pub(super) use ahead::{LENGTH as LENGTH_AHEAD, PAST_FOREIGN as PAST_FOREIGN_AHEAD};
 
 /// How far a rule of ours that lets a foreign mark pass leads.
 pub(super) const PAST_FOREIGN: u32 = offset::END - offset::FOREIGN;
 /// How far the rule leads that lets pass what comes out of the TUN; no other of ours leads so far.
 pub(super) const PAST_TUN: u32 = offset::END - offset::FROM_TUN;
+/// How far our first rule is before the last of those that take questions to port 53.
+pub(super) const UNTIL_DNS: u32 = offset::DNS;
 
 /// Offsets of the rules within our block of priorities. The gaps are room for more of a kind.
 mod offset {
@@ -133,11 +140,13 @@ struct Layout<'a> {
 
 impl Layout<'_> {
     fn rules(&self) -> Vec<Rule> {
-        let mut rules = self.marks_and_devices();
-        rules.extend(self.left_out());
+        let places = Places::in_block(self.numbers.first_priority);
+        let mut rules = self.ahead_of_others();
+        rules.extend(self.marks_and_devices(&places));
+        rules.extend(self.left_out(&places));
         let mut taken = self.begun_through_us();
         if self.options.dns_hijack {
-            taken.extend(self.dns());
+            taken.extend(self.dns(&places));
         }
         taken.sort_by_key(|rule| rule.priority);
         rules.extend(taken);
@@ -147,19 +156,24 @@ impl Layout<'_> {
         rules
     }
 
-    /// Our sockets and those of other tunnels pass; what is bound to the TUN, marked or sent to a fake address goes in.
-    fn marks_and_devices(&self) -> Vec<Rule> {
-        let tun = || Some(self.options.tun.clone());
-        let mut rules = vec![Rule { mark: Some(self.numbers.own), ..self.rule(offset::OWN, self.to_end()) }];
-        let foreign = self.survey.foreign_marks();
-        rules.extend(
-            foreign.into_iter().map(|mark| Rule { mark: Some(mark), ..self.rule(offset::FOREIGN, self.to_end()) }),
-        );
+    /// Our sockets and those of other tunnels pass, and what comes out of a TUN.
+    fn passes(&self, at: &Places) -> Vec<Rule> {
+        let past = |priority| Rule::new(self.family, priority, RuleAction::Goto(at.end));
+        let mut rules = vec![Rule { mark: Some(self.numbers.own), ..past(at.own) }];
+        let foreign = self.survey.foreign_marks().into_iter();
+        rules.extend(foreign.map(|mark| Rule { mark: Some(mark), ..past(at.foreign) }));
         // What another run writes goes its way as what we write does: to a client, and not into our TUN.
         let runs = self.survey.runs().into_iter();
-        rules.extend(runs.map(|tun| Rule { iif: Some(tun.to_owned()), ..self.rule(offset::FOREIGN, self.to_end()) }));
+        rules.extend(runs.map(|tun| Rule { iif: Some(tun.to_owned()), ..past(at.foreign) }));
+        rules.push(Rule { iif: Some(self.options.tun.clone()), ..past(at.from_tun) });
+        rules
+    }
+
+    /// What is bound to the TUN, marked or sent to a fake address goes in, and what is to pass does not.
+    fn marks_and_devices(&self, places: &Places) -> Vec<Rule> {
+        let tun = || Some(self.options.tun.clone());
+        let mut rules = self.passes(places);
         rules.extend([
-            Rule { iif: tun(), ..self.rule(offset::FROM_TUN, self.to_end()) },
             Rule { oif: tun(), ..self.rule(offset::BOUND_TO_TUN, self.always()) },
             Rule { mark: Some(self.numbers.capture), ..self.rule(offset::CAPTURE, self.always()) },
         ]);
@@ -189,22 +203,22 @@ impl Layout<'_> {
 
     /// Port 53, whatever the address. IPv4 takes bound sockets out, because a reverse-path check looks a reply up with
     /// its ports swapped: a plain "dport 53" would make the kernel drop our own upstream's answers.
-    fn dns(&self) -> Vec<Rule> {
-        let to_dns = |at, protocol| Rule {
+    fn dns(&self, at: &Places) -> Vec<Rule> {
+        let to_dns = |priority, protocol| Rule {
             protocol: Some(protocol),
             destination_ports: Some(DNS_PORT),
-            ..self.rule(at, self.always())
+            ..Rule::new(self.family, priority, self.always())
         };
-        let forwarded = [UDP, TCP].map(|protocol| to_dns(offset::DNS, protocol));
+        let forwarded = [UDP, TCP].map(|protocol| to_dns(at.dns, protocol));
         if self.family == Family::V6 {
             return forwarded.into();
         }
         let unbound = |rule| Rule { from: Some(net(UNBOUND)), ..self.local(rule) };
-        let mut rules: Vec<Rule> = [UDP, TCP].map(|protocol| unbound(to_dns(offset::DNS_UNBOUND, protocol))).into();
-        let past = RuleAction::Goto(self.numbers.first_priority + offset::DNS_END);
-        rules.push(self.local(self.rule(offset::DNS_LOCAL_END, past)));
+        let mut rules: Vec<Rule> = [UDP, TCP].map(|protocol| unbound(to_dns(at.dns_unbound, protocol))).into();
+        let past = RuleAction::Goto(at.dns_end);
+        rules.push(self.local(Rule::new(self.family, at.dns_local_end, past)));
         rules.extend(forwarded);
-        rules.push(self.rule(offset::DNS_END, RuleAction::Nop));
+        rules.push(Rule::new(self.family, at.dns_end, RuleAction::Nop));
         rules
     }
 

@@ -110,6 +110,11 @@ mod tests {
         let mut survey = plain();
         survey.links.push(crate::platform::Link { index: 77, name: "tun9".to_owned() });
         survey.addresses.extend(options().addresses.iter().map(|net| (77, *net)));
+        assert!(
+            overlap(&options(), &survey).unwrap().to_string().ends_with("the network of tun9"),
+            "no TUN, but a LAN"
+        );
+        survey.tuns.insert(77);
         assert_eq!(overlap(&options(), &survey), None);
         // One with rules may have other addresses, of which a part is ours.
         let mut beside = survey.clone();

@@ -14,7 +14,7 @@ use super::may_start::{PlanError, check_syntax};
 use super::overlap::overlap;
 use super::resolver::{self, DnsPlan};
 use super::routing::{Route, Rule};
-use super::survey::{self, NftState, Numbers, Survey, Wishes};
+use super::survey::{self, Ahead, NftState, Numbers, Survey, Wishes};
 
 /// IPv6 has no smaller links (RFC 8200 section 5): the kernel takes the protocol off a device below this many bytes.
 const SMALLEST_MTU: u16 = 1280;
@@ -224,6 +224,7 @@ impl HostPlan {
         self.sysctls.extend(strict_uplinks(options, survey));
         self.notes.extend(gateway_notes(options, survey));
         self.warnings.extend(rules_before_ours(&self.numbers, survey));
+        self.warnings.extend(nothing_ahead(options, &self.numbers, survey));
         self.warnings.extend(closed::by_another(survey));
         self.warnings.extend(options.not_there(survey));
         Ok(())
@@ -312,6 +313,17 @@ fn rules_before_ours(numbers: &Numbers, survey: &Survey) -> Vec<String> {
         )
     };
     survey.rules.iter().filter(takes_all).map(warn).collect()
+}
+
+/// Questions to port 53 are to be taken ahead of the rules of others, and there is no place.
+fn nothing_ahead(options: &HostOptions, numbers: &Numbers, survey: &Survey) -> Option<String> {
+    let Ahead::NoRoom(priority) = survey.ahead(numbers.first_priority) else { return None };
+    options.dns_hijack.then(|| {
+        format!(
+            "another program's rule of priority {priority} leaves no room before it: questions to nameservers for which it \
+             knows a way do not come to us, and may not be answered; have that program take a larger one"
+        )
+    })
 }
 
 fn without_nft(why: &str, options: &HostOptions) -> String {

@@ -6,9 +6,10 @@ use ipnet::IpNet;
 
 use super::Netlink;
 use super::applied::HostError;
+use super::imp::netlink::exact_route::ExactRoute;
 use super::imp::netlink::nftables::SeenTable;
 use super::imp::{nft, resolv_conf, sysctl};
-use super::routing::{Family, Route, RouteKind, RouteTable, Rule, SeenRoute};
+use super::routing::{Family, RouteTable, Rule};
 use super::undo::Undo;
 
 /// What is there of the kinds that were undone.
@@ -16,7 +17,7 @@ use super::undo::Undo;
 struct Found {
     rules: Vec<Rule>,
     /// In the tables of the routes that were undone.
-    routes: Vec<SeenRoute>,
+    routes: Vec<ExactRoute>,
     addresses: Vec<(u32, IpNet)>,
     /// The firewall's tables.
     tables: Vec<SeenTable>,
@@ -51,7 +52,7 @@ impl Found {
         let of_route = |undo: &&Undo| if let Undo::Route(route) = undo { Some(route.table) } else { None };
         let tables: BTreeSet<RouteTable> = undos.iter().filter_map(of_route).collect();
         for family in families(|undo| if let Undo::Route(route) = undo { Some(Family::of(&route.to)) } else { None }) {
-            found.routes.extend(netlink.routes(family, |seen| tables.contains(&seen.table))?);
+            found.routes.extend(netlink.exact_routes(family, |table| tables.contains(&table))?);
         }
         if undos.iter().any(|undo| matches!(undo, Undo::Address { .. })) {
             found.addresses = netlink.addresses()?;
@@ -65,7 +66,7 @@ impl Found {
     fn has(&self, undo: &Undo, netlink: &Netlink) -> bool {
         match undo {
             Undo::Rule(rule) => self.rules.contains(rule),
-            Undo::Route(route) => self.routes.iter().any(|seen| is(seen, route)),
+            Undo::Route(route) => self.routes.iter().any(|seen| seen.is(route)),
             Undo::Address { device, address } => {
                 netlink.index(device).is_ok_and(|index| self.addresses.contains(&(index, *address)))
             }
@@ -84,30 +85,29 @@ impl Found {
     }
 }
 
-fn is(seen: &SeenRoute, route: &Route) -> bool {
-    (seen.table, seen.to, seen.on_link) == (route.table, route.to, matches!(route.kind, RouteKind::Device(_)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::platform::routing::RuleAction;
+    use crate::platform::routing::{Route, RouteKind, RuleAction};
 
     #[test]
     fn what_is_still_there_is_told_from_what_is_gone() {
         let rule = |priority| Rule::new(Family::V4, priority, RuleAction::Nop);
         let to: IpNet = "192.0.2.0/24".parse().unwrap();
-        let route = |kind| Undo::Route(Route { table: RouteTable(2022), to, kind, metric: 1 });
+        let route = |kind, metric| Route { table: RouteTable(2022), to, kind, metric };
         let found = Found {
             rules: vec![rule(9000)],
-            routes: vec![SeenRoute { table: RouteTable(2022), to, device: None, on_link: false }],
+            routes: vec![ExactRoute::of(&route(RouteKind::Throw, 1))],
             addresses: Vec::new(),
             tables: Vec::new(),
         };
         let netlink = Netlink::open().unwrap();
         let has = |undo: Undo| found.has(&undo, &netlink);
         assert!(has(Undo::Rule(rule(9000))) && !has(Undo::Rule(rule(9001))));
-        assert!(has(route(RouteKind::Throw)) && !has(route(RouteKind::Device("tun7".to_owned()))));
+        assert!(has(Undo::Route(route(RouteKind::Throw, 1))));
+        for other in [route(RouteKind::Device("tun7".to_owned()), 1), route(RouteKind::Throw, 0)] {
+            assert!(!has(Undo::Route(other.clone())), "{other}");
+        }
         assert!(!has(Undo::Address { device: "no-such-device".to_owned(), address: to }));
         let parameter = |ours: Option<&str>, old: &str| Undo::Sysctl {
             path: "kernel/pid_max".to_owned(),

@@ -48,7 +48,27 @@ fn hosts() -> Vec<(&'static str, HostOptions, Survey)> {
             options(),
             with(&|it| {
                 let rule = Rule::new(Family::V4, 5210, RuleAction::Lookup(RouteTable::MAIN));
-                it.rules.push(Rule { mark: Some(MarkMatch { mark: 0x80000, mask: 0xff0000 }), ..rule });
+                let mark = Some(MarkMatch { mark: 0x80000, mask: 0xff0000 });
+                it.rules.push(Rule { mark, origin: 3, ..rule });
+            }),
+        ),
+        (
+            "a LAN and a user left out beside another VPN",
+            HostOptions { exclude_interface: vec!["lan0".to_owned()], exclude_uid: vec![(1000, 1000)], ..options() },
+            with(&|it| {
+                let table = Rule::new(Family::V4, 5270, RuleAction::Lookup(RouteTable(52)));
+                it.rules.push(Rule { origin: 3, ..table });
+            }),
+        ),
+        (
+            "two interfaces alone beside another VPN, and another run",
+            HostOptions { include_interface: vec!["lan0".to_owned(), "lo".to_owned()], ..options() },
+            with(&|it| {
+                let first = HostPlan::new(&HostOptions { tun: "other".to_owned(), ..options() }, it).unwrap();
+                it.rules.extend(first.rules);
+                it.links.push(Link { index: 77, name: "other".to_owned() });
+                let table = Rule::new(Family::V4, 5270, RuleAction::Lookup(RouteTable(52)));
+                it.rules.push(Rule { origin: 3, ..table });
             }),
         ),
         (
@@ -99,7 +119,10 @@ fn rows(heading: &str) -> Vec<Vec<&'static str>> {
     let lines = section.unwrap_or_else(|| panic!("docs/host-changes.md has no section {heading:?}")).lines();
     let cells = |line: &'static str| line.trim_matches('|').split('|').map(str::trim).collect::<Vec<_>>();
     let is_row = |cells: &Vec<&str>| cells.iter().any(|cell| cell.chars().any(char::is_alphanumeric));
-    let rows: Vec<Vec<&str>> = lines.filter(|line| line.starts_with('|')).map(cells).filter(is_row).skip(1).collect();
+    let mut rows: Vec<Vec<&str>> = lines.filter(|line| line.starts_with('|')).map(cells).filter(is_row).collect();
+    // Further tables of the section have the same heads.
+    let head = rows.first().cloned();
+    rows.retain(|row| Some(row) != head.as_ref());
     assert!(!rows.is_empty(), "no table below {heading:?}");
     rows
 }
@@ -136,31 +159,47 @@ fn the_document_names_every_kind_of_change_in_the_order_in_which_they_are_made()
 
 #[test]
 fn the_document_says_which_rules_are_made_when() {
-    let mut planned: BTreeMap<bool, BTreeSet<u32>> = BTreeMap::new();
+    let mut planned: BTreeMap<bool, BTreeSet<Place>> = BTreeMap::new();
     for plan in plans() {
         for rule in &plan.rules {
             let captures = layout::stage(rule, &plan.numbers) >= CAPTURE_STAGE;
-            planned.entry(captures).or_default().insert(rule.priority - plan.numbers.first_priority);
+            planned.entry(captures).or_default().insert(place_of(rule.priority, &plan));
         }
     }
     for (captures, title) in [(false, "rules that are jump targets or let traffic pass"), (true, "rules that capture")]
     {
         let row = rows("In the order done").into_iter().find(|row| row[1].contains(&format!("**{title}**")));
-        assert_named(&format!("priorities (B+n) of {title}"), &priorities(row.expect("a row")[1]), &planned[&captures]);
+        assert_named(
+            &format!("priorities (B+n, A+n) of {title}"),
+            &priorities(row.expect("a row")[1]),
+            &planned[&captures],
+        );
     }
 }
 
-/// The offsets that a text names: `B`, `B+3`, and `B+30 to B+33` for all of these.
-fn priorities(text: &str) -> BTreeSet<u32> {
-    let number = |word: &str| match word.trim_matches(|c: char| !c.is_alphanumeric()) {
-        "B" => Some(0),
-        word => word.strip_prefix("B+")?.parse().ok(),
+/// A priority as the document has it: `B` or `A`, and how far behind it.
+type Place = (char, u32);
+
+/// Ours stand in the block of B, and ahead of others from A on.
+fn place_of(priority: u32, plan: &HostPlan) -> Place {
+    let first = plan.rules.iter().map(|rule| rule.priority).min().unwrap_or_default();
+    let block = plan.numbers.first_priority;
+    if priority < block { ('A', priority - first) } else { ('B', priority - block) }
+}
+
+/// The places that a text names: `B`, `B+3`, and `B+30 to B+33` for all of these.
+fn priorities(text: &str) -> BTreeSet<Place> {
+    let place = |word: &str| {
+        let word = word.trim_matches(|c: char| !c.is_alphanumeric());
+        let (base, rest) = (word.chars().next().filter(|base| "AB".contains(*base))?, word.get(1..)?);
+        let far = if rest.is_empty() { 0 } else { rest.strip_prefix('+')?.parse().ok()? };
+        Some((base, far))
     };
     let words: Vec<&str> = text.split_whitespace().collect();
-    let mut found: BTreeSet<u32> = words.iter().filter_map(|word| number(word)).collect();
+    let mut found: BTreeSet<Place> = words.iter().filter_map(|word| place(word)).collect();
     for window in words.windows(3) {
-        if let (Some(first), "to", Some(last)) = (number(window[0]), window[1], number(window[2])) {
-            found.extend(first..=last);
+        if let (Some((base, first)), "to", Some((_, last))) = (place(window[0]), window[1], place(window[2])) {
+            found.extend((first..=last).map(|far| (base, far)));
         }
     }
     found
@@ -169,10 +208,10 @@ fn priorities(text: &str) -> BTreeSet<u32> {
 #[test]
 fn the_document_names_every_rule_with_its_selectors_and_its_action() {
     let mut planned = BTreeSet::new();
-    let mut families: BTreeMap<u32, BTreeSet<Family>> = BTreeMap::new();
+    let mut families: BTreeMap<Place, BTreeSet<Family>> = BTreeMap::new();
     for plan in plans() {
         for rule in &plan.rules {
-            let at = rule.priority - plan.numbers.first_priority;
+            let at = place_of(rule.priority, &plan);
             families.entry(at).or_default().insert(rule.family);
             planned.extend(facts_of(rule, &plan).into_iter().map(|fact| (at, fact)));
         }
@@ -203,7 +242,8 @@ fn facts_of(rule: &Rule, plan: &HostPlan) -> BTreeSet<String> {
     let numbers = &plan.numbers;
     if let RuleAction::Goto(target) = rule.action {
         facts.remove(&format!("goto {target}"));
-        facts.insert(format!("goto B+{}", target - numbers.first_priority));
+        let (base, far) = place_of(target, plan);
+        facts.insert(format!("goto {base}+{far}"));
     }
     for (table, name) in [(numbers.captured, "T"), (numbers.always, "D")] {
         if facts.remove(&format!("lookup {table}")) {

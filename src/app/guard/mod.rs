@@ -155,6 +155,8 @@ impl Watchman {
             let again = match self.applied.settle(&self.options, seen) {
                 Ok(settled) => {
                     self.board.write(self.applied.plan());
+                    let numbers = self.applied.plan().numbers;
+                    watch.follow(&[numbers.captured, numbers.always]);
                     self.tell(&settled, Instant::now());
                     stumbles = Stumbles::default();
                     settled.again

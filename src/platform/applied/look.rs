@@ -1,10 +1,12 @@
 //! Looking whether a plan is true.
 
+use ipnet::IpNet;
+
 use super::settle::Seen;
 use super::{Applied, Done, HostError, Step};
 use crate::platform::imp::{resolv_conf, sysctl};
 use crate::platform::resolver::DnsPlan;
-use crate::platform::routing::{Family, LinkState, Route, RouteKind};
+use crate::platform::routing::{Family, LinkState, Route, RouteKind, SeenRoute};
 use crate::platform::survey::{NftState, Survey};
 use crate::platform::undo::Undo;
 
@@ -40,6 +42,28 @@ impl Applied {
             _ => true,
         };
         Ok(Look { survey, link, firewall, resolved })
+    }
+
+    /// The first route of somebody else in a table of ours: it would take traffic there before ours does, or besides.
+    pub(super) fn intruder<'a>(&self, look: &'a Look) -> Option<&'a SeenRoute> {
+        let tables = [self.plan.numbers.captured, self.plan.numbers.always];
+        let index = look.link.map(|link| link.index);
+        let refuses = |to: IpNet, table| {
+            let same = |route: &&Route| (route.table, route.to) == (table, to);
+            self.plan.routes.iter().filter(same).any(|route| !matches!(route.kind, RouteKind::Device(_)))
+        };
+        // What refuses has no device. A route of ours that is wanted no more is taken away at the end of the same look.
+        let ours = |seen: &SeenRoute| match seen.device {
+            Some(_) => seen.device == index,
+            None => !seen.on_link && (refuses(seen.to, seen.table) || self.has_set(seen)),
+        };
+        look.survey.routes.iter().find(|seen| tables.contains(&seen.table) && !ours(seen))
+    }
+
+    /// Whether a route like this one is on record as ours.
+    fn has_set(&self, seen: &SeenRoute) -> bool {
+        let same = |route: &Route| (route.table, route.to) == (seen.table, seen.to);
+        self.done.iter().any(|done| matches!(done, Done::Change(_, Undo::Route(route)) if same(route)))
     }
 
     /// The steps of the plan that are not, or no longer, true.
@@ -120,6 +144,6 @@ fn leads(route: &Route, look: &Look) -> bool {
     let to_device = matches!(route.kind, RouteKind::Device(_));
     look.survey.routes.iter().any(|seen| {
         let same = (seen.table, seen.to) == (route.table, route.to) && Family::of(&seen.to) == Family::of(&route.to);
-        same && seen.on_link == to_device && (!to_device || seen.device == index)
+        same && seen.on_link == to_device && seen.device == index.filter(|_| to_device)
     })
 }

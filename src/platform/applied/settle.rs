@@ -129,6 +129,10 @@ impl Applied {
             true => survey.place_of(self.plan.numbers, options.wishes.first_priority),
             false => (self.plan.numbers, ""),
         };
+        let numbers = match self.intruder(&look) {
+            Some(_) if options.auto_route => survey.with_other_tables(numbers),
+            _ => numbers,
+        };
         // A run that starts just now may be about to take the same: what it has taken is to be seen.
         if numbers != self.plan.numbers && turn.is_none() {
             let turn = Turn::wait();
@@ -177,6 +181,13 @@ impl Applied {
         let (from, to) = (old.numbers.first_priority, new.numbers.first_priority);
         if from != to {
             settled.changed.push(Change::Other(format!("{why}: ours move from priority {from} to {to}")));
+        }
+        let (from, to) = (old.numbers, new.numbers);
+        if from.captured != to.captured {
+            settled.changed.push(Change::Other(format!(
+                "another program has a route in table {} or {}, which are ours: they move to tables {} and {}",
+                from.captured, from.always, to.captured, to.always
+            )));
         }
         settled.warnings.extend(new.warnings.iter().filter(|it| !old.warnings.contains(it)).cloned());
         settled.notes.extend(new.notes.iter().filter(|it| !old.notes.contains(it)).cloned());

@@ -42,6 +42,8 @@ fn an_interface_that_has_our_address_too_is_another_runs_and_goes_on_being_answe
     let mut shared = plain();
     let ours = options().addresses[0];
     shared.addresses.push((3, ours));
+    assert_eq!(entrance(&shared), entrance(&plain()), "no TUN, but a LAN");
+    shared.tuns.insert(3);
     let lines = entrance(&shared);
     let drop = format!("daddr {} drop", ours.addr());
     assert!(lines.find("iifname { \"lan0\" } return").unwrap() < lines.find(&drop).unwrap(), "{lines}");

@@ -1,31 +1,29 @@
 //! The rules for what a profile leaves out. It goes its own way with its names: a name that had a fake address would
 //! lead back in. They stand behind the rule for fake addresses and before those for DNS.
 
-use super::{Layout, offset};
+use super::Layout;
+use super::places::Places;
 use crate::platform::routing::{Rule, RuleAction};
 
 impl Layout<'_> {
-    pub(super) fn left_out(&self) -> Vec<Rule> {
+    pub(super) fn left_out(&self, at: &Places) -> Vec<Rule> {
         let users = self.options.users_left_out(&self.survey.users);
-        let by_interface =
-            |name: &String, action| Rule { iif: Some(name.clone()), ..self.rule(offset::INTERFACE, action) };
+        let rule = |priority, action| Rule::new(self.family, priority, action);
+        let by_interface = |name: &String, action| Rule { iif: Some(name.clone()), ..rule(at.interface, action) };
+        let past = RuleAction::Goto(at.end);
         let mut rules = Vec::new();
         let included = &self.options.include_interface;
         if !included.is_empty() {
-            let on = RuleAction::Goto(self.numbers.first_priority + offset::USERS);
+            let on = RuleAction::Goto(at.users);
             rules.extend(included.iter().map(|name| by_interface(name, on)));
-            rules.push(self.rule(offset::OTHER_INTERFACES, self.to_end()));
+            rules.push(rule(at.other_interfaces, past));
             if users.is_empty() {
-                rules.push(self.rule(offset::USERS, RuleAction::Nop));
+                rules.push(rule(at.users, RuleAction::Nop));
             }
         }
-        rules.extend(self.options.exclude_interface.iter().map(|name| by_interface(name, self.to_end())));
+        rules.extend(self.options.exclude_interface.iter().map(|name| by_interface(name, past)));
         // What is forwarded has no user, and the kernel takes that for user 0: only what the host itself sends is meant.
-        rules.extend(
-            users
-                .into_iter()
-                .map(|range| Rule { uids: Some(range), ..self.local(self.rule(offset::USERS, self.to_end())) }),
-        );
+        rules.extend(users.into_iter().map(|range| Rule { uids: Some(range), ..self.local(rule(at.users, past)) }));
         rules
     }
 }

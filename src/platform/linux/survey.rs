@@ -5,10 +5,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::{legacy, listeners, nft, resolv_conf, sysctl};
-use crate::platform::routing::{Family, RouteTable, SeenRoute};
+use crate::platform::routing::{Family, Link, RouteTable, SeenLink, SeenRoute};
 use crate::platform::selection::EVERYBODY;
 use crate::platform::survey::{NftState, Parameters, Survey, is_default_like, is_public};
 use crate::platform::{HostError, Netlink};
+
+/// What the kernel says has made a TUN.
+const TUN: &str = "tun";
 
 /// Takes stock. Reads only. `known`: the firewall as it was seen before, where nobody has changed it. Of `tables`, all
 /// routes that lead anywhere are kept. Without `marks`, those in firewalls are not looked for: that takes reading all rules.
@@ -28,8 +31,11 @@ pub(in crate::platform) fn take(
             (nft, if marks { others | legacy::mark_bits() } else { 0 })
         }
     };
+    let seen = netlink.seen_links()?;
+    let is_tun = |link: &&SeenLink| link.kind == TUN;
     let mut survey = Survey {
-        links: netlink.links()?,
+        tuns: seen.iter().filter(is_tun).map(|link| link.index).collect(),
+        links: seen.into_iter().map(|link| Link { index: link.index, name: link.name }).collect(),
         addresses: netlink.addresses()?,
         rules: Vec::new(),
         aside: Vec::new(),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{NftState, Survey};
 use crate::platform::Fwmark;
-use crate::platform::layout::PAST_FOREIGN;
+use crate::platform::layout::{PAST_FOREIGN, PAST_FOREIGN_AHEAD};
 use crate::platform::routing::{MarkMatch, Rule, RuleAction};
 
 /// Bits in the order in which they are tried as marks: others crowd the low ones.
@@ -41,8 +41,8 @@ impl Survey {
 /// Whether another run of ours lets a mark pass by this rule, because somebody has a rule for it: us, maybe. Were it a choice
 /// of a path, two runs would let each other's own marks pass, and keep them when nobody has them any more.
 fn is_exemption(rule: &Rule) -> bool {
-    let end = rule.priority.saturating_add(PAST_FOREIGN);
-    rule.origin == Rule::KERNEL && rule.action == RuleAction::Goto(end)
+    let leads = |far: u32| rule.action == RuleAction::Goto(rule.priority.saturating_add(far));
+    rule.origin == Rule::KERNEL && [PAST_FOREIGN, PAST_FOREIGN_AHEAD].into_iter().any(leads)
 }
 
 /// The first that is not in use.

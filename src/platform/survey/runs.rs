@@ -17,10 +17,11 @@ impl Survey {
         tuns.filter(|name| self.links.iter().any(|link| link.name == *name)).collect()
     }
 
-    /// The same, and whatever has the IPv4 address among `addresses` on the very same network, the first four of a fake
-    /// range: the TUN of a run that has no rules yet, or wants none.
+    /// The same, and each TUN that has the IPv4 address among `addresses` on the very same network, the first four of a fake
+    /// range: that of a run that has no rules yet, or wants none. A LAN with just these addresses is a network in the way.
     pub(in crate::platform) fn runs_and_twins(&self, addresses: &[IpNet]) -> BTreeSet<&str> {
         let same = self.addresses.iter().filter(|(_, net)| net.addr().is_ipv4() && addresses.contains(net));
+        let same = same.filter(|(index, _)| self.tuns.contains(index));
         let twins = same.filter_map(|(index, _)| self.link_name(*index));
         self.runs().into_iter().chain(twins).collect()
     }
@@ -90,8 +91,11 @@ mod tests {
     fn one_with_an_address_of_ours_is_a_run_before_its_rules_stand() {
         let mut survey = with_run(&options());
         survey.rules = plain().rules;
+        survey.tuns.insert(77);
         assert_eq!(survey.runs_and_twins(&options().addresses), ["tun7"].into());
         assert!(survey.runs().is_empty());
+        survey.tuns.clear();
+        assert!(survey.runs_and_twins(&options().addresses).is_empty(), "no TUN, but a LAN");
     }
 
     /// Runs that stand, the oldest first: the plan of each, with its TUN.

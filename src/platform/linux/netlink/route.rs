@@ -28,7 +28,7 @@ pub(super) mod attribute {
 /// routes and keep the host's.
 const CONGESTION_CONTROL: &str = "reno";
 /// The length of `struct rtmsg` in bytes.
-const HEADER: usize = 12;
+pub(super) const HEADER: usize = 12;
 /// `RTM_F_CLONED`: a cached copy of a route (IPv6), not a route that anybody put there.
 const CLONED: u32 = 0x200;
 

@@ -80,6 +80,11 @@ impl Watch {
         Ok(Self { route, nftables, files, tables: tables.to_vec(), stop })
     }
 
+    /// Has our tables be these from now on.
+    pub fn follow(&mut self, tables: &[RouteTable]) {
+        self.tables = tables.to_vec();
+    }
+
     /// Waits until something has changed, or for as long as `most` says. `lifeline`: a descriptor whose other end belongs
     /// to what holds the firewall table; that it is closed is a change of nftables.
     ///

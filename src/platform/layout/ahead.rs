@@ -1,0 +1,111 @@
+//! The rules that take questions to port 53 ahead of the rules of others that stand before our block: Tailscale's for its
+//! own networks, an administrator's "keep my LAN out of the VPN". Those know a way to the resolver, and would have it.
+//! Whatever else they are for stays theirs.
+
+use super::{Layout, Places};
+use crate::platform::routing::{Rule, RuleAction};
+
+pub(super) const CAPTURE: u32 = 0;
+pub(super) const OWN: u32 = 1;
+pub(super) const FOREIGN: u32 = 2;
+pub(super) const FROM_TUN: u32 = 3;
+pub(super) const INTERFACE: u32 = 4;
+pub(super) const OTHER_INTERFACES: u32 = 5;
+pub(super) const USERS: u32 = 6;
+pub(super) const DNS_UNBOUND: u32 = 7;
+pub(super) const DNS_LOCAL_END: u32 = 8;
+pub(super) const DNS: u32 = 9;
+pub(super) const END: u32 = 10;
+
+/// So many priorities are taken.
+pub(in crate::platform) const LENGTH: u32 = END + 1;
+/// How far a rule leads here that lets a foreign mark pass.
+pub(in crate::platform) const PAST_FOREIGN: u32 = END - FOREIGN;
+
+impl Layout<'_> {
+    pub(super) fn ahead_of_others(&self) -> Vec<Rule> {
+        let (hijacks, marks) = (self.options.dns_hijack, self.survey.has_nft());
+        let first = self.survey.ahead(self.numbers.first_priority).first();
+        let Some(first) = first.filter(|_| hijacks || self.options.kill_switch) else { return Vec::new() };
+        // What we write bears the mark too, and is to find its client: only of this host, and of the check of its source.
+        let capture = self.local(Rule::new(self.family, first + CAPTURE, self.always()));
+        let mut rules: Vec<Rule> =
+            marks.then_some(Rule { mark: Some(self.numbers.capture), ..capture }).into_iter().collect();
+        if hijacks {
+            let places = Places::ahead(first);
+            rules.extend(self.passes(&places));
+            rules.extend(self.left_out(&places));
+            rules.extend(self.dns(&places));
+            let end = Rule::new(self.family, places.end, RuleAction::Nop);
+            if !rules.contains(&end) {
+                rules.push(end);
+            }
+        }
+        rules
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::platform::layout::tests::listed;
+    use crate::platform::plan::HostOptions;
+    use crate::platform::plan::tests::options;
+    use crate::platform::survey::tests::plain;
+    use crate::platform::{Family, NftState, RouteTable, Rule, RuleAction, Survey};
+
+    /// Rules before our block, on a host that keeps its LAN out of every VPN.
+    fn ahead(options: &HostOptions, change: impl Fn(&mut Survey), family: Family) -> Vec<String> {
+        let mut survey = plain();
+        let lan = Rule::new(Family::V4, 1000, RuleAction::Lookup(RouteTable::MAIN));
+        survey.rules.push(Rule { to: Some("192.168.1.0/24".parse().unwrap()), origin: 3, ..lan });
+        change(&mut survey);
+        listed(options, &survey, family).into_iter().filter(|rule| !rule.starts_with("90")).collect()
+    }
+
+    #[test]
+    fn questions_are_taken_ahead_of_the_rules_of_others_and_nothing_else_is() {
+        let wanted = "\
+824 fwmark 0x2000000/0x2000000 iif lo lookup 2023
+825 fwmark 0x1000000/0x1000000 goto 834
+827 iif tun7 goto 834
+831 from 0.0.0.0/32 iif lo ipproto udp dport 53 lookup 2023
+831 from 0.0.0.0/32 iif lo ipproto tcp dport 53 lookup 2023
+832 iif lo goto 834
+833 ipproto udp dport 53 lookup 2023
+833 ipproto tcp dport 53 lookup 2023
+834 nop";
+        assert_eq!(ahead(&options(), |_| {}, Family::V4).join("\n"), wanted);
+        let wanted = "\
+824 fwmark 0x2000000/0x2000000 iif lo lookup 2023
+825 fwmark 0x1000000/0x1000000 goto 834
+827 iif tun7 goto 834
+833 ipproto udp dport 53 lookup 2023
+833 ipproto tcp dport 53 lookup 2023
+834 nop";
+        assert_eq!(ahead(&options(), |_| {}, Family::V6).join("\n"), wanted);
+    }
+
+    #[test]
+    fn whom_the_profile_leaves_out_is_left_out_there_too() {
+        let names = |name: &str| vec![name.to_owned()];
+        let lan = HostOptions { exclude_interface: names("lan0"), exclude_uid: vec![(7, 7)], ..options() };
+        let listed = ahead(&lan, |_| {}, Family::V4);
+        let has = |rule: &str| listed.iter().any(|it| it == rule);
+        assert!(has("828 iif lan0 goto 834") && has("830 iif lo uidrange 7-7 goto 834"), "{listed:?}");
+        let alone = HostOptions { include_interface: names("lan0"), ..options() };
+        let listed = ahead(&alone, |_| {}, Family::V6);
+        let has = |rule: &str| listed.iter().any(|it| it == rule);
+        assert!(has("828 iif lan0 goto 830") && has("829 goto 834") && has("830 nop"), "{listed:?}");
+    }
+
+    #[test]
+    fn a_kill_switch_needs_its_mark_there_and_without_nft_there_is_none() {
+        let mark = "824 fwmark 0x2000000/0x2000000 iif lo lookup 2023";
+        let without = HostOptions { dns_hijack: false, ..options() };
+        assert!(ahead(&without, |_| {}, Family::V4).is_empty());
+        let closed = HostOptions { kill_switch: true, ..without };
+        assert_eq!(ahead(&closed, |_| {}, Family::V4), [mark]);
+        let bare = ahead(&options(), |it| it.nft = NftState::Missing("gone".to_owned()), Family::V4);
+        assert!(!bare.iter().any(|rule| rule == mark) && !bare.is_empty(), "{bare:?}");
+    }
+}

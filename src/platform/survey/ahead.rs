@@ -1,0 +1,116 @@
+//! A place ahead of the rules of others that come before ours.
+
+use super::{NftState, Survey};
+use crate::platform::layout::{LENGTH_AHEAD, UNTIL_DNS};
+use crate::platform::routing::{RouteTable, Rule, RuleAction};
+
+/// The table of the host's own addresses.
+const LOCAL: RouteTable = RouteTable(255);
+/// So many runs find a place of their own ahead of a rule.
+const RUNS: u32 = 16;
+
+/// Where questions can be taken ahead of the rules of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::platform) enum Ahead {
+    /// Nobody's stand before ours.
+    NotNeeded,
+    /// From this priority on.
+    At(u32),
+    /// The first rule of another leaves none; its priority.
+    NoRoom(u32),
+}
+
+impl Ahead {
+    /// The first priority, if there is to be one.
+    pub(in crate::platform) fn first(self) -> Option<u32> {
+        if let Self::At(first) = self { Some(first) } else { None }
+    }
+}
+
+impl Survey {
+    /// Where our rules stand ahead of others' when our block begins at `block`. The runs that were here first come first
+    /// there too, and each finds its place by itself: by how many are before it.
+    pub(in crate::platform) fn ahead(&self, block: u32) -> Ahead {
+        // What is the host's own stays here, where somebody has that looked up late as well.
+        let is_local = |rule: &&Rule| rule.action == RuleAction::Lookup(LOCAL);
+        let local = self.all_rules().filter(is_local).map(|rule| rule.priority).max().unwrap_or_default();
+        let others = self.rules.iter().filter(|rule| rule.origin != Rule::KERNEL).map(|rule| rule.priority);
+        let Some(first) = others.filter(|it| *it > local && *it <= block + UNTIL_DNS).min() else {
+            return Ahead::NotNeeded;
+        };
+        let end = first.min(block);
+        let Some(last) = end.checked_sub(LENGTH_AHEAD).filter(|last| *last > local) else {
+            return Ahead::NoRoom(first);
+        };
+        let before = self.places_of_runs().range(..block).count();
+        let begin = end.saturating_sub(RUNS * LENGTH_AHEAD).max(local + 1);
+        let is_free = |at: &usize| {
+            let at = u32::try_from(*at).unwrap_or(u32::MAX);
+            !self.all_rules().any(|rule| (at..at.saturating_add(LENGTH_AHEAD)).contains(&rule.priority))
+        };
+        let step = LENGTH_AHEAD as usize;
+        let place = (begin as usize..=last as usize).step_by(step).skip(before).find(is_free);
+        Ahead::At(place.and_then(|place| u32::try_from(place).ok()).unwrap_or(last))
+    }
+
+    /// Whether there is nftables.
+    pub(in crate::platform) fn has_nft(&self) -> bool {
+        matches!(self.nft, NftState::Present { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::Link;
+    use crate::platform::plan::HostPlan;
+    use crate::platform::plan::tests::options;
+    use crate::platform::routing::Family;
+    use crate::platform::survey::tests::plain;
+
+    fn with(priority: u32) -> Survey {
+        let mut survey = plain();
+        let rule = Rule::new(Family::V6, priority, RuleAction::Lookup(RouteTable(52)));
+        survey.rules.push(Rule { origin: 3, ..rule });
+        survey
+    }
+
+    #[test]
+    fn a_rule_behind_ours_or_of_the_kernel_is_nobody_before_us() {
+        for survey in [plain(), with(9026), with(20_000)] {
+            assert_eq!(survey.ahead(9000), Ahead::NotNeeded);
+        }
+        let mut survey = with(5270);
+        survey.rules.iter_mut().for_each(|rule| rule.origin = Rule::KERNEL);
+        assert_eq!(survey.ahead(9000), Ahead::NotNeeded, "a rule for VRFs, or another run's");
+    }
+
+    #[test]
+    fn the_place_is_before_the_first_of_them_and_behind_the_look_up_of_what_is_local() {
+        assert_eq!(with(5270).ahead(9000), Ahead::At(5094));
+        assert_eq!(with(9003).ahead(9000), Ahead::At(8824), "before our block");
+        assert_eq!(with(100).ahead(9000), Ahead::At(1));
+        assert_eq!((with(12).ahead(9000), with(11).ahead(9000)), (Ahead::At(1), Ahead::NoRoom(11)));
+        let mut late = with(2000);
+        late.rules[0].priority = 1900;
+        late.rules[0].origin = 3;
+        assert_eq!(late.ahead(9000), Ahead::At(1901));
+        late.rules[0].priority = 1990;
+        assert_eq!(late.ahead(9000), Ahead::NoRoom(2000));
+    }
+
+    #[test]
+    fn runs_stand_there_by_age_as_well_and_move_up_when_one_ends() {
+        let mut survey = with(1000);
+        for (number, place) in [(1, 824), (2, 835), (3, 846)] {
+            let tun = format!("tun{number}");
+            let plan = HostPlan::new(&crate::platform::HostOptions { tun: tun.clone(), ..options() }, &survey).unwrap();
+            assert!(plan.rules.iter().any(|rule| rule.priority == place), "{number}");
+            survey.rules.extend(plan.rules);
+            survey.links.push(Link { index: 70 + number, name: tun });
+        }
+        let mut left = with(1000);
+        left.rules.extend(survey.rules.iter().filter(|rule| (835..846).contains(&rule.priority)).cloned());
+        assert_eq!(left.ahead(9100), Ahead::At(824));
+    }
+}
