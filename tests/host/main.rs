@@ -41,6 +41,7 @@ mod modes;
 mod mtu;
 mod names;
 mod neighbours;
+mod others_rules;
 mod plan;
 mod nat;
 mod profiles;
