@@ -208,6 +208,7 @@ impl HostPlan {
         }
         self.sysctls.extend(strict_uplinks(options, survey));
         self.notes.extend(gateway_notes(options, survey));
+        self.warnings.extend(gates_in_the_way(options, survey));
         self.warnings.extend(rules_before_ours(&self.numbers, survey));
         self.warnings.extend(closed::by_another(survey));
         self.warnings.extend(options.not_there(survey));
@@ -304,6 +305,15 @@ fn without_nft(why: &str, options: &HostOptions) -> String {
         "no firewall table ({why}): answers of UDP servers on the wildcard address, port forwards, inbound IPv6 to the \
          LAN, DNS questions of sockets bound to an interface{lan} are not taken care of. Install nftables to have them"
     )
+}
+
+/// Chains of others that stop what the host's own programs are sent by the TUN, or send into it.
+fn gates_in_the_way(options: &HostOptions, survey: &Survey) -> Vec<String> {
+    if !options.takes_own_traffic() {
+        return Vec::new();
+    }
+    let tun = &options.tun;
+    survey.gates_before(tun).map(|gate| format!("{}. Let it pass: {}", gate.harm(tun), gate.remedy(tun))).collect()
 }
 
 fn gateway_notes(options: &HostOptions, survey: &Survey) -> Vec<String> {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::gate::Gate;
 use super::plan::of_interface;
 use super::routing::{Link, MarkMatch, RouteTable, Rule, RuleAction, SeenRoute};
 use super::{Fwmark, HostError, imp};
@@ -36,6 +37,8 @@ pub enum NftState {
         mark_bits: u32,
         /// Chains on the forward hook whose policy is drop, as `family table chain`.
         dropping_forward: Vec<String>,
+        /// Chains that stop what comes to this host, or what it sends, unless a rule allows it.
+        gates: Vec<Gate>,
         /// The tables of kill switches, whoever's run closed them.
         kill_switches: Vec<String>,
     },
@@ -45,7 +48,13 @@ impl NftState {
     /// A firewall without rules.
     #[must_use]
     pub fn empty() -> Self {
-        Self::Present { tables: BTreeSet::new(), mark_bits: 0, dropping_forward: Vec::new(), kill_switches: Vec::new() }
+        Self::Present {
+            tables: BTreeSet::new(),
+            mark_bits: 0,
+            dropping_forward: Vec::new(),
+            gates: Vec::new(),
+            kill_switches: Vec::new(),
+        }
     }
 }
 
@@ -154,6 +163,17 @@ pub struct Wishes {
 }
 
 impl Survey {
+    /// The chains that surely stop a TUN of this name.
+    pub fn gates_before<'a>(&'a self, tun: &'a str) -> impl Iterator<Item = &'a Gate> {
+        let gates = match &self.nft {
+            NftState::Present { gates, .. } => gates.as_slice(),
+            NftState::Missing(_) => &[],
+        };
+        let index = self.links.iter().find(|link| link.name == tun).map(|link| link.index);
+        let concerns = |gate: &&Gate| self.ipv6 || !gate.chain.starts_with("ip6 ");
+        gates.iter().filter(concerns).filter(move |gate| gate.stops(tun, index))
+    }
+
     /// Looks at the host. Changes nothing.
     ///
     /// # Errors
@@ -362,6 +382,7 @@ pub(super) mod tests {
                 tables: BTreeSet::new(),
                 mark_bits: 0,
                 dropping_forward: Vec::new(),
+                gates: Vec::new(),
                 kill_switches: Vec::new(),
             },
             other_marks: 0,

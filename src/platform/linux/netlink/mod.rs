@@ -4,6 +4,7 @@
 //! Blocking on purpose (docs/decisions/0003-sync-netlink.md): it serves the single-threaded child of `exec`, the
 //! crash clean-up and the start, none of which has anything else to do meanwhile.
 
+mod gates;
 mod gateway;
 mod link;
 mod mark_sets;

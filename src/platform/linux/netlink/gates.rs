@@ -1,0 +1,155 @@
+//! What the rules of a base chain decide by the interface, by what the kernel shows of them.
+
+use std::collections::BTreeMap;
+
+use super::nftables::{attribute, attributes, number, text};
+use crate::platform::gate::{Decision, Hook, Interface, Which};
+
+/// `NFT_META_*`: by number and by name, in and out, and the protocol.
+const INTERFACE_IN: (u32, u32) = (4, 6);
+const INTERFACE_OUT: (u32, u32) = (5, 7);
+const PROTOCOL: u32 = 16;
+/// `NFT_CT_STATE`, and of its values the bit of connections that were answered (`NF_CT_STATE_BIT`).
+const STATE: u32 = 0;
+const ESTABLISHED: u32 = 2;
+/// `NFT_PAYLOAD_TRANSPORT_HEADER`, and where the destination's port stands in it.
+const TRANSPORT: u32 = 2;
+const TO_PORT: u32 = 2;
+/// `NFT_CMP_*`.
+const EQUAL: u32 = 0;
+const DIFFERENT: u32 = 1;
+/// Verdicts (`NF_*` and `NFT_*`).
+const DROP: i32 = 0;
+const CONTINUE: i32 = -1;
+const BREAK: i32 = -2;
+const RETURN: i32 = -5;
+/// Protocols of which a host's programs do not live: ICMP, IGMP, ICMPv6.
+const CONTROL: [u8; 3] = [1, 2, 58];
+
+/// What a register holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    Index,
+    Name,
+    Protocol,
+    ToPort,
+    /// The state of the connection, with the bits of it that are left.
+    State(u32),
+}
+
+#[derive(Debug, Default)]
+struct Reading {
+    registers: BTreeMap<u32, Held>,
+    interfaces: Vec<Interface>,
+    partly: bool,
+    /// It is not about the answers that programs wait for, or what they send.
+    beside: bool,
+    /// It may let pass (true), or stops (false).
+    verdict: Option<bool>,
+}
+
+/// What one rule of a chain on `hook` decides, by the list of its expressions. `drops`: the policy of the chain. None: nothing
+/// about the answers that programs wait for, or what they send.
+pub(super) fn of_rule(hook: Hook, drops: bool, expressions: &[u8]) -> Option<Decision> {
+    let mut reading = Reading::default();
+    for (_, expression) in attributes(expressions) {
+        let name = text(expression, 1).unwrap_or_default();
+        reading.take(hook, drops, &name, attribute(expression, 2).unwrap_or_default());
+    }
+    let Reading { interfaces, partly, beside, verdict, .. } = reading;
+    let lets_pass = verdict.filter(|_| !beside)?;
+    Some(Decision { interfaces, partly, lets_pass })
+}
+
+impl Reading {
+    fn take(&mut self, hook: Hook, drops: bool, name: &str, data: &[u8]) {
+        match name {
+            "counter" | "log" => {}
+            "meta" | "ct" | "payload" => self.load(hook, name, data),
+            "bitwise" => {
+                let held = number(data, 1).and_then(|from| self.registers.get(&from).copied());
+                let mask = attribute(data, 4).and_then(|mask| attribute(mask, 1)).and_then(|mask| mask.try_into().ok());
+                let left = match (held, mask.map(u32::from_ne_bytes)) {
+                    (Some(Held::State(bits)), Some(mask)) => Some(Held::State(bits & mask)),
+                    _ => None,
+                };
+                self.hold(number(data, 2), left);
+            }
+            "cmp" => self.compare(hook, data),
+            "immediate" => match verdict(data) {
+                Some(DROP) => self.verdict = Some(false),
+                Some(RETURN) => self.verdict = Some(!drops),
+                Some(CONTINUE | BREAK) | None => {}
+                // Accepted, or asked elsewhere.
+                Some(_) => self.verdict = Some(true),
+            },
+            "reject" => self.verdict = Some(false),
+            // iptables-nft.
+            "target" => match text(data, 1).unwrap_or_default().as_str() {
+                "REJECT" | "DROP" => self.verdict = Some(false),
+                "LOG" | "NFLOG" => {}
+                _ => self.verdict = Some(true),
+            },
+            "queue" => self.verdict = Some(true),
+            _ => {
+                self.partly = true;
+                // A map of verdicts: its register is the one that verdicts have.
+                let map = name == "lookup" && number(data, 3) == Some(0);
+                self.verdict = if map { Some(true) } else { self.verdict };
+            }
+        }
+    }
+
+    fn load(&mut self, hook: Hook, name: &str, data: &[u8]) {
+        let (index, named) = if hook == Hook::Input { INTERFACE_IN } else { INTERFACE_OUT };
+        let key = number(data, 2);
+        let held = match name {
+            "meta" if key == Some(index) => Some(Held::Index),
+            "meta" if key == Some(named) => Some(Held::Name),
+            "meta" if key == Some(PROTOCOL) => Some(Held::Protocol),
+            "ct" if key == Some(STATE) => Some(Held::State(u32::MAX)),
+            "payload" if (key, number(data, 3), number(data, 4)) == (Some(TRANSPORT), Some(TO_PORT), Some(2)) => {
+                Some(Held::ToPort)
+            }
+            _ => None,
+        };
+        self.hold(number(data, 1), held);
+    }
+
+    fn hold(&mut self, register: Option<u32>, held: Option<Held>) {
+        let Some(register) = register else { return };
+        match held {
+            Some(held) => self.registers.insert(register, held),
+            None => self.registers.remove(&register),
+        };
+    }
+
+    fn compare(&mut self, hook: Hook, data: &[u8]) {
+        let held = number(data, 1).and_then(|at| self.registers.get(&at).copied());
+        let value = attribute(data, 3).and_then(|data| attribute(data, 1)).unwrap_or_default();
+        let how = number(data, 2);
+        let equal = how == Some(EQUAL);
+        let which = match held {
+            Some(Held::Name) => Some(Which::Name(value.to_vec())),
+            Some(Held::Index) => value.try_into().ok().map(|value| Which::Index(u32::from_ne_bytes(value))),
+            _ => None,
+        };
+        if let Some(which) = which.filter(|_| matches!(how, Some(EQUAL | DIFFERENT))) {
+            self.interfaces.push(Interface { which, not: !equal });
+            return;
+        }
+        self.partly = true;
+        // Answers come to ports that the kernel picks, on connections that it knows.
+        self.beside |= match held {
+            Some(Held::Protocol) => equal && value.iter().any(|it| CONTROL.contains(it)),
+            Some(Held::ToPort) => equal && hook == Hook::Input,
+            Some(Held::State(bits)) => how == Some(DIFFERENT) && bits & ESTABLISHED == 0 && hook == Hook::Input,
+            _ => false,
+        };
+    }
+}
+
+/// The verdict that a constant is, if it is one.
+fn verdict(data: &[u8]) -> Option<i32> {
+    number(attribute(attribute(data, 2)?, 2)?, 1).map(u32::cast_signed)
+}
