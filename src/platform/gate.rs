@@ -52,20 +52,25 @@ pub enum Which {
     Name(Vec<u8>),
     /// By the kernel's number.
     Index(u32),
+    /// One of these names.
+    OneOf(Vec<Vec<u8>>),
 }
 
 impl Interface {
     fn holds(&self, name: &str, index: Option<u32>) -> bool {
         let is = match &self.which {
             Which::Index(wanted) => index == Some(*wanted),
-            Which::Name(start) => {
-                let mut padded = name.as_bytes().to_vec();
-                padded.resize(padded.len().max(LONGEST_NAME), 0);
-                padded.starts_with(start)
-            }
+            Which::Name(start) => padded(name).starts_with(start),
+            Which::OneOf(names) => names.contains(&padded(name)),
         };
         is != self.not
     }
+}
+
+fn padded(name: &str) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.resize(bytes.len().max(LONGEST_NAME), 0);
+    bytes
 }
 
 impl Gate {
@@ -133,6 +138,8 @@ mod tests {
     fn a_chain_that_knows_only_other_interfaces_stops_ours() {
         assert!(stops(true, vec![rule(b"lo\0", false, false, true), rule(b"eth0\0", false, true, true)]));
         assert!(stops(false, vec![rule(b"eth0\0", true, false, false)]));
+        let set = Interface { which: Which::OneOf(vec![padded("lo"), padded("eth0")]), not: false };
+        assert!(stops(true, vec![Decision { interfaces: vec![set], partly: true, lets_pass: true }]));
         let index = |number| Interface { which: Which::Index(number), not: false };
         let by_index = |number| Decision { interfaces: vec![index(number)], partly: false, lets_pass: true };
         assert!(stops(true, vec![by_index(1)]) && !stops(true, vec![by_index(9)]));

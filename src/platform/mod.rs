@@ -67,7 +67,7 @@ pub use may_start::PlanError;
 pub use not_set::not_set;
 pub use outline::{Before, Group};
 pub use own_sockets::{OwnSockets, Sending};
-pub use plan::{HostOptions, HostPlan, Sysctl};
+pub use plan::{HostOptions, HostPlan, Sysctl, gates_in_the_way};
 pub use resolver::{DnsPlan, nameservers};
 pub use routing::{
     DirectWay, Family, Gateway, Link, LinkState, MarkMatch, Neighbour, Ports, Route, RouteKind, RouteTable, Rule,

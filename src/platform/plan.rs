@@ -308,7 +308,8 @@ fn without_nft(why: &str, options: &HostOptions) -> String {
 }
 
 /// Chains of others that stop what the host's own programs are sent by the TUN, or send into it.
-fn gates_in_the_way(options: &HostOptions, survey: &Survey) -> Vec<String> {
+#[must_use]
+pub fn gates_in_the_way(options: &HostOptions, survey: &Survey) -> Vec<String> {
     if !options.takes_own_traffic() {
         return Vec::new();
     }

@@ -28,13 +28,21 @@ const CONTROL: [u8; 3] = [1, 2, 58];
 
 /// What a register holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Held {
+pub(super) enum Held {
     Index,
     Name,
     Protocol,
     ToPort,
     /// The state of the connection, with the bits of it that are left.
     State(u32),
+}
+
+/// A rule, and what it asks of sets that belong to it alone.
+#[derive(Debug)]
+pub(super) struct Read {
+    decision: Decision,
+    /// Each by its name.
+    pub(super) sets: Vec<(Held, String)>,
 }
 
 #[derive(Debug, Default)]
@@ -44,21 +52,51 @@ struct Reading {
     partly: bool,
     /// It is not about the answers that programs wait for, or what they send.
     beside: bool,
+    sets: Vec<(Held, String)>,
     /// It may let pass (true), or stops (false).
     verdict: Option<bool>,
 }
 
 /// What one rule of a chain on `hook` decides, by the list of its expressions. `drops`: the policy of the chain. None: nothing
 /// about the answers that programs wait for, or what they send.
-pub(super) fn of_rule(hook: Hook, drops: bool, expressions: &[u8]) -> Option<Decision> {
+pub(super) fn of_rule(hook: Hook, drops: bool, expressions: &[u8]) -> Option<Read> {
     let mut reading = Reading::default();
     for (_, expression) in attributes(expressions) {
         let name = text(expression, 1).unwrap_or_default();
         reading.take(hook, drops, &name, attribute(expression, 2).unwrap_or_default());
     }
-    let Reading { interfaces, partly, beside, verdict, .. } = reading;
+    let Reading { interfaces, partly, beside, verdict, sets, .. } = reading;
     let lets_pass = verdict.filter(|_| !beside)?;
-    Some(Decision { interfaces, partly, lets_pass })
+    Some(Read { decision: Decision { interfaces, partly, lets_pass }, sets })
+}
+
+impl Read {
+    /// What it decides, with the elements of each of its sets; none for one that has ranges.
+    pub(super) fn decision(self, hook: Hook, elements: &[Option<Vec<Vec<u8>>>]) -> Option<Decision> {
+        let mut decision = self.decision;
+        for ((held, _), elements) in self.sets.iter().zip(elements) {
+            match (held, elements) {
+                (Held::Name, Some(names)) => {
+                    decision.interfaces.push(Interface { which: Which::OneOf(names.clone()), not: false });
+                }
+                (Held::Protocol, Some(all)) if all.iter().flatten().all(|it| CONTROL.contains(it)) => return None,
+                (Held::ToPort, Some(_)) if hook == Hook::Input => return None,
+                _ => {}
+            }
+        }
+        Some(decision)
+    }
+}
+
+/// Adds the keys in a message of elements to `found`, which is none from a range on.
+pub(super) fn elements(found: &mut Option<Vec<Vec<u8>>>, message: &[u8]) {
+    for (_, element) in attribute(message, 3).into_iter().flat_map(attributes) {
+        let key = attribute(element, 1).and_then(|key| attribute(key, 1)).filter(|_| number(element, 3).is_none());
+        match (key, found.as_mut()) {
+            (Some(key), Some(found)) => found.push(key.to_vec()),
+            _ => *found = None,
+        }
+    }
 }
 
 impl Reading {
@@ -93,6 +131,10 @@ impl Reading {
             "queue" => self.verdict = Some(true),
             _ => {
                 self.partly = true;
+                let held = number(data, 2).and_then(|at| self.registers.get(&at).copied()).filter(|_| name == "lookup");
+                // Not one that may be large, nor a question for what is not in it.
+                let own = text(data, 1).filter(|set| set.starts_with("__set") && number(data, 5).unwrap_or(0) == 0);
+                self.sets.extend(held.zip(own));
                 // A map of verdicts: its register is the one that verdicts have.
                 let map = name == "lookup" && number(data, 3) == Some(0);
                 self.verdict = if map { Some(true) } else { self.verdict };

@@ -82,6 +82,16 @@ impl SeenChain {
     }
 }
 
+/// What a set holds, as long as it has no ranges.
+#[derive(Debug)]
+struct Keys(Option<Vec<Vec<u8>>>);
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self(Some(Vec::new()))
+    }
+}
+
 /// A conversation with nftables of this network namespace. Reads only.
 #[derive(Debug)]
 pub(in crate::platform) struct Nftables(Netlink);
@@ -149,9 +159,15 @@ impl Nftables {
                 let of_it = family == chain.family
                     && text(rule, 1).as_deref() == Some(&chain.table)
                     && text(rule, 2).as_deref() == Some(&chain.name);
-                let decision = attribute(rule, 4).and_then(|list| gates::of_rule(hook, drops, list));
-                rules.extend(decision.filter(|_| of_it));
+                let read = attribute(rule, 4).and_then(|list| gates::of_rule(hook, drops, list));
+                rules.extend(read.filter(|_| of_it));
             })?;
+            let mut decisions = Vec::new();
+            for rule in rules {
+                let sets: Result<Vec<_>, _> = rule.sets.iter().map(|(_, set)| self.elements(&chain, set)).collect();
+                decisions.extend(rule.decision(hook, &sets?));
+            }
+            let rules = decisions;
             found.push(Gate { chain: chain.whole_name(), hook, drops, rules });
         }
         found.retain(Gate::is_strict);
@@ -197,6 +213,17 @@ impl Nftables {
             bits |= self.marks_in(&set)?;
         }
         Ok(bits)
+    }
+
+    /// What is in a set of the table of `chain`; none where it has ranges, or has just gone.
+    fn elements(&mut self, chain: &SeenChain, set: &str) -> Result<Option<Vec<Vec<u8>>>, NetlinkError> {
+        let act = "list what a set of the firewall holds";
+        let request = Request::new(GET_ELEMENTS, chain.family).with(1, &chain.table).with(2, set);
+        let each = |found: &mut Keys, _, list: &[u8]| gates::elements(&mut found.0, list);
+        match self.list(act, &request, each) {
+            Err(error) if error.is_gone() => Ok(None),
+            other => other.map(|found| found.0),
+        }
     }
 
     fn chains(&mut self, family: u8) -> Result<Vec<SeenChain>, NetlinkError> {
