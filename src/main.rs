@@ -177,7 +177,7 @@ fn check(common: &Common) -> anyhow::Result<u8> {
             if !text.is_empty() {
                 say(stdout, text.trim_end());
             }
-            for note in profile.iter().filter(|_| !report.has_errors()).flat_map(app::gateway_notes) {
+            for note in profile.iter().filter(|_| !report.has_errors()).flat_map(app::host_notes) {
                 say(stdout, &format!("this host: {note}"));
             }
             let verdict = if report.has_errors() { "has errors and cannot be run" } else { "can be run" };

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
 use super::build::{self, Addresses, Outside};
-use super::limits::raise_descriptor_limit;
+use super::limits::{enough_for_a_command, raise_descriptor_limit};
 use super::worker::{self, Drain, Seed, Worker};
 use crate::platform::rootless::{self, Inside};
 use crate::platform::{Dialer, TunQueue, ignore_children, is_ignored, mind_children};
@@ -58,6 +58,7 @@ const PASSED: [Signal; 13] = [
 /// # Errors
 /// The namespace cannot be made, a part cannot be built, or the command cannot be run ([`exit_code`]).
 pub fn exec(profile: &Profile, command: &[OsString]) -> anyhow::Result<u8> {
+    enough_for_a_command()?;
     let addresses = Addresses::of(profile);
     let inside = Inside {
         addresses: addresses.device.clone(),

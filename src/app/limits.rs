@@ -13,6 +13,8 @@ use crate::platform::descriptors;
 const OF_A_RUN: u64 = 48;
 /// The same of each worker.
 const OF_A_WORKER: u64 = 8;
+/// Descriptors that `exec` takes, and the first flows of its command.
+const OF_A_COMMAND: u64 = 24;
 /// Where a limit is raised.
 const RAISE: &str = "raise it, with LimitNOFILE=65536 in a systemd unit or `ulimit -n 65536` in a shell (beyond `ulimit -Hn` as \
                      root), and start again";
@@ -31,7 +33,7 @@ pub(super) fn raise_descriptor_limit() {
 /// There are not.
 pub(super) fn enough_descriptors(workers: usize) -> anyhow::Result<()> {
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as u64;
-    match too_few(descriptors(), open, workers as u64) {
+    match too_few(descriptors(), open, of_a_run(workers)) {
         Some(why) => bail!("{why}"),
         None => Ok(()),
     }
@@ -40,17 +42,34 @@ pub(super) fn enough_descriptors(workers: usize) -> anyhow::Result<()> {
 /// Why a run that is started as this program was would not begin, if it is for want of descriptors.
 pub(super) fn refuses_a_start(workers: usize) -> Option<String> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
-    too_few(hard, STANDARD, workers as u64)
+    too_few(hard, STANDARD, of_a_run(workers))
 }
 
-/// Why a run of so many workers cannot begin where a process may have `limit` files open, if it cannot. `open`: those that it
-/// was started with.
-fn too_few(limit: u64, open: u64, workers: u64) -> Option<String> {
-    let least = OF_A_RUN + OF_A_WORKER * workers;
+/// Whether there are enough descriptors for `exec`, once it has raised its limit: with too few its command would run without a
+/// network.
+///
+/// # Errors
+/// There are not.
+pub(super) fn enough_for_a_command() -> anyhow::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as u64;
+    match too_few(hard, open.max(STANDARD), OF_A_COMMAND) {
+        Some(why) => bail!("{why}"),
+        None => Ok(()),
+    }
+}
+
+fn of_a_run(workers: usize) -> u64 {
+    OF_A_RUN + OF_A_WORKER * workers as u64
+}
+
+/// Why what takes `least` descriptors cannot begin where a process may have `limit` files open, if it cannot. `open`: those that
+/// it was started with.
+fn too_few(limit: u64, open: u64, least: u64) -> Option<String> {
     (limit < least + open).then(|| {
         let taken = if open > STANDARD { format!(", of which {open} are taken") } else { String::new() };
         format!(
-            "a process may have no more than {limit} files open here{taken}, and a run takes {} before it carries \
+            "a process may have no more than {limit} files open here{taken}, and tunproxy takes {} before it carries \
              anything; {RAISE}. Nothing was changed",
             least + open
         )
@@ -87,12 +106,12 @@ mod tests {
 
     #[test]
     fn what_a_run_was_started_with_is_not_there_for_it() {
-        assert_eq!(too_few(1024, 4, 8), None);
-        assert_eq!(too_few(68, 4, 2), None);
-        let told = too_few(67, 4, 2).unwrap();
+        assert_eq!(too_few(1024, 4, of_a_run(8)), None);
+        assert_eq!(too_few(68, 4, of_a_run(2)), None);
+        let told = too_few(67, 4, of_a_run(2)).unwrap();
         assert!(told.contains("67 files") && told.contains("takes 68") && told.contains("LimitNOFILE="), "{told}");
         assert!(!told.contains("taken"), "{told}");
-        assert!(too_few(1024, 1000, 8).unwrap().contains("of which 1000 are taken"));
+        assert!(too_few(1024, 1000, of_a_run(8)).unwrap().contains("of which 1000 are taken"));
     }
 
     #[test]

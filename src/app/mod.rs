@@ -34,7 +34,7 @@ pub use limits::descriptors_note;
 pub use load::{Loaded, check, load};
 pub use places::STATE_OF_ROOT;
 pub use plan::{Outline, plan, plan_in_force};
-pub use run::{gateway_notes, run};
+pub use run::{host_notes, run};
 
 /// What a program does first that starts others: see to it that it is told of their end, whatever its parent ignored.
 ///

@@ -27,7 +27,7 @@ use crate::dns;
 use crate::inbound::{Access, Listener};
 use crate::platform::{
     Applied, Dialer, FOUND_OPEN, Fwmark, HostError, HostOptions, HostPlan, Journal, NftState, OwnSockets, Proof,
-    Report, Survey, TunQueue, Turn, Wishes, ask_ahead, open_tun, unblock_signals,
+    Report, Survey, TunQueue, Turn, Wishes, ask_ahead, gates_in_the_way, open_tun, unblock_signals,
 };
 use crate::profile::{DEVICE, Profile};
 use crate::session::Inbound;
@@ -54,16 +54,21 @@ pub fn run(profile: &Profile, state: &Path) -> anyhow::Result<()> {
     LocalSet::new().block_on(&runtime, Run { profile, state }.go())
 }
 
-/// What stands in the way of `profile` on this host when others use it as their gateway, as far as this user may look;
-/// nothing on a host that is no gateway. Changes nothing.
+/// What in the firewall stands in the way of `profile` on this host, and more where others use it as their gateway, as far as
+/// this user may look. Changes nothing.
 #[must_use]
-pub fn gateway_notes(profile: &Profile) -> Vec<String> {
+pub fn host_notes(profile: &Profile) -> Vec<String> {
     let run = Run { profile, state: Path::new("") };
-    if !profile.tun.enable || !profile.tun.auto_route || !run.is_gateway() {
+    if !profile.tun.enable || !profile.tun.auto_route {
         return Vec::new();
     }
     let Ok(survey) = Survey::take() else { return Vec::new() };
-    let mut notes = HostPlan::new(&run.options(run.device_name()), &survey).map_or_else(|_| Vec::new(), |it| it.notes);
+    let options = run.options(run.device_name());
+    let mut notes = gates_in_the_way(&options, &survey);
+    if !run.is_gateway() {
+        return notes;
+    }
+    notes.extend(HostPlan::new(&options, &survey).map_or_else(|_| Vec::new(), |it| it.notes));
     if let NftState::Missing(why) = &survey.nft {
         notes.push(format!("the firewall could not be looked at ({why}), so a chain that drops what is forwarded would not be seen; root may look"));
     }

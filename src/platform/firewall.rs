@@ -114,6 +114,11 @@ fn names() -> impl Iterator<Item = String> {
     std::iter::once(NAME.to_owned()).chain((1..).map(|n: u32| format!("{NAME}{n}")))
 }
 
+/// Whether a run of ours may have called its table so.
+pub(super) fn is_name_of_ours(table: &str) -> bool {
+    table.strip_prefix(NAME).is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// Those that are better than `name`, which is one of them.
 pub(super) fn names_before(name: &str) -> impl Iterator<Item = String> {
     names().take_while(move |better| better != name)

@@ -7,6 +7,7 @@ mod cleanup;
 mod closed;
 mod dialer;
 mod firewall;
+mod gate;
 mod journal;
 mod journalled;
 mod layout;
@@ -42,6 +43,7 @@ pub use cleanup::{FOUND_OPEN, Report, cleanup, cleanup_closed};
 pub use closed::{KillSwitch, left_closed};
 pub use dialer::{Dialer, Fwmark, UdpSocket, descriptors, descriptors_for_flows, is_spare};
 pub use firewall::Nft;
+pub use gate::{Gate, Hook};
 pub use imp::bounded::Hurry;
 pub use imp::capability::{Capability, may_administer_network, program_may_administer_network};
 pub use imp::echo::EchoSocket;
@@ -67,7 +69,7 @@ pub use may_start::PlanError;
 pub use not_set::not_set;
 pub use outline::{Before, Group};
 pub use own_sockets::{OwnSockets, Sending};
-pub use plan::{HostOptions, HostPlan, Sysctl};
+pub use plan::{HostOptions, HostPlan, Sysctl, gates_in_the_way};
 pub use resolver::{DnsPlan, nameservers};
 pub use routing::{
     DirectWay, Family, Gateway, Link, LinkState, MarkMatch, Neighbour, Ports, Route, RouteKind, RouteTable, Rule,

@@ -223,6 +223,7 @@ impl HostPlan {
         }
         self.sysctls.extend(strict_uplinks(options, survey));
         self.notes.extend(gateway_notes(options, survey));
+        self.warnings.extend(gates_in_the_way(options, survey));
         self.warnings.extend(rules_before_ours(&self.numbers, survey));
         self.warnings.extend(nothing_ahead(options, &self.numbers, survey));
         self.warnings.extend(closed::by_another(survey));
@@ -337,6 +338,16 @@ fn lost_without_nft(lan: bool) -> String {
         "answers of UDP servers on the wildcard address, port forwards, inbound IPv6 to the LAN, DNS questions of sockets \
          bound to an interface{lan}"
     )
+}
+
+/// Chains of others that stop what the host's own programs are sent by the TUN, or send into it.
+#[must_use]
+pub fn gates_in_the_way(options: &HostOptions, survey: &Survey) -> Vec<String> {
+    if !options.takes_own_traffic() {
+        return Vec::new();
+    }
+    let tun = &options.tun;
+    survey.gates_before(tun).map(|gate| format!("{}. Let it pass: {}", gate.harm(tun), gate.remedy(tun))).collect()
 }
 
 fn gateway_notes(options: &HostOptions, survey: &Survey) -> Vec<String> {

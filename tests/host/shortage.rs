@@ -45,3 +45,21 @@ fn a_start_with_too_few_descriptors_says_so_with_what_to_do_and_changes_nothing(
         assert!(!none.stdout.contains("files open"), "{none:?}");
     });
 }
+
+#[test]
+fn exec_with_too_few_descriptors_says_so_and_does_not_run_its_command() {
+    run(&[], || {
+        let ns = Netns::new("alone");
+        let place = profile();
+        for many in [10, 12, 16, 20] {
+            let mut command = ns.command("sh");
+            let script = format!("exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; ulimit -n {many}; exec \"$@\"");
+            command.args(["-c", &script, "sh"]).arg(super::support::tunproxy::binary());
+            command.args(["exec", "--profile"]).arg(&place.profile).args(["--", "echo", "it runs"]);
+            let said = Said::of(&mut command);
+            assert_eq!(said.code, Some(1), "{many}: {said:?}");
+            assert!(said.stderr.contains(&format!("no more than {many} files open")), "{said:?}");
+            assert!(!said.stdout.contains("it runs") && !said.stderr.contains("panicked"), "{said:?}");
+        }
+    });
+}

@@ -80,7 +80,13 @@ fn what_another_run_has_taken_is_neither_marked_nor_refused_and_its_tun_is_no_ad
 fn a_table_of_our_name_that_is_not_ours_is_left_alone() {
     let mut survey = plain();
     let tables = ["tunproxy".to_owned(), "tunproxy1".to_owned()].into();
-    survey.nft = NftState::Present { tables, mark_bits: 0, dropping_forward: Vec::new(), kill_switches: Vec::new() };
+    survey.nft = NftState::Present {
+        tables,
+        mark_bits: 0,
+        dropping_forward: Vec::new(),
+        gates: Vec::new(),
+        kill_switches: Vec::new(),
+    };
     let nft = written(&options(), &survey);
     assert_eq!(nft.table, "tunproxy2");
     assert!(nft.text.starts_with("create table inet tunproxy2 {"), "{}", nft.text);

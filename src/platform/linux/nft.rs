@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::netlink::nftables::{Nftables, SeenTable, names};
 use super::program::{Call, NFT, first_line, told};
 use crate::platform::NetlinkError;
-use crate::platform::firewall::{KILL_SWITCH_OF, Nft, TableId};
+use crate::platform::firewall::{KILL_SWITCH_OF, Nft, TableId, is_name_of_ours};
 use crate::platform::survey::NftState;
 use crate::platform::undo::Undone;
 
@@ -47,13 +47,14 @@ pub fn ruleset() -> Result<String, String> {
 pub(in crate::platform) fn survey(marks: bool) -> (NftState, u32) {
     let found = Nftables::open().and_then(|mut nftables| {
         let (tables, dropping) = (nftables.tables()?, nftables.dropping_forward()?);
-        Ok((tables, dropping, if marks { nftables.mark_bits()? } else { 0 }))
+        let gates = nftables.gates(is_name_of_ours)?;
+        Ok((tables, (dropping, gates), if marks { nftables.mark_bits()? } else { 0 }))
     });
     match found {
         Ok((_, _, marks)) if program().is_none() => (NftState::Missing(NOT_INSTALLED.to_owned()), marks),
-        Ok((tables, dropping_forward, mark_bits)) => {
+        Ok((tables, (dropping_forward, gates), mark_bits)) => {
             let kill_switches = kill_switches_in(&tables).into_iter().map(|(table, _)| table).collect();
-            (NftState::Present { tables: names(&tables), mark_bits, dropping_forward, kill_switches }, 0)
+            (NftState::Present { tables: names(&tables), mark_bits, dropping_forward, gates, kill_switches }, 0)
         }
         Err(_) if program().is_none() => (NftState::Missing(NOT_INSTALLED.to_owned()), 0),
         Err(error) => (NftState::Missing(in_words(&error)), 0),

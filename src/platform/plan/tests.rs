@@ -91,6 +91,7 @@ fn a_dropping_forward_chain_is_named_with_the_rule_to_add() {
         tables: ["filter".to_owned()].into(),
         mark_bits: 0,
         dropping_forward,
+        gates: Vec::new(),
         kill_switches: Vec::new(),
     };
     let notes = HostPlan::new(&options(), &survey).unwrap().notes;

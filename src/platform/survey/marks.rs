@@ -69,6 +69,7 @@ mod tests {
             tables: BTreeSet::new(),
             mark_bits: 0xffff_ffff,
             dropping_forward: Vec::new(),
+            gates: Vec::new(),
             kill_switches: Vec::new(),
         };
         assert_eq!(survey.numbers(&Wishes::default()), Err(NoRoom::Marks));

@@ -230,3 +230,33 @@ fn a_default_route_that_a_route_or_a_rule_refuses_before_is_named() {
         assert!(tunproxy.stop().success());
     });
 }
+
+#[test]
+fn a_firewall_that_knows_only_its_uplink_is_named_with_the_rule_to_add() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let place = desktop();
+        lab.host.nft("add table inet adm");
+        lab.host.nft("add chain inet adm input { type filter hook input priority 0; policy drop; }");
+        for rule in [
+            "iifname lo accept",
+            "iifname eth0 ct state established,related accept",
+            "meta l4proto { icmp, ipv6-icmp } accept",
+            "tcp dport { 22, 80 } accept",
+        ] {
+            lab.host.nft(&format!("add rule inet adm input {rule}"));
+        }
+        let advice = "nft insert rule inet adm input iifname \"tunproxy0\" ct state established,related accept";
+        let found = told(&examine(&place, &lab.host), "problem");
+        assert!(found.iter().any(|it| it.contains("inet adm input drops") && it.contains(advice)), "{found:#?}");
+        let checked = place.look(&lab.host, "plan", &[]);
+        assert!(checked.stdout.contains(advice), "{checked:?}");
+        // What is advised helps, and is not blamed.
+        lab.host.nft("insert rule inet adm input iifname tunproxy0 ct state established,related accept");
+        assert!(!place.look(&lab.host, "plan", &[]).stdout.contains("inet adm input"));
+        let tunproxy = place.start(&lab.host);
+        tunproxy.assert_carries(&lab.host);
+        assert!(tunproxy.stop().success());
+    });
+}

@@ -3,11 +3,32 @@
 use super::super::finding::Finding;
 use super::super::record::Record;
 use super::super::ruleset;
+use crate::platform::RuleAction;
 
 const LOST: &str = "answers of UDP servers on the wildcard address, port forwards, inbound IPv6 to a LAN, and DNS \
                     questions of sockets bound to an interface are not taken care of";
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
+    let mut found = table(record);
+    found.extend(gates(record));
+    found
+}
+
+/// Chains of others that stop what the TUN carries.
+fn gates(record: &Record) -> Vec<Finding> {
+    let own = record.plan().or(record.start.as_ref().and_then(|start| start.plan.as_deref()));
+    let Some(plan) =
+        own.filter(|plan| plan.rules.iter().any(|rule| rule.action == RuleAction::Lookup(plan.numbers.captured)))
+    else {
+        return Vec::new();
+    };
+    let tun = plan.tun.as_str();
+    let gates = record.survey.gates_before(tun);
+    gates.map(|gate| Finding::problem(gate.harm(tun), format!("let it pass: `sudo {}`", gate.remedy(tun)))).collect()
+}
+
+/// Our own table.
+fn table(record: &Record) -> Vec<Finding> {
     let firewall = &record.firewall;
     if !firewall.installed {
         return vec![Finding::warning(
@@ -50,6 +71,7 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
 mod tests {
     use super::super::super::fixture::{only_problem, quiet, running, warnings};
     use super::*;
+    use crate::platform::{Gate, Hook, NftState};
 
     #[test]
     fn a_loaded_table_is_fine_and_one_that_lacks_a_chain_is_not() {
@@ -57,6 +79,21 @@ mod tests {
         let mut record = running();
         record.firewall.ruleset = Ok(record.firewall.ruleset.unwrap().replace("chain caught", "chain other"));
         assert!(only_problem(&check(&record)).unwrap().what.contains("inet tunproxy is not there"));
+    }
+
+    #[test]
+    fn a_chain_that_stops_the_tun_is_a_problem_with_the_rule_to_add() {
+        for mut record in [running(), quiet()] {
+            let NftState::Present { gates, .. } = &mut record.survey.nft else { panic!("no nft") };
+            let chain = "inet adm input".to_owned();
+            gates.push(Gate { chain, hook: Hook::Input, drops: true, rules: Vec::new() });
+            let found = check(&record);
+            let Some(problem) = only_problem(&found) else { continue };
+            let wanted = "nft insert rule inet adm input iifname \"tunproxy0\" ct state established,related accept";
+            assert!(problem.advice.contains(wanted), "{problem:?}");
+            return;
+        }
+        panic!("nobody was told");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::super::finding::Finding;
 use super::super::record::{Heard, Record, ResolvConf};
 use crate::app::nameservers::NAME_OTHERS;
-use crate::platform::{DnsPlan, HostPlan, RuleAction, nameservers};
+use crate::platform::{DnsPlan, HostPlan, NftState, RuleAction, nameservers};
 
 /// What a program is told whose packet the firewall drops on its way out (EPERM).
 const FORBIDDEN: &str = "Operation not permitted";
@@ -51,9 +51,26 @@ fn shape(record: &Record) -> Option<Finding> {
     };
     let listed = nameservers(text);
     if let Some(plan) = record.plan() {
-        return while_running(plan, text, &listed);
+        return while_running(plan, text, &listed).or_else(|| useless(&listed));
     }
-    listed.is_empty().then(|| Finding::problem("/etc/resolv.conf names no nameserver: programs find no names", install))
+    if listed.is_empty() {
+        return Some(Finding::problem("/etc/resolv.conf names no nameserver: programs find no names", install));
+    }
+    useless(&listed)
+}
+
+/// Where nothing that resolv.conf names is an address.
+fn useless(listed: &[&str]) -> Option<Finding> {
+    let is_one = |server: &&str| server.split('%').next().unwrap_or_default().parse::<IpAddr>().is_ok();
+    (!listed.is_empty() && !listed.iter().any(is_one)).then(|| {
+        Finding::problem(
+            format!(
+                "/etc/resolv.conf names no nameserver that could be asked ({}): programs find no names",
+                listed.join(", ")
+            ),
+            "write the address of one there, as in `nameserver 9.9.9.9`",
+        )
+    })
 }
 
 /// What stands in resolv.conf must be what the plan was made for.
@@ -99,7 +116,10 @@ fn question(record: &Record) -> Option<Finding> {
     match answer {
         Err(why) => Some(Finding::problem(
             format!("a question for a name to {asked} comes to nothing: {why}"),
-            "see what the log of tunproxy says; `tunproxy status` counts questions and answers under `dns`",
+            format!(
+                "see what the log of tunproxy says; `tunproxy status` counts questions and answers under `dns`{}",
+                strict_chains(record, &plan.tun)
+            ),
         )),
         Ok(addresses) if fake && !addresses.iter().any(|ip| is_fake(plan, *ip)) => Some(Finding::problem(
             format!("a question for a name to {asked} was answered by somebody else: {addresses:?} is no fake address"),
@@ -107,6 +127,16 @@ fn question(record: &Record) -> Option<Finding> {
              encrypted upstreams): switch that off, or have it ask tunproxy",
         )),
         Ok(_) => None,
+    }
+}
+
+/// Chains of others that may be why.
+fn strict_chains(record: &Record, tun: &str) -> String {
+    let NftState::Present { gates, .. } = &record.survey.nft else { return String::new() };
+    let each: Vec<String> = gates.iter().map(|gate| format!("`sudo {}`", gate.remedy(tun))).collect();
+    match each.is_empty() {
+        true => String::new(),
+        false => format!(". If a firewall of yours drops what {tun} carries: {}", each.join("; ")),
     }
 }
 
@@ -254,12 +284,15 @@ mod tests {
             (ResolvConf::Dangling("/run/stub".to_owned()), "a link to /run/stub"),
             (ResolvConf::Unreadable("Permission denied".to_owned()), "cannot be read: Permission denied"),
             (text("search lan\n"), "names no nameserver"),
+            (text("nameserver 999.1.1.1\n"), "no nameserver that could be asked (999.1.1.1)"),
         ] {
             assert!(only_problem(&with(shape, quiet())).unwrap().what.contains(words), "{words}");
         }
-        for (shape, words) in
-            [("nameserver fe80::1%eth0", "an address of one link"), ("", "names no nameserver any more")]
-        {
+        for (shape, words) in [
+            ("nameserver fe80::1%eth0", "an address of one link"),
+            ("", "names no nameserver any more"),
+            ("nameserver 999.1.1.1", "could be asked (999.1.1.1)"),
+        ] {
             assert!(only_problem(&with(text(shape), running())).unwrap().what.contains(words), "{words}");
         }
     }

@@ -136,7 +136,10 @@ fn strays(record: &Record) -> Option<Finding> {
         }
     };
     Some(Finding::warning(
-        format!("{} rules look into empty tables, as a crashed run leaves them: {first} and the like", strays.len()),
+        match strays.len() {
+            1 => format!("1 rule looks into an empty table, as a crashed run leaves it: {first}"),
+            many => format!("{many} rules look into empty tables, as a crashed run leaves them: {first} and the like"),
+        },
         advice,
     ))
 }
@@ -248,7 +251,7 @@ mod tests {
         record.survey.rules.push(Rule::new(Family::V4, 9043, RuleAction::Lookup(RouteTable(2022))));
         record.journal = Err(Unusable { what: "line 2 is damaged".to_owned(), advice: "reboot".to_owned() });
         let found = check(&record);
-        let strays = found.iter().find(|it| it.what.contains("empty tables")).unwrap();
+        let strays = found.iter().find(|it| it.what.contains("empty table")).unwrap();
         assert!(strays.advice.contains("delete each") && !strays.advice.contains("cleanup"), "{strays:?}");
     }
 }

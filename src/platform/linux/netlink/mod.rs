@@ -5,6 +5,7 @@
 //! crash clean-up and the start, none of which has anything else to do meanwhile.
 
 pub(in crate::platform) mod exact_route;
+mod gates;
 mod gateway;
 mod link;
 mod mark_sets;

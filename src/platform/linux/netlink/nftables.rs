@@ -7,7 +7,8 @@ use netlink_packet_core::{NetlinkSerializable, NlasIterator, parse_string};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::mark_sets::{Found, MarkSet};
-use super::{DUMP_ATTEMPTS, Netlink, NetlinkError, marks};
+use super::{DUMP_ATTEMPTS, Netlink, NetlinkError, gates, marks};
+use crate::platform::gate::{Gate, Hook};
 
 /// `NFNL_SUBSYS_NFTABLES`: the upper byte of the type of each message.
 const SUBSYSTEM: u16 = 10 << 8;
@@ -19,8 +20,10 @@ const GET_SET: u16 = 10;
 const GET_ELEMENTS: u16 = 13;
 /// The families by the names that nft has for them (`NFPROTO_*`).
 const FAMILIES: [(u8, &str); 6] = [(1, "inet"), (2, "ip"), (3, "arp"), (5, "netdev"), (7, "bridge"), (10, "ip6")];
-/// `NF_INET_FORWARD`.
+/// `NF_INET_*`.
+const INPUT: u32 = 1;
 const FORWARD: u32 = 2;
+const OUTPUT: u32 = 3;
 const DROP: u32 = 0;
 /// `NFNL_UDATA_TABLE_COMMENT` of libnftnl.
 const COMMENT: u8 = 0;
@@ -53,13 +56,40 @@ impl SeenTable {
     }
 }
 
-/// A chain on the forward hook that drops by policy, or any other.
+/// A chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct SeenChain {
     family: u8,
     table: String,
     name: String,
-    drops_forwarded: bool,
+    /// Of a base chain.
+    hook: Option<u32>,
+    /// Its policy is drop.
+    drops: bool,
+    /// It translates addresses: nobody stops anything there.
+    translates: bool,
+}
+
+impl SeenChain {
+    /// Its family, table and name.
+    fn whole_name(&self) -> String {
+        format!("{} {} {}", family_name(self.family), self.table, self.name)
+    }
+
+    /// It sees what this host routes. What a bridge or ARP drops is on its way between ports of that bridge.
+    fn is_routed(&self) -> bool {
+        matches!(family_name(self.family), "inet" | "ip" | "ip6")
+    }
+}
+
+/// What a set holds, as long as it has no ranges.
+#[derive(Debug)]
+struct Keys(Option<Vec<Vec<u8>>>);
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self(Some(Vec::new()))
+    }
 }
 
 /// A conversation with nftables of this network namespace. Reads only.
@@ -100,11 +130,48 @@ impl Nftables {
     /// # Errors
     /// As [`Nftables::tables`].
     pub(in crate::platform) fn dropping_forward(&mut self) -> Result<Vec<String>, NetlinkError> {
-        let chains = self.chains(0)?;
-        // What a bridge or ARP drops there is on its way between ports of that bridge.
-        let routed = |family| matches!(family_name(family), "inet" | "ip" | "ip6");
-        let dropping = chains.into_iter().filter(|chain| chain.drops_forwarded && routed(chain.family));
-        Ok(dropping.map(|chain| format!("{} {} {}", family_name(chain.family), chain.table, chain.name)).collect())
+        let mut chains = self.chains(0)?;
+        chains.retain(|chain| chain.hook == Some(FORWARD) && chain.drops && chain.is_routed());
+        Ok(chains.iter().map(SeenChain::whole_name).collect())
+    }
+
+    /// Chains that stop what comes to this host, or what it sends, unless a rule allows it; without those of tables for
+    /// which `ours` holds.
+    ///
+    /// # Errors
+    /// As [`Nftables::tables`].
+    pub(in crate::platform) fn gates(&mut self, ours: impl Fn(&str) -> bool) -> Result<Vec<Gate>, NetlinkError> {
+        let mut found = Vec::new();
+        for chain in self.chains(0)?.into_iter().filter(|chain| chain.is_routed() && !chain.translates) {
+            let hook = match chain.hook {
+                Some(INPUT) => Hook::Input,
+                Some(OUTPUT) => Hook::Output,
+                _ => continue,
+            };
+            if ours(&chain.table) {
+                continue;
+            }
+            let drops = chain.drops;
+            let request = Request::new(GET_RULE, chain.family).with(1, &chain.table).with(2, &chain.name);
+            let act = "list the firewall's rules";
+            let rules = self.list(act, &request, |rules: &mut Vec<_>, family, rule| {
+                // Kernels before 4.9 do not select.
+                let of_it = family == chain.family
+                    && text(rule, 1).as_deref() == Some(&chain.table)
+                    && text(rule, 2).as_deref() == Some(&chain.name);
+                let read = attribute(rule, 4).and_then(|list| gates::of_rule(hook, drops, list));
+                rules.extend(read.filter(|_| of_it));
+            })?;
+            let mut decisions = Vec::new();
+            for rule in rules {
+                let sets: Result<Vec<_>, _> = rule.sets.iter().map(|(_, set)| self.elements(&chain, set)).collect();
+                decisions.extend(rule.decision(hook, &sets?));
+            }
+            let rules = decisions;
+            found.push(Gate { chain: chain.whole_name(), hook, drops, rules });
+        }
+        found.retain(Gate::is_strict);
+        Ok(found)
     }
 
     /// The chains of a table, each with the number of its rules; none where there is no such table.
@@ -148,15 +215,27 @@ impl Nftables {
         Ok(bits)
     }
 
+    /// What is in a set of the table of `chain`; none where it has ranges, or has just gone.
+    fn elements(&mut self, chain: &SeenChain, set: &str) -> Result<Option<Vec<Vec<u8>>>, NetlinkError> {
+        let act = "list what a set of the firewall holds";
+        let request = Request::new(GET_ELEMENTS, chain.family).with(1, &chain.table).with(2, set);
+        let each = |found: &mut Keys, _, list: &[u8]| gates::elements(&mut found.0, list);
+        match self.list(act, &request, each) {
+            Err(error) if error.is_gone() => Ok(None),
+            other => other.map(|found| found.0),
+        }
+    }
+
     fn chains(&mut self, family: u8) -> Result<Vec<SeenChain>, NetlinkError> {
         let act = "list the firewall's chains";
         self.list(act, &Request::new(GET_CHAIN, family), |found: &mut Vec<SeenChain>, family, chain| {
-            let forward = attribute(chain, 4).and_then(|hook| number(hook, 1)) == Some(FORWARD);
             found.push(SeenChain {
                 family,
                 table: text(chain, 1).unwrap_or_default(),
                 name: text(chain, 3).unwrap_or_default(),
-                drops_forwarded: forward && number(chain, 5) == Some(DROP),
+                hook: attribute(chain, 4).and_then(|hook| number(hook, 1)),
+                drops: number(chain, 5) == Some(DROP),
+                translates: text(chain, 7).as_deref() == Some("nat"),
             });
         })
     }
