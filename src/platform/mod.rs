@@ -70,7 +70,7 @@ pub use not_set::not_set;
 pub use outline::{Before, Group};
 pub use own_sockets::{OwnSockets, Sending};
 pub use plan::{HostOptions, HostPlan, Sysctl, gates_in_the_way};
-pub use resolver::{DnsPlan, nameservers};
+pub use resolver::{DnsPlan, can_be_asked, nameservers};
 pub use routing::{
     DirectWay, Family, Gateway, Link, LinkState, MarkMatch, Neighbour, Ports, Route, RouteKind, RouteTable, Rule,
     RuleAction, SeenLink, SeenRoute,

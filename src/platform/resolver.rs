@@ -34,6 +34,7 @@ pub(super) fn plan(resolv_conf: Option<&str>, resolved: bool, servers: &[IpAddr]
     let reason = match resolv_conf {
         None => "there is no /etc/resolv.conf",
         Some(_) if found.is_empty() => "it names no nameserver",
+        Some(_) if !found.iter().any(|server| can_be_asked(server)) => "it names no nameserver that can be asked",
         // A link-local address binds the question to its link, which no rule of ours moves.
         Some(_) if found.iter().any(|server| is_link_local(server)) => "a nameserver has a link-local address",
         // The stub may speak TLS upstream, or answer from a link's own servers: it has to be told.
@@ -52,6 +53,18 @@ pub fn nameservers(text: &str) -> Vec<&str> {
         .filter(|line| first_word(line) == "nameserver")
         .filter_map(|line| line.split_whitespace().nth(1))
         .collect()
+}
+
+/// Whether `server` is an address; programs pass over whatever else stands there.
+#[must_use]
+pub fn can_be_asked(server: &str) -> bool {
+    let address = server.split('%').next().unwrap_or_default();
+    // The short forms of inet_aton(3) are read as well: 127.1.
+    let short = || {
+        let numbers: Option<Vec<u32>> = address.split('.').map(|part| part.parse().ok()).collect();
+        numbers.is_some_and(|numbers| numbers.len() < 4 && numbers.iter().rev().skip(1).all(|number| *number < 256))
+    };
+    address.parse::<IpAddr>().is_ok() || short()
 }
 
 fn is_link_local(server: &str) -> bool {
@@ -96,6 +109,8 @@ mod tests {
             "# comment\noptions edns0\nnameserver 2001:4860:4860::8888",
             "nameserver 127.0.0.53\n",
             "nameserver 127.0.0.1",
+            "nameserver 127.1",
+            "nameserver 999.1.1.1\nnameserver 9.9.9.9",
             // A cloud's resolver: IPv4 has no scopes, so the rule for port 53 takes it.
             "nameserver 169.254.169.254\n",
         ] {
@@ -105,9 +120,13 @@ mod tests {
 
     #[test]
     fn link_local_missing_and_empty_resolvers_are_replaced() {
-        for text in
-            [None, Some(""), Some("# nothing\nsearch lan\n"), Some("nameserver fe80::1%eth0\nnameserver 9.9.9.9")]
-        {
+        for text in [
+            None,
+            Some(""),
+            Some("# nothing\nsearch lan\n"),
+            Some("nameserver 999.1.1.1\nnameserver router.lan"),
+            Some("nameserver fe80::1%eth0\nnameserver 9.9.9.9"),
+        ] {
             assert!(matches!(planned(text), DnsPlan::Rewrite { .. }), "{text:?}");
         }
         assert!(matches!(planned(Some("nameserver fe80::1")), DnsPlan::Rewrite { .. }));

@@ -104,6 +104,7 @@ fn hosts() -> Vec<(&'static str, HostOptions, Survey)> {
         ("without auto-route", HostOptions { auto_route: false, ..options() }, plain()),
         ("no resolv.conf", options(), Survey { resolv_conf: None, ..plain() }),
         ("no nameserver", options(), resolv_conf("search lan\n")),
+        ("no nameserver that can be asked", options(), resolv_conf("nameserver router.lan\n")),
         ("a nameserver on the link", options(), resolv_conf("nameserver fe80::1%eth0\n")),
         ("systemd-resolved", options(), Survey { resolved: true, ..resolv_conf("nameserver 127.0.0.53\n") }),
     ]

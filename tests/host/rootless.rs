@@ -387,8 +387,14 @@ fn where_namespaces_are_refused_it_names_what_forbids_them() {
             refused(&place, &lab, true, &["seccomp=unconfined"]);
             shell("umount /proc/sys/kernel");
         }
-        // Of a namespace that the lab has for itself. Last: it holds from then on.
-        shell("echo 0 > /proc/sys/user/max_user_namespaces");
-        refused(&place, &lab, false, &["sysctl user.max_user_namespaces=15000"]);
+        // Of a namespace that the lab has for itself.
+        for kind in ["user", "net", "mnt"] {
+            let limit = format!("max_{kind}_namespaces");
+            let file = format!("/proc/sys/user/{limit}");
+            let before = std::fs::read_to_string(&file).expect("the limit");
+            std::fs::write(&file, "0").expect("another limit");
+            refused(&place, &lab, false, &[&format!("user.{limit} is 0"), &format!("sysctl user.{limit}=15000")]);
+            std::fs::write(&file, before).expect("the limit of before");
+        }
     });
 }

@@ -47,10 +47,11 @@ pub(super) fn host(
     again: &str,
     unseen: &mut Vec<String>,
 ) -> anyhow::Result<Record> {
+    // First, since a run that is about to start answers when all is in place.
+    let run = run_state(state, again, unseen);
     let survey = Survey::take()?;
     let mut netlink = Netlink::open()?;
     let links = netlink.seen_links()?;
-    let run = run_state(state, again, unseen);
     let plan = match &run {
         RunState::Answers { plan, .. } => plan.as_deref(),
         RunState::Absent | RunState::Silent(_) | RunState::Suspended(_) | RunState::Lost(_) | RunState::Hidden => None,

@@ -19,6 +19,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::{Deserialize, Serialize};
 
 pub use channel::{ChildError, go, receive};
+pub use namespaces::{make_namespaces, refused};
 
 use super::netlink::Netlink;
 use super::tun::{TunQueue, open_packet, open_tun};
@@ -26,6 +27,7 @@ use crate::platform::{Family, QUEUE_LENGTH};
 
 mod channel;
 mod cover;
+mod namespaces;
 mod reception;
 
 /// The name of the device inside.
@@ -185,47 +187,6 @@ fn is_found(program: &OsStr) -> bool {
 
 fn invalid() -> io::Error {
     io::ErrorKind::InvalidInput.into()
-}
-
-/// User, network and mount namespaces in which this user keeps its own ids.
-///
-/// # Errors
-/// [`RootlessError::Refused`] says which switch of the system is off.
-pub fn make_namespaces() -> Result<(), RootlessError> {
-    let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
-    unshare(flags).map_err(|source| refused(source.into()))?;
-    let write = |file: &str, text: String| fs::write(file, text).map_err(refused);
-    write("/proc/self/setgroups", "deny".into())?;
-    write("/proc/self/uid_map", format!("{user} {user} 1"))?;
-    write("/proc/self/gid_map", format!("{group} {group} 1"))
-}
-
-/// The refusal of something that only a private namespace allows, with what to do about it.
-#[must_use]
-pub fn refused(source: io::Error) -> RootlessError {
-    RootlessError::Refused { source, advice: advice() }
-}
-
-/// Which switch is off, as far as it can be seen.
-fn advice() -> String {
-    let read = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
-    let mut lines = Vec::new();
-    if read("/proc/sys/user/max_user_namespaces").as_deref() == Some("0") {
-        lines.push(
-            "user namespaces are switched off; an administrator can allow them: sysctl user.max_user_namespaces=15000",
-        );
-    }
-    if read("/proc/sys/kernel/unprivileged_userns_clone").as_deref() == Some("0") {
-        lines.push("unprivileged user namespaces are switched off; an administrator can allow them: sysctl kernel.unprivileged_userns_clone=1");
-    }
-    if read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").as_deref() == Some("1") {
-        lines.push("AppArmor restricts user namespaces; an administrator can allow them: sysctl kernel.apparmor_restrict_unprivileged_userns=0");
-    }
-    if lines.is_empty() {
-        lines.push("inside a container, run it with user namespaces allowed (for Docker: --security-opt seccomp=unconfined); elsewhere look at sysctl user.max_user_namespaces");
-    }
-    lines.join("\n")
 }
 
 /// The TUN, or a veth with a packet socket where /dev/net/tun is closed to us.

@@ -210,7 +210,13 @@ fn a_default_route_that_a_route_or_a_rule_refuses_before_is_named() {
         let lab = Topology::desktop();
         let _sites = Sites::open(&lab);
         let place = desktop();
-        let look = || {
+        // A run takes questions to port 53 ahead of the rule.
+        let followed = |runs: bool, stands: bool| {
+            let ahead = || lab.host.ip("-6 rule").lines().any(|rule| rule.contains("dport 53") && is_before(rule, 70));
+            let done = poll_until(PATIENCE, || (!runs || ahead() == stands).then_some(()));
+            assert!(done.is_some(), "{}", lab.host.ip("-6 rule"));
+        };
+        let look = |runs| {
             let words = |family: &str| format!("default route for {family}, and the kernel does not take it");
             lab.host.ip("route replace default via 192.168.1.1 metric 100");
             lab.host.ip("route del default via 192.168.1.1 metric 0");
@@ -218,17 +224,24 @@ fn a_default_route_that_a_route_or_a_rule_refuses_before_is_named() {
             assert_one("problem", &place, &lab.host, &[&words("IPv4"), "`unreachable`"]);
             lab.host.ip("route del unreachable default metric 5");
             lab.host.ip("-6 rule add priority 70 to 2001:503::/32 prohibit");
+            followed(runs, true);
             assert_one("problem", &place, &lab.host, &[&words("IPv6"), "ip -6 rule"]);
             lab.host.ip("-6 rule del priority 70");
+            followed(runs, false);
             lab.host.ip("route replace default via 192.168.1.1");
             lab.host.ip("route del default via 192.168.1.1 metric 100");
             assert_healthy(&place, &lab.host);
         };
-        look();
+        look(false);
         let tunproxy = place.start(&lab.host);
-        look();
+        look(true);
         assert!(tunproxy.stop().success());
     });
+}
+
+/// Whether `rule`, as ip(8) shows it, comes before those of `priority`.
+fn is_before(rule: &str, priority: u32) -> bool {
+    rule.split(':').next().and_then(|first| first.parse().ok()).is_some_and(|first: u32| first < priority)
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::super::finding::Finding;
 use super::super::record::{Heard, Record, ResolvConf};
 use crate::app::nameservers::NAME_OTHERS;
-use crate::platform::{DnsPlan, HostPlan, NftState, RuleAction, nameservers};
+use crate::platform::{DnsPlan, HostPlan, NftState, RuleAction, can_be_asked, nameservers};
 
 /// What a program is told whose packet the firewall drops on its way out (EPERM).
 const FORBIDDEN: &str = "Operation not permitted";
@@ -61,8 +61,7 @@ fn shape(record: &Record) -> Option<Finding> {
 
 /// Where nothing that resolv.conf names is an address.
 fn useless(listed: &[&str]) -> Option<Finding> {
-    let is_one = |server: &&str| server.split('%').next().unwrap_or_default().parse::<IpAddr>().is_ok();
-    (!listed.is_empty() && !listed.iter().any(is_one)).then(|| {
+    (!listed.is_empty() && !listed.iter().any(|server| can_be_asked(server))).then(|| {
         Finding::problem(
             format!(
                 "/etc/resolv.conf names no nameserver that could be asked ({}): programs find no names",

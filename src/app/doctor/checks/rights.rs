@@ -4,8 +4,10 @@ use super::super::finding::Finding;
 use super::super::record::{Record, RunState};
 
 /// Parameters that forbid user namespaces: path, the value that does, and the one that allows them.
-pub(in crate::app::doctor) const NAMESPACES: [(&str, &str, &str); 3] = [
-    ("user/max_user_namespaces", "0", "16384"),
+pub(in crate::app::doctor) const NAMESPACES: [(&str, &str, &str); 5] = [
+    ("user/max_user_namespaces", "0", "15000"),
+    ("user/max_net_namespaces", "0", "15000"),
+    ("user/max_mnt_namespaces", "0", "15000"),
     ("kernel/unprivileged_userns_clone", "0", "1"),
     ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
 ];
@@ -49,11 +51,14 @@ fn namespaces(record: &Record) -> Vec<Finding> {
     forbids
         .map(|(path, value, allowed)| {
             let name = path.replace('/', ".");
+            // A limit holds for root as for everybody.
+            let (who, or) = match path.starts_with("user/") {
+                true => ("nobody can", ""),
+                false => ("ordinary users cannot", ", or run those two as root"),
+            };
             Finding::warning(
-                format!(
-                    "{name} is {value}: ordinary users cannot make private namespaces, which `exec` and `demo` need"
-                ),
-                format!("allow them: `sudo sysctl -w {name}={allowed}`, or run those two as root"),
+                format!("{name} is {value}: {who} make private namespaces, which `exec` and `demo` need"),
+                format!("allow them: `sudo sysctl -w {name}={allowed}`{or}"),
             )
         })
         .collect()

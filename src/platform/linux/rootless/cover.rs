@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use super::namespaces::forbidden;
 use super::{RootlessError, step};
 
 /// Folders of the path sockets by which name look-ups go around a network namespace: of nss-resolve, nscd, nss-mdns, and
@@ -36,7 +37,7 @@ const NONE: Option<&str> = None;
 
 /// Covers the path sockets that would answer names behind our back; returns the folders that are empty, and ours, now.
 pub(super) fn hide_side_doors() -> Result<Vec<PathBuf>, RootlessError> {
-    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).map_err(step("make mounts private"))?;
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).map_err(forbidden("make mounts private"))?;
     let mut covered: Vec<PathBuf> = Vec::new();
     for door in SIDE_DOORS.iter().filter_map(|door| fs::canonicalize(door).ok()).filter(|door| door.is_dir()) {
         if covered.contains(&door) {
