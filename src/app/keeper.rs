@@ -57,7 +57,11 @@ pub(super) async fn keep(state: &Path, journal: Arc<Mutex<Journal>>, control: Rc
                 let until = retry;
                 retry = (retry * 2).min(LAST_RETRY);
                 match DirectoryWatch::open(state) {
-                    Ok(watch) => timeout(until, watch.changed()).await.unwrap_or(Ok(())),
+                    // No sooner, whatever changes there: the attempt itself may take its time.
+                    Ok(watch) => {
+                        sleep(FIRST_RETRY.min(until)).await;
+                        timeout(until, watch.changed()).await.unwrap_or(Ok(()))
+                    }
                     Err(_) => {
                         sleep(until).await;
                         Ok(())

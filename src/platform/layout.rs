@@ -24,6 +24,8 @@ pub(super) const PAST_FOREIGN: u32 = offset::END - offset::FOREIGN;
 pub(super) const PAST_TUN: u32 = offset::END - offset::FROM_TUN;
 /// How far our first rule is before the last of those that take questions to port 53.
 pub(super) const UNTIL_DNS: u32 = offset::DNS;
+/// So far from the first of our block stands the rule that lets pass what comes out of the TUN.
+pub(super) const UNTIL_TUN: u32 = offset::FROM_TUN;
 
 /// Offsets of the rules within our block of priorities. The gaps are room for more of a kind.
 mod offset {
@@ -201,20 +203,21 @@ impl Layout<'_> {
         ends.into_iter().flat_map(of).collect()
     }
 
+    /// A rule for each way in which questions are asked.
+    fn questions(&self, rule: &Rule) -> [Rule; 2] {
+        [UDP, TCP].map(|protocol| Rule { protocol: Some(protocol), destination_ports: Some(DNS_PORT), ..rule.clone() })
+    }
+
     /// Port 53, whatever the address. IPv4 takes bound sockets out, because a reverse-path check looks a reply up with
     /// its ports swapped: a plain "dport 53" would make the kernel drop our own upstream's answers.
     fn dns(&self, at: &Places) -> Vec<Rule> {
-        let to_dns = |priority, protocol| Rule {
-            protocol: Some(protocol),
-            destination_ports: Some(DNS_PORT),
-            ..Rule::new(self.family, priority, self.always())
-        };
-        let forwarded = [UDP, TCP].map(|protocol| to_dns(at.dns, protocol));
+        let forwarded = self.questions(&Rule::new(self.family, at.dns, self.always()));
         if self.family == Family::V6 {
             return forwarded.into();
         }
         let unbound = |rule| Rule { from: Some(net(UNBOUND)), ..self.local(rule) };
-        let mut rules: Vec<Rule> = [UDP, TCP].map(|protocol| unbound(to_dns(at.dns_unbound, protocol))).into();
+        let mut rules: Vec<Rule> =
+            self.questions(&unbound(Rule::new(self.family, at.dns_unbound, self.always()))).into();
         let past = RuleAction::Goto(at.dns_end);
         rules.push(self.local(Rule::new(self.family, at.dns_local_end, past)));
         rules.extend(forwarded);

@@ -91,6 +91,8 @@ pub struct Parameters {
 pub struct Survey {
     /// The interfaces.
     pub links: Vec<Link>,
+    /// The number of our own, where that is left out of them.
+    pub device: Option<u32>,
     /// The indices of those that are TUNs (or TAPs).
     pub tuns: BTreeSet<u32>,
     /// The addresses, with the index of the interface that holds each.
@@ -184,7 +186,7 @@ impl Survey {
             NftState::Present { gates, .. } => gates.as_slice(),
             NftState::Missing(_) => &[],
         };
-        let index = self.links.iter().find(|link| link.name == tun).map(|link| link.index);
+        let index = self.links.iter().find(|link| link.name == tun).map(|link| link.index).or(self.device);
         let concerns = |gate: &&Gate| self.ipv6 || !gate.chain.starts_with("ip6 ");
         gates.iter().filter(concerns).filter(move |gate| gate.stops(tun, index))
     }
@@ -340,6 +342,7 @@ pub(super) mod tests {
         let rule = |priority, table| Rule::new(Family::V4, priority, RuleAction::Lookup(RouteTable(table)));
         Survey {
             links: vec![link(1, "lo"), link(2, "eth0"), link(3, "lan0")],
+            device: None,
             tuns: BTreeSet::new(),
             addresses: vec![
                 (1, "127.0.0.1/8".parse().unwrap()),

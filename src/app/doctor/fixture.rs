@@ -123,6 +123,7 @@ fn survey() -> Survey {
             .map(|(priority, table)| Rule::new(family, priority, RuleAction::Lookup(RouteTable(table))))
     });
     Survey {
+        device: None,
         tuns: std::collections::BTreeSet::new(),
         links: vec![Link { index: 1, name: "lo".to_owned() }, Link { index: 2, name: "eth0".to_owned() }],
         addresses: vec![

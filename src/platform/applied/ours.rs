@@ -17,6 +17,7 @@ impl Applied {
         let undos: Vec<&Undo> = self.undos_in_force().collect();
         let tables = [self.plan.numbers.captured, self.plan.numbers.always];
         survey.links.retain(|link| link.index != tun);
+        survey.device = Some(tun);
         survey.tuns.remove(&tun);
         survey.addresses.retain(|(index, _)| *index != tun);
         survey.routes.retain(|route| !tables.contains(&route.table) && route.device != Some(tun));

@@ -387,11 +387,11 @@ impl Applied {
     /// Undoes what is done and not planned any more, last change first.
     fn take_back(&mut self, settled: &mut Settled) -> Result<(), SettleError> {
         let steps = self.plan.steps();
-        // Rules that take traffic go only when those are there that take it instead.
+        // Rules that take traffic, and the routes they lead to, go only when those are there that take it instead.
         let is_rule = |step: &&Step| matches!(step, Step::Rule(_));
         let replaced = steps.iter().filter(is_rule).all(|step| self.done.iter().any(|done| stands_for(done, step)));
         let wanted = |done: &Done, dns: &DnsPlan| match done {
-            Done::Change(_, Undo::Rule(_)) if !replaced => true,
+            Done::Change(_, Undo::Rule(_) | Undo::Route(_)) if !replaced => true,
             Done::Resolved => matches!(dns, DnsPlan::Resolved { .. }),
             Done::Change(_, Undo::ResolvConf { .. }) => matches!(dns, DnsPlan::Rewrite { .. }),
             done => steps.iter().any(|step| stands_for(done, step)),

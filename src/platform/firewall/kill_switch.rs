@@ -129,7 +129,8 @@ impl Writer<'_> {
 
     /// Connection tracking begins with this table. A session from outside that is older, and whose server speaks first, is
     /// known by its port alone; a connection of this host's own begins with a SYN. By that it is remembered, since its other
-    /// segments look the same once nobody listens there any more. One that finds no room does not begin.
+    /// segments look the same once nobody listens there any more. One that finds no room does not begin. Where it is asked of
+    /// what leaves, what is forwarded passes there too, and is none of them.
     fn answers_of_listeners(&self) -> Vec<String> {
         let ports: Vec<String> = self.survey.answering.iter().map(u16::to_string).collect();
         let ports = format!("tcp sport {{ {} }}", ports.join(", "));
@@ -137,8 +138,8 @@ impl Writer<'_> {
             let ends = format!("{family} saddr . tcp sport . {family} daddr . tcp dport");
             let (begins, goes_on) = ("tcp flags & (syn | ack) == syn", "tcp flags & (syn | ack) != syn");
             [
-                format!("{ports} {begins} update @{set} {{ {ends} }}"),
-                format!("{ports} {begins} {ends} != @{set} drop"),
+                format!("{ports} {begins} fib saddr type local update @{set} {{ {ends} }}"),
+                format!("{ports} {begins} fib saddr type local {ends} != @{set} drop"),
                 format!("{ports} {goes_on} {ends} @{set} update @{set} {{ {ends} }}"),
                 format!("{ports} {goes_on} {ends} != @{set} return"),
             ]
@@ -244,7 +245,7 @@ mod tests {
         for chain in ["reroute", "caught"] {
             let lines = lines(&text, chain);
             let at = |words: &str| lines.iter().position(|line| *line == words).unwrap_or_else(|| panic!("{lines:#?}"));
-            let noted = at(&format!("{ports} == syn update @begun_v4 {{ {ends} }};"));
+            let noted = at(&format!("{ports} == syn fib saddr type local update @begun_v4 {{ {ends} }};"));
             assert!(noted < at(&format!("{ports} != syn {ends} != @begun_v4 return;")), "{lines:#?}");
         }
         assert!(text.find("  set begun_v6 {") < text.find("chain reroute"), "{text}");

@@ -2,8 +2,10 @@
 //! own networks, an administrator's "keep my LAN out of the VPN". Those know a way to the resolver, and would have it.
 //! Whatever else they are for stays theirs.
 
+use ipnet::IpNet;
+
 use super::{Layout, Places};
-use crate::platform::routing::{Rule, RuleAction};
+use crate::platform::routing::{Family, Rule, RuleAction};
 
 pub(super) const CAPTURE: u32 = 0;
 pub(super) const OWN: u32 = 1;
@@ -35,6 +37,7 @@ impl Layout<'_> {
             let places = Places::ahead(first);
             rules.extend(self.passes(&places));
             rules.extend(self.left_out(&places));
+            rules.extend(self.begun_by_questions(first));
             rules.extend(self.dns(&places));
             let end = Rule::new(self.family, places.end, RuleAction::Nop);
             if !rules.contains(&end) {
@@ -42,6 +45,20 @@ impl Layout<'_> {
             }
         }
         rules
+    }
+
+    /// Questions of sockets that have the TUN's address already: connect(2) looks the way up once more when it has one. With
+    /// it they go nowhere else when the TUN is gone, which matters in IPv6, where a socket keeps it.
+    fn begun_by_questions(&self, first: u32) -> Vec<Rule> {
+        let of = |(at, action)| {
+            self.tun_addresses().flat_map(move |ip| {
+                let rule =
+                    Rule { from: Some(IpNet::from(ip)), ..self.local(Rule::new(self.family, first + at, action)) };
+                self.questions(&rule)
+            })
+        };
+        let gone = Some((DNS_LOCAL_END, RuleAction::UNREACHABLE)).filter(|_| self.family == Family::V6);
+        [(DNS_UNBOUND, self.always())].into_iter().chain(gone).flat_map(of).collect()
     }
 }
 
@@ -68,6 +85,8 @@ mod tests {
 824 fwmark 0x2000000/0x2000000 iif lo lookup 2023
 825 fwmark 0x1000000/0x1000000 goto 834
 827 iif tun7 goto 834
+831 from 198.18.0.1/32 iif lo ipproto udp dport 53 lookup 2023
+831 from 198.18.0.1/32 iif lo ipproto tcp dport 53 lookup 2023
 831 from 0.0.0.0/32 iif lo ipproto udp dport 53 lookup 2023
 831 from 0.0.0.0/32 iif lo ipproto tcp dport 53 lookup 2023
 832 iif lo goto 834
@@ -79,6 +98,10 @@ mod tests {
 824 fwmark 0x2000000/0x2000000 iif lo lookup 2023
 825 fwmark 0x1000000/0x1000000 goto 834
 827 iif tun7 goto 834
+831 from fdfe:dcba:9877::1/128 iif lo ipproto udp dport 53 lookup 2023
+831 from fdfe:dcba:9877::1/128 iif lo ipproto tcp dport 53 lookup 2023
+832 from fdfe:dcba:9877::1/128 iif lo ipproto udp dport 53 unreachable
+832 from fdfe:dcba:9877::1/128 iif lo ipproto tcp dport 53 unreachable
 833 ipproto udp dport 53 lookup 2023
 833 ipproto tcp dport 53 lookup 2023
 834 nop";

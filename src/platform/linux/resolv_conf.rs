@@ -30,7 +30,9 @@ pub(in crate::platform) fn read(path: &Path) -> Option<String> {
 
 /// Whether somebody has the file open to write it: what is in it may be a beginning. False where nobody can tell.
 pub(in crate::platform) fn is_being_written(path: &Path) -> bool {
-    let Ok(file) = fs::File::open(path) else { return false };
+    // A pipe would have us wait for its writer.
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let Ok(file) = opened else { return false };
     let descriptor = file.as_raw_fd();
     // A lease for readers is not given while there is a writer (fcntl(2)). Who wants to write in the moment for which we have
     // it waits for that moment, and the signal by which we are told must be none that ends us.

@@ -35,6 +35,7 @@ pub(in crate::platform) fn take(
     let is_tun = |link: &&SeenLink| link.kind == TUN;
     let mut survey = Survey {
         tuns: seen.iter().filter(is_tun).map(|link| link.index).collect(),
+        device: None,
         links: seen.into_iter().map(|link| Link { index: link.index, name: link.name }).collect(),
         addresses: netlink.addresses()?,
         rules: Vec::new(),

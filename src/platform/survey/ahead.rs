@@ -1,8 +1,8 @@
 //! A place ahead of the rules of others that come before ours.
 
 use super::{NftState, Survey};
-use crate::platform::layout::{LENGTH_AHEAD, UNTIL_DNS};
-use crate::platform::routing::{RouteTable, Rule, RuleAction};
+use crate::platform::layout::{LENGTH_AHEAD, UNTIL_DNS, UNTIL_TUN};
+use crate::platform::routing::{Family, RouteTable, Rule, RuleAction};
 
 /// The table of the host's own addresses.
 const LOCAL: RouteTable = RouteTable(255);
@@ -32,25 +32,31 @@ impl Survey {
     /// there too, and each finds its place by itself: by how many are before it.
     pub(in crate::platform) fn ahead(&self, block: u32) -> Ahead {
         // What is the host's own stays here, where somebody has that looked up late as well.
-        let is_local = |rule: &&Rule| rule.action == RuleAction::Lookup(LOCAL);
-        let local = self.all_rules().filter(is_local).map(|rule| rule.priority).max().unwrap_or_default();
-        let others = self.rules.iter().filter(|rule| rule.origin != Rule::KERNEL).map(|rule| rule.priority);
-        let Some(first) = others.filter(|it| *it > local && *it <= block + UNTIL_DNS).min() else {
-            return Ahead::NotNeeded;
+        let is_local = |rule: &&Rule| **rule == Rule { origin: rule.origin, ..local(rule.family, rule.priority) };
+        let late = self.all_rules().filter(is_local).map(|rule| rule.priority).max().unwrap_or_default();
+        let others = || self.rules.iter().filter(|rule| rule.origin != Rule::KERNEL).map(|rule| rule.priority);
+        let before_us = |it: &u32| *it > 0 && *it <= block + UNTIL_DNS;
+        let Some(first) = others().filter(|it| before_us(it) && *it > late).min() else {
+            // All of them come before what is local.
+            return others().filter(before_us).min().map_or(Ahead::NotNeeded, Ahead::NoRoom);
         };
+        // A run that was here before us and has none there takes questions by its block.
+        let runs = self.places_of_runs();
+        let of_run = |place: &u32| place.saturating_sub(UNTIL_TUN) + UNTIL_DNS;
+        let (without, with): (Vec<u32>, Vec<u32>) =
+            runs.range(..block).map(of_run).partition(|questions| *questions < first);
+        let floor = without.into_iter().max().unwrap_or_default().max(late);
         let end = first.min(block);
-        let Some(last) = end.checked_sub(LENGTH_AHEAD).filter(|last| *last > local) else {
+        let Some(last) = end.checked_sub(LENGTH_AHEAD).filter(|last| *last > floor) else {
             return Ahead::NoRoom(first);
         };
-        let before = self.places_of_runs().range(..block).count();
-        let begin = end.saturating_sub(RUNS * LENGTH_AHEAD).max(local + 1);
-        let is_free = |at: &usize| {
-            let at = u32::try_from(*at).unwrap_or(u32::MAX);
-            !self.all_rules().any(|rule| (at..at.saturating_add(LENGTH_AHEAD)).contains(&rule.priority))
+        let begin = end.saturating_sub(RUNS * LENGTH_AHEAD).max(floor + 1);
+        let is_free = |at: &u32| {
+            let place = *at..at.saturating_add(LENGTH_AHEAD);
+            !self.all_rules().any(|rule| place.contains(&rule.priority))
         };
-        let step = LENGTH_AHEAD as usize;
-        let place = (begin as usize..=last as usize).step_by(step).skip(before).find(is_free);
-        Ahead::At(place.and_then(|place| u32::try_from(place).ok()).unwrap_or(last))
+        let mut places = (begin..=last).step_by(LENGTH_AHEAD as usize).skip(with.len());
+        places.find(is_free).map_or(Ahead::NoRoom(first), Ahead::At)
     }
 
     /// Whether there is nftables.
@@ -59,13 +65,17 @@ impl Survey {
     }
 }
 
+/// The look-up of the host's own addresses.
+fn local(family: Family, priority: u32) -> Rule {
+    Rule::new(family, priority, RuleAction::Lookup(LOCAL))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::platform::Link;
     use crate::platform::plan::HostPlan;
     use crate::platform::plan::tests::options;
-    use crate::platform::routing::Family;
     use crate::platform::survey::tests::plain;
 
     fn with(priority: u32) -> Survey {
@@ -95,8 +105,30 @@ mod tests {
         late.rules[0].priority = 1900;
         late.rules[0].origin = 3;
         assert_eq!(late.ahead(9000), Ahead::At(1901));
-        late.rules[0].priority = 1990;
-        assert_eq!(late.ahead(9000), Ahead::NoRoom(2000));
+        for priority in [1990, 2000, 3000] {
+            late.rules[0].priority = priority;
+            assert_eq!(late.ahead(9000), Ahead::NoRoom(2000), "what is local comes first");
+        }
+        late.rules[0].to = Some("192.0.2.0/24".parse().unwrap());
+        late.rules[0].priority = 3000;
+        assert_eq!(late.ahead(9000), Ahead::At(1824), "a part of it does not");
+    }
+
+    #[test]
+    fn a_later_run_does_not_come_before_the_block_of_one_that_needs_no_place_ahead() {
+        let mut survey = plain();
+        let wishes = crate::platform::survey::Wishes { first_priority: Some(5100), ..Default::default() };
+        let first =
+            HostPlan::new(&crate::platform::HostOptions { tun: "tun1".to_owned(), wishes, ..options() }, &survey);
+        survey.rules.extend(first.unwrap().rules);
+        survey.links.push(Link { index: 70, name: "tun1".to_owned() });
+        let rule = Rule::new(Family::V6, 5210, RuleAction::Lookup(RouteTable(52)));
+        survey.rules.push(Rule { origin: 3, ..rule });
+        assert_eq!(survey.ahead(5100 - 100), Ahead::NotNeeded);
+        let Ahead::At(place) = survey.ahead(9000) else { panic!("no place") };
+        assert!(place > 5125, "{place} is behind where the first takes questions");
+        survey.rules.last_mut().unwrap().priority = 5135;
+        assert_eq!(survey.ahead(9000), Ahead::NoRoom(5135));
     }
 
     #[test]

@@ -113,8 +113,13 @@ impl Survey {
         if numbers.first_priority.saturating_add(BLOCK) <= limit {
             return numbers;
         }
-        let free = self.free_priorities(None, numbers.own).filter(|first| first.saturating_add(BLOCK) <= limit);
-        Numbers { first_priority: free.unwrap_or(numbers.first_priority), ..numbers }
+        // Whoever stands behind us has to move as well, and is to find a place behind ours.
+        let runs = self.places_of_runs();
+        let behind_us = runs.range(numbers.first_priority..).count() as u32;
+        let same_order = |first: &u32| runs.iter().all(|run| (run < first) == (*run < numbers.first_priority));
+        let place = self.free_blocks(None, limit.saturating_sub(BLOCK * behind_us)).find(same_order);
+        let free = || self.free_priorities(None, numbers.own).filter(|first| first.saturating_add(BLOCK) <= limit);
+        Numbers { first_priority: place.or_else(free).unwrap_or(numbers.first_priority), ..numbers }
     }
 }
 
@@ -214,6 +219,23 @@ mod tests {
         let mut survey = with_wg_quick(32764);
         survey.rules.push(Rule { from: net("0.0.0.0/32"), iif: lo(), ..rule(9003) });
         assert_eq!(survey.before_others(numbers()).first_priority, 8900);
+    }
+
+    #[test]
+    fn two_runs_that_a_vpn_overtakes_keep_their_order_whichever_moves_first() {
+        let of_run = |first: u32| {
+            let past = RuleAction::Goto(first + 2 + crate::platform::layout::PAST_TUN);
+            Rule { iif: Some("tun9".to_owned()), ..Rule::new(Family::V4, first + 2, past) }
+        };
+        let moved = |ours: u32, other: u32| {
+            let mut survey = with_wg_quick(8999);
+            survey.rules.push(of_run(other));
+            survey.links.push(Link { index: 99, name: "tun9".to_owned() });
+            survey.before_others(Numbers { first_priority: ours, ..numbers() }).first_priority
+        };
+        assert_eq!(moved(9000, 9100), 8700, "the first leaves room behind it");
+        assert_eq!(moved(9100, 8700), 8800);
+        assert_eq!((moved(9100, 9000), moved(9000, 8800)), (8800, 8700), "the other way round");
     }
 
     #[test]

@@ -130,9 +130,18 @@ impl Nftables {
     /// # Errors
     /// As [`Nftables::tables`].
     pub(in crate::platform) fn dropping_forward(&mut self) -> Result<Vec<String>, NetlinkError> {
-        let mut chains = self.chains(0)?;
+        let mut chains = self.chains_in_force()?;
         chains.retain(|chain| chain.hook == Some(FORWARD) && chain.drops && chain.is_routed());
         Ok(chains.iter().map(SeenChain::whole_name).collect())
+    }
+
+    /// All chains, but for those of tables that are switched off.
+    fn chains_in_force(&mut self) -> Result<Vec<SeenChain>, NetlinkError> {
+        let mut dormant = self.tables()?;
+        dormant.retain(|table| table.dormant);
+        let mut chains = self.chains(0)?;
+        chains.retain(|chain| !dormant.iter().any(|off| (off.family, &off.name) == (chain.family, &chain.table)));
+        Ok(chains)
     }
 
     /// Chains that stop what comes to this host, or what it sends, unless a rule allows it; without those of tables for
@@ -142,7 +151,7 @@ impl Nftables {
     /// As [`Nftables::tables`].
     pub(in crate::platform) fn gates(&mut self, ours: impl Fn(&str) -> bool) -> Result<Vec<Gate>, NetlinkError> {
         let mut found = Vec::new();
-        for chain in self.chains(0)?.into_iter().filter(|chain| chain.is_routed() && !chain.translates) {
+        for chain in self.chains_in_force()?.into_iter().filter(|chain| chain.is_routed() && !chain.translates) {
             let hook = match chain.hook {
                 Some(INPUT) => Hook::Input,
                 Some(OUTPUT) => Hook::Output,
