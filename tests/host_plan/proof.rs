@@ -54,7 +54,7 @@ fn a_second_look_names_whatever_is_in_place_all_the_same() {
             ),
             (
                 false,
-                "ip route add throw 203.0.113.0/28 table 2022 proto kernel",
+                "ip route add throw 203.0.113.0/28 table 2022 proto kernel metric 1024",
                 "ip route flush table 2022",
                 "delete route throw 203.0.113.0/28",
             ),
