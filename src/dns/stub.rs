@@ -182,7 +182,7 @@ impl Exchange<'_> {
     /// What is returned begins with who answered, or failed.
     pub(super) async fn ask_behind(&self, stub: Upstream) -> (SocketAddr, Result<Message, ExchangeError>) {
         let (noted, mut found) = mpsc::channel(MOST_FOUND);
-        let ask = |server: Upstream| async move { (server.address, self.ask(server).await) };
+        let ask = |server: Upstream| async move { (server.address, self.ask_server(server).await) };
         let mut tracers = (0..MOST_TRACERS).map(|_| self.trace(stub, noted.clone()));
         let mut tracing: FuturesUnordered<_> = tracers.next().into_iter().collect();
         let (mut search, mut asked, mut failed) = (Search::default(), FuturesUnordered::new(), None);
@@ -226,6 +226,14 @@ impl Exchange<'_> {
             }
             (None, Some(said)) => (stub.address, said),
             (None, None) => (stub.address, own.await),
+        }
+    }
+
+    /// What `server` says, if it is one who looks names up.
+    async fn ask_server(&self, server: Upstream) -> Result<Message, ExchangeError> {
+        match self.ask(server).await? {
+            message if message.is_referral => Err(ExchangeError::Refers),
+            message => Ok(message),
         }
     }
 

@@ -2,11 +2,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::RecordType;
+use hickory_proto::rr::rdata::NS;
+use hickory_proto::rr::{RData, Record, RecordType};
 use tokio::net::UdpSocket;
 
 use super::*;
-use crate::dns::testing::{Nameserver, addresses, ask, code, fake_mode, faking, ips, mapping, parsed, query};
+use crate::dns::testing::{
+    Nameserver, addresses, answer, ask, code, fake_mode, faking, ips, mapping, name, parsed, query,
+};
 use crate::dns::{Answer, Asker, Config, Dns, Source};
 use crate::net::{Lookup, LookupError, Name};
 
@@ -182,6 +185,24 @@ async fn a_stub_that_is_told_to_ask_us_has_nobody_behind_it() {
         assert!(matches!(&failed, Err(LookupError::Failed(why)) if why.contains("it asks us")), "{failed:?}");
         assert!(world.dns.counters().snapshot().looped > 0);
     }
+}
+
+#[tokio::test]
+async fn a_stub_that_resolves_by_itself_is_told_from_one_whose_server_knows_no_address() {
+    let root = Nameserver::answering(|query| {
+        let mut referral = answer(query);
+        referral.metadata.recursion_available = false;
+        if parsed(query).queries[0].name().to_string() != "empty.example." {
+            referral.add_authority(Record::from_rdata(name("example."), 60, RData::NS(NS(name("ns.example.")))));
+        }
+        referral.to_vec().unwrap()
+    })
+    .await;
+    let upstream = root.address;
+    let world = World::new(faking(&[]), move |_| Does::Asks(vec![Some(upstream)])).await;
+    let failed = world.lookup("www.example").await;
+    assert!(matches!(&failed, Err(LookupError::Failed(why)) if why.contains("under dns.nameserver")), "{failed:?}");
+    assert!(matches!(world.lookup("empty.example").await, Err(LookupError::NoAddress)));
 }
 
 #[tokio::test]
