@@ -7,6 +7,7 @@
 //! chosen for that name just now, and goes no further.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -43,8 +44,8 @@ const MOST_UNFIT: usize = 64;
 /// Whom a stub asks: a nameserver, or None, us.
 type Found = Option<Upstream>;
 
-/// The tracers under way.
-pub(super) struct Tracers {
+/// The tracers under way. Services whose questions come to each other share them.
+pub struct Tracers {
     /// SipHash under keys from the operating system: nobody else can make a label.
     number: RandomState,
     proof: RandomState,
@@ -61,8 +62,14 @@ struct Tracer<'a> {
     name: Vec<u8>,
 }
 
-impl Tracers {
-    pub(super) fn new() -> Self {
+impl fmt::Debug for Tracers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracers").finish_non_exhaustive()
+    }
+}
+
+impl Default for Tracers {
+    fn default() -> Self {
         Self {
             number: RandomState::new(),
             proof: RandomState::new(),
@@ -71,7 +78,9 @@ impl Tracers {
             unfit: Mutex::new(Lru::new(MOST_UNFIT)),
         }
     }
+}
 
+impl Tracers {
     /// A tracer below `name`, or below what is left of it where there is no room. Who is found is told to `found`.
     fn send(&self, name: &[u8], found: mpsc::Sender<Found>) -> Tracer<'_> {
         let number = self.number.hash_one(self.next.fetch_add(1, Ordering::Relaxed));

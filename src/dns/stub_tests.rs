@@ -37,27 +37,32 @@ impl World {
         let address = socket.local_addr().unwrap();
         let nameservers = vec![Source::Stub(Upstream { address, tcp_only: false })];
         let dns = Arc::new(Dns::open(Config { nameservers, ..config }).unwrap());
-        let (asked, does) = (Arc::clone(&dns), Arc::new(does));
-        tokio::spawn(async move {
-            let mut buffer = [0; 2048];
-            while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
-                let (query, dns, does) = (buffer[..length].to_vec(), Arc::clone(&asked), Arc::clone(&does));
-                let socket = Arc::clone(&socket);
-                tokio::spawn(async move {
-                    let answer = match does(&query) {
-                        Does::Knows(answer) => answer,
-                        Does::Asks(servers) => forwarded(&dns, &query, &servers).await,
-                    };
-                    let _ = socket.send_to(&answer, client).await;
-                });
-            }
-        });
+        run(socket, Arc::clone(&dns), does);
         Self { dns, stub: address }
     }
 
     async fn lookup(&self, name: &str) -> Result<Vec<IpAddr>, LookupError> {
         self.dns.lookup(&Name::new(name).unwrap()).await.map(|found| found.to_vec())
     }
+}
+
+/// Runs the stub at `socket`, whose questions come to `dns`.
+fn run(socket: Arc<UdpSocket>, dns: Arc<Dns>, does: impl Fn(&[u8]) -> Does + Send + Sync + 'static) {
+    let does = Arc::new(does);
+    tokio::spawn(async move {
+        let mut buffer = [0; 2048];
+        while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
+            let (query, dns, does) = (buffer[..length].to_vec(), Arc::clone(&dns), Arc::clone(&does));
+            let socket = Arc::clone(&socket);
+            tokio::spawn(async move {
+                let answer = match does(&query) {
+                    Does::Knows(answer) => answer,
+                    Does::Asks(servers) => forwarded(&dns, &query, &servers).await,
+                };
+                let _ = socket.send_to(&answer, client).await;
+            });
+        }
+    });
 }
 
 /// What a stub hears of us when it asks `servers`.
@@ -178,6 +183,35 @@ async fn a_server_that_failed_is_asked_again_where_there_is_no_other() {
 }
 
 #[tokio::test]
+async fn a_nameserver_with_a_name_is_found_through_a_stub_whose_questions_come_to_the_service_that_needs_it() {
+    for config in [faking(&[]), mapping(&[])] {
+        let server = Nameserver::answering(|query| match parsed(query).queries[0].name().to_string().as_str() {
+            "dns.example." => addresses(query, 60, &["127.0.0.1"]),
+            _ => addresses(query, 60, &["203.0.113.7"]),
+        })
+        .await;
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let stub = Source::Stub(Upstream { address: socket.local_addr().unwrap(), tcp_only: false });
+        let (dialer, tracers) = (config.dialer.clone(), Arc::clone(&config.tracers));
+        let bootstrap = Config { nameservers: vec![stub], dialer, tracers, ..mapping(&[]) };
+        let named = Source::Named {
+            name: Name::new("dns.example").unwrap(),
+            port: server.address.port(),
+            tcp_only: false,
+            lookup: Arc::new(Dns::open(bootstrap).unwrap()),
+        };
+        let dns = Arc::new(Dns::open(Config { nameservers: vec![named], ..config }).unwrap());
+        let upstream = server.address;
+        run(socket, Arc::clone(&dns), move |_| Does::Asks(vec![Some(upstream)]));
+        let names = dns.fake_names();
+        let real: IpAddr = "203.0.113.7".parse().unwrap();
+        assert_eq!(dns.lookup(&Name::new("www.example").unwrap()).await.unwrap()[..], [real]);
+        let spent = dns.fake_names() - names;
+        assert!(spent <= 2, "the tracers got {spent} fake addresses");
+    }
+}
+
+#[tokio::test]
 async fn a_stub_that_is_told_to_ask_us_has_nobody_behind_it() {
     for config in [faking(&[]), mapping(&[])] {
         let world = World::new(config, |_| Does::Asks(vec![None])).await;
@@ -241,7 +275,7 @@ async fn tracers_are_known_in_any_case_and_forged_ones_are_names() {
 
 #[test]
 fn tracers_fit_below_the_longest_names_and_below_the_root() {
-    let tracers = Tracers::new();
+    let tracers = Tracers::default();
     let (noted, _found) = mpsc::channel(1);
     let long: Vec<u8> =
         [&[63; 1][..], &[b'a'; 63]].concat().repeat(3).into_iter().chain([61]).chain([b'b'; 61]).chain([0]).collect();
