@@ -38,8 +38,8 @@ const MOST_TRACERS: usize = 3;
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// For so long the stub hears that a server that failed us has failed.
 const UNFIT: Duration = Duration::from_secs(30);
-/// Servers of which that is known.
-const MOST_UNFIT: usize = 64;
+/// Servers of which is known how they stand.
+const MOST_KNOWN: usize = 64;
 
 /// Whom a stub asks: a nameserver, or None, us.
 type Found = Option<Upstream>;
@@ -51,7 +51,14 @@ pub struct Tracers {
     proof: RandomState,
     next: AtomicU64,
     sent: Mutex<HashMap<u64, mpsc::Sender<Found>>>,
-    unfit: Mutex<Lru<SocketAddr, Instant>>,
+    standing: Mutex<Lru<SocketAddr, Standing>>,
+}
+
+/// What came last of asking a server.
+#[derive(Clone, Copy)]
+enum Standing {
+    AnsweredAt(Instant),
+    UnfitUntil(Instant),
 }
 
 /// A tracer, until it is dropped.
@@ -75,7 +82,7 @@ impl Default for Tracers {
             proof: RandomState::new(),
             next: AtomicU64::new(0),
             sent: Mutex::default(),
-            unfit: Mutex::new(Lru::new(MOST_UNFIT)),
+            standing: Mutex::new(Lru::new(MOST_KNOWN)),
         }
     }
 }
@@ -116,13 +123,17 @@ impl Tracers {
     }
 
     fn is_unfit(&self, server: SocketAddr) -> bool {
-        self.unfit.lock().get(&server).is_some_and(|until| Instant::now() < *until)
+        matches!(self.standing.lock().get(&server), Some(Standing::UnfitUntil(until)) if Instant::now() < *until)
+    }
+
+    fn has_answered_since(&self, server: SocketAddr, since: Instant) -> bool {
+        matches!(self.standing.lock().get(&server), Some(Standing::AnsweredAt(at)) if since <= *at)
     }
 
     fn judge(&self, server: SocketAddr, fit: bool) {
         let now = Instant::now();
-        let until = if fit { now } else { now + UNFIT };
-        self.unfit.lock().insert(server, until);
+        let standing = if fit { Standing::AnsweredAt(now) } else { Standing::UnfitUntil(now + UNFIT) };
+        self.standing.lock().insert(server, standing);
     }
 }
 
@@ -135,8 +146,8 @@ impl Drop for Tracer<'_> {
 /// Those that the tracers of one question have found.
 #[derive(Default)]
 struct Search {
-    /// Asked, with whether they still owe an answer.
-    asked: Vec<(SocketAddr, bool)>,
+    /// Asked, with since when they owe an answer, if they still do.
+    asked: Vec<(SocketAddr, Option<Instant>)>,
     /// Failed lately, and so asked only where there is nobody else.
     spare: Vec<Upstream>,
     /// The stub is told to ask us.
@@ -157,7 +168,7 @@ impl Search {
             self.spare.push(server);
             return None;
         }
-        self.asked.push((server.address, true));
+        self.asked.push((server.address, Some(Instant::now())));
         Some(server)
     }
 
@@ -165,22 +176,25 @@ impl Search {
     fn fall_back(&mut self) -> Option<Upstream> {
         let server = self.spare.pop()?;
         self.spare.retain(|other| other.address != server.address);
-        self.asked.push((server.address, true));
+        self.asked.push((server.address, Some(Instant::now())));
         Some(server)
     }
 
     /// Notes what came of asking `server`; true if that is an answer.
     fn hear(&mut self, tracers: &Tracers, server: SocketAddr, outcome: &Result<Message, ExchangeError>) -> bool {
-        self.asked.iter_mut().filter(|(asked, _)| *asked == server).for_each(|(_, owes)| *owes = false);
+        self.asked.iter_mut().filter(|(asked, _)| *asked == server).for_each(|(_, owes)| *owes = None);
         // One that refuses may refuse everybody, while SERVFAIL may be of this name alone.
         let fit = outcome.as_ref().is_ok_and(|message| message.code != rcode::REFUSED);
         tracers.judge(server, fit);
         fit
     }
 
-    /// Those that have said nothing.
+    /// Those that have said nothing have failed, unless they answer other questions meanwhile: then it is this name that is slow.
     fn lose_patience(&self, tracers: &Tracers) {
-        self.asked.iter().filter(|(_, owes)| *owes).for_each(|(server, _)| tracers.judge(*server, false));
+        let owing = self.asked.iter().filter_map(|(server, owes)| Some((*server, (*owes)?)));
+        owing
+            .filter(|(server, since)| !tracers.has_answered_since(*server, *since))
+            .for_each(|(server, _)| tracers.judge(server, false));
     }
 }
 

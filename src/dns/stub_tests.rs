@@ -284,3 +284,19 @@ fn tracers_fit_below_the_longest_names_and_below_the_root() {
     assert!(tracer.name.len() <= MAX_NAME && tracer.name.ends_with(&[b'b', 0]));
     assert_eq!(tracers.send(&[0], noted).name.len(), LABEL + 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_silent_on_one_name_stays_fit_while_it_answers_others() {
+    let (tracers, server) = (Tracers::default(), "192.0.2.1:53".parse().unwrap());
+    let asked_now = || Search { asked: vec![(server, Some(Instant::now()))], ..Search::default() };
+    let slow = asked_now();
+    tokio::time::advance(PATIENCE / 2).await;
+    tracers.judge(server, true);
+    tokio::time::advance(PATIENCE / 2).await;
+    slow.lose_patience(&tracers);
+    assert!(!tracers.is_unfit(server));
+    let silent = asked_now();
+    tokio::time::advance(PATIENCE).await;
+    silent.lose_patience(&tracers);
+    assert!(tracers.is_unfit(server), "it has answered nothing since");
+}
