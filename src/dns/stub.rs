@@ -218,6 +218,7 @@ impl Exchange<'_> {
                     None => break,
                 }
             }
+            let has_spoken = said.as_ref().is_some_and(|said| !matches!(said, Ok(message) if self.has_fake(message)));
             tokio::select! {
                 // Who was found is known before the stub has its answer.
                 biased;
@@ -232,8 +233,11 @@ impl Exchange<'_> {
                     }
                     failed = Some((server, outcome));
                     tracing.extend(tracers.next());
+                    patience = Instant::now() + PATIENCE;
                 }
                 Some(()) = tracing.next() => {}
+                // It drops tracers, or asks where we do not see it, slowly: nobody is found, and what it said counts.
+                () = sleep_until(patience), if asked.is_empty() && has_spoken => tracing.clear(),
                 () = sleep_until(patience), if !asked.is_empty() && tracers.len() > 0 => {
                     search.lose_patience(self.tracers);
                     tracing.extend(tracers.next());

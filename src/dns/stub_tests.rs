@@ -23,6 +23,8 @@ enum Does {
     Knows(Vec<u8>),
     /// Asks these, one after the other until one does not fail: None is us, on purpose. We are asked in their place.
     Asks(Vec<Option<SocketAddr>>),
+    /// Says nothing.
+    Drops,
 }
 
 /// A stub on this host, and those who ask through it.
@@ -57,6 +59,7 @@ fn run(socket: Arc<UdpSocket>, dns: Arc<Dns>, does: impl Fn(&[u8]) -> Does + Sen
             tokio::spawn(async move {
                 let answer = match does(&query) {
                     Does::Knows(answer) => answer,
+                    Does::Drops => return,
                     Does::Asks(servers) => forwarded(&dns, &query, &servers).await,
                 };
                 let _ = socket.send_to(&answer, client).await;
@@ -154,6 +157,19 @@ async fn the_answers_of_a_stub_whose_questions_never_come_to_us_are_its_own() {
     assert_eq!(world.lookup("www.example").await.unwrap().len(), 1);
     assert!(matches!(world.lookup("empty.example").await, Err(LookupError::NoAddress)));
     assert!(matches!(world.lookup("nobody.example").await, Err(LookupError::NoSuchName)));
+}
+
+#[tokio::test]
+async fn a_stub_that_drops_tracers_says_no_all_the_same() {
+    let world = World::new(faking(&[]), |query| match parsed(query).queries[0].name().to_string().as_str() {
+        "empty.example." => Does::Knows(addresses(query, 60, &[])),
+        "broken.example." => Does::Knows(code(query, ResponseCode::Refused)),
+        _ => Does::Drops,
+    })
+    .await;
+    assert!(matches!(world.lookup("empty.example").await, Err(LookupError::NoAddress)));
+    let failed = world.lookup("broken.example").await;
+    assert!(matches!(&failed, Err(LookupError::Failed(why)) if why.contains("refused")), "{failed:?}");
 }
 
 #[tokio::test]
