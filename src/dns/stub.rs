@@ -172,6 +172,10 @@ impl Search {
         Some(server)
     }
 
+    fn has_found_nobody(&self) -> bool {
+        self.asked.is_empty() && self.spare.is_empty() && !self.asks_us
+    }
+
     /// One of those that are left.
     fn fall_back(&mut self) -> Option<Upstream> {
         let server = self.spare.pop()?;
@@ -220,16 +224,17 @@ impl Exchange<'_> {
             }
             let has_spoken = said.as_ref().is_some_and(|said| !matches!(said, Ok(message) if self.has_fake(message)));
             tokio::select! {
-                // Who was found is known before the stub has its answer.
+                // Who was found is known before the stub has its answer to the tracer; what it knows by itself, before that.
                 biased;
-                Some(server) = found.recv() => asked.extend(search.take(self, server).map(&ask)),
                 outcome = &mut own, if said.is_none() => match outcome {
-                    Ok(message) if message.has_data() && !self.has_fake(&message) => return (stub.address, Ok(message)),
+                    Ok(message) if self.is_own(&message, &search) => return (stub.address, Ok(message)),
                     outcome => said = Some(outcome),
                 },
+                Some(server) = found.recv() => asked.extend(search.take(self, server).map(&ask)),
                 Some((server, outcome)) = asked.next() => {
                     if search.hear(self.tracers, server, &outcome) {
-                        return (server, outcome);
+                        let exists = said.filter(|said| self.is_overruled(said, &outcome));
+                        return exists.map_or((server, outcome), |said| (stub.address, said));
                     }
                     failed = Some((server, outcome));
                     tracing.extend(tracers.next());
@@ -254,6 +259,18 @@ impl Exchange<'_> {
             (None, Some(said)) => (stub.address, said),
             (None, None) => (stub.address, own.await),
         }
+    }
+
+    /// Whether the stub knows what it says by itself: it bears data, or it says no before it has asked anybody.
+    fn is_own(&self, message: &Message, search: &Search) -> bool {
+        let says_no = message.code == rcode::NX_DOMAIN && search.has_found_nobody();
+        says_no || message.has_data() && !self.has_fake(message)
+    }
+
+    /// Whether a server's `outcome` denies a name of which the stub has `said` that it exists, without data of this type.
+    fn is_overruled(&self, said: &Result<Message, ExchangeError>, outcome: &Result<Message, ExchangeError>) -> bool {
+        let exists = |said: &Message| said.code == rcode::NO_ERROR && !said.is_referral && !self.has_fake(said);
+        said.as_ref().is_ok_and(exists) && outcome.as_ref().is_ok_and(|message| message.code == rcode::NX_DOMAIN)
     }
 
     /// What `server` says, if it is one who looks names up.

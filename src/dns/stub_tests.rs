@@ -145,6 +145,23 @@ async fn what_a_stub_knows_by_itself_counts_before_what_others_say() {
 }
 
 #[tokio::test]
+async fn what_a_stub_denies_or_has_without_data_by_itself_counts_before_what_others_say() {
+    let server = real().await;
+    let upstream = server.address;
+    let world = World::new(faking(&[]), move |query| match parsed(query).queries[0].name().to_string().as_str() {
+        "blocked.example." => Does::Knows(code(query, ResponseCode::NXDomain)),
+        "nobody.example." => Does::Knows(addresses(query, 60, &[])),
+        below if below.ends_with(".blocked.example.") => Does::Drops,
+        _ => Does::Asks(vec![Some(upstream)]),
+    })
+    .await;
+    let begun = std::time::Instant::now();
+    assert!(matches!(world.lookup("blocked.example").await, Err(LookupError::NoSuchName)));
+    assert!(begun.elapsed() < PATIENCE, "a no is not waited with until tracers are given up");
+    assert!(matches!(world.lookup("nobody.example").await, Err(LookupError::NoAddress)));
+}
+
+#[tokio::test]
 async fn the_answers_of_a_stub_whose_questions_never_come_to_us_are_its_own() {
     let world = World::new(faking(&[]), |query| {
         Does::Knows(match parsed(query).queries[0].name().to_string().as_str() {
