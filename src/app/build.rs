@@ -154,11 +154,13 @@ pub(super) async fn core(
     }
     dialer.interface.clone_from(&profile.interface_name);
     let own = dialer.own.clone();
-    let nameservers = nameservers::find(profile, &addresses, &dialer)?;
+    let tracers = Arc::default();
+    let nameservers = nameservers::find(profile, &addresses, &dialer, &tracers)?;
     let dns = Dns::open(dns::Config {
         ipv6: profile.dns.ipv6 && ipv6,
         mode: mode(profile)?,
         nameservers,
+        tracers,
         dialer: dialer.clone(),
         log,
         runtime: Handle::current(),

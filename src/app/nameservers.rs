@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::build::Addresses;
-use crate::dns::{self, Dns, Source, Upstream};
+use crate::dns::{self, Dns, Source, Tracers, Upstream};
 use crate::net::{Address, Host, Lookup};
 use crate::platform::{self, Dialer, Fwmark};
 use crate::profile::{Nameserver, Profile};
@@ -56,9 +56,16 @@ fn away(servers: &[SocketAddr]) -> Vec<SocketAddr> {
 /// Where the nameservers of `profile` are found. Nothing is asked yet: those written as names are looked up through
 /// `default-nameserver` when a question needs them, and the system's are those of that time.
 ///
+/// `tracers` are those of the service that asks them: what a stub asks for such a look-up comes to it.
+///
 /// # Errors
 /// The look-up of names cannot be built.
-pub(super) fn find(profile: &Profile, addresses: &Addresses, dialer: &Dialer) -> anyhow::Result<Vec<Source>> {
+pub(super) fn find(
+    profile: &Profile,
+    addresses: &Addresses,
+    dialer: &Dialer,
+    tracers: &Arc<Tracers>,
+) -> anyhow::Result<Vec<Source>> {
     let written = &profile.dns;
     let system = Arc::new(FromSystem::new(profile, addresses, dialer));
     if !written.enable {
@@ -66,12 +73,13 @@ pub(super) fn find(profile: &Profile, addresses: &Addresses, dialer: &Dialer) ->
         return Ok(vec![Source::System(system)]);
     }
     let bootstrap = match written.nameserver.iter().any(Nameserver::is_named) {
-        true => Some(bootstrap(profile, &system, dialer)?),
+        true => Some(bootstrap(profile, &system, dialer, tracers)?),
         false => None,
     };
     let mut sources: Vec<Source> =
         written.nameserver.iter().filter_map(|server| source(server, &system, bootstrap.as_ref())).collect();
-    if written.nameserver.contains(&Nameserver::System) {
+    let asks_system = |servers: &[Nameserver]| servers.contains(&Nameserver::System);
+    if asks_system(&written.nameserver) || bootstrap.is_some() && asks_system(&written.default_nameserver) {
         system.warn();
     }
     // Nobody else may be asked in place of those that the profile names.
@@ -104,12 +112,18 @@ fn source(server: &Nameserver, system: &Arc<FromSystem>, lookup: Option<&Arc<dyn
 }
 
 /// Finds the addresses of nameservers that are written as names. It has a cache and limits of its own.
-fn bootstrap(profile: &Profile, system: &Arc<FromSystem>, dialer: &Dialer) -> anyhow::Result<Arc<dyn Lookup>> {
+fn bootstrap(
+    profile: &Profile,
+    system: &Arc<FromSystem>,
+    dialer: &Dialer,
+    tracers: &Arc<Tracers>,
+) -> anyhow::Result<Arc<dyn Lookup>> {
     let servers = &profile.dns.default_nameserver;
     let dns = Dns::open(dns::Config {
         ipv6: profile.ipv6,
         mode: dns::Mode::Mapping,
         nameservers: servers.iter().filter_map(|server| source(server, system, None)).collect(),
+        tracers: Arc::clone(tracers),
         dialer: dialer.clone(),
         log: None,
         runtime: Handle::current(),
@@ -414,7 +428,7 @@ mod tests {
             ("{enable: true, nameserver: [dns.example], default-nameserver: [system]}", "[dns.example:53]"),
         ] {
             let profile = profile(&format!("dns: {text}\nrules: ['MATCH,DIRECT']\n"));
-            let found = find(&profile, &Addresses::of(&profile), &Dialer::default()).unwrap();
+            let found = find(&profile, &Addresses::of(&profile), &Dialer::default(), &Arc::default()).unwrap();
             assert_eq!(format!("{found:?}"), expected);
         }
     }

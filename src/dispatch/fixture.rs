@@ -135,7 +135,8 @@ impl World<'_> {
 
 pub(super) fn dns(mode: Mode, nameservers: Vec<Source>) -> Dns {
     let runtime = tokio::runtime::Handle::current();
-    let config = dns::Config { ipv6: false, mode, nameservers, dialer: Dialer::default(), log: None, runtime };
+    let (tracers, dialer) = (Arc::default(), Dialer::default());
+    let config = dns::Config { ipv6: false, mode, nameservers, tracers, dialer, log: None, runtime };
     Dns::open(config).unwrap()
 }
 

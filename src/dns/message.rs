@@ -40,6 +40,8 @@ pub(super) struct Message {
     pub(super) lifetime: u32,
     /// The addresses it gives to the name asked for, aliases followed.
     pub(super) addresses: Arc<[IpAddr]>,
+    /// It only says who would know (RFC 1034 section 4.3.2), as servers do that look nothing up for others.
+    pub(super) is_referral: bool,
 }
 
 impl Message {
@@ -59,6 +61,7 @@ impl Message {
             extended_error: Box::default(),
             lifetime: 0,
             addresses: Arc::default(),
+            is_referral: false,
         };
         let mut records = Vec::new();
         let mut at = question_end;
@@ -86,7 +89,19 @@ impl Message {
             .collect();
         message.lifetime = message.limit_lifetime(&records);
         message.addresses = message.follow(bytes);
+        message.is_referral = message.refers(&records);
         Ok(message)
+    }
+
+    /// Neither from who knows nor from who would ask, no answer, and nameservers in the place of an SOA (RFC 2308 section 2.2).
+    fn refers(&self, records: &[Record]) -> bool {
+        let says = |kind| records.iter().take(usize::from(self.counts[1])).any(|record| record.kind == kind);
+        let bits = u16_at(&self.bytes, 2).unwrap_or(0);
+        self.code == rcode::NO_ERROR
+            && bits & (bit::AA | bit::RA) == 0
+            && self.counts[0] == 0
+            && says(kind::NS)
+            && !says(kind::SOA)
     }
 
     fn read_opt(&mut self, record: &Record) {

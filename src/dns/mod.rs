@@ -42,6 +42,7 @@ pub use counters::{Counters, Counts};
 pub use fake_ip::{Fake, Held, OpenError};
 pub use filter::{Filter, FilterMode, InvalidPattern, Wildcards};
 pub use server::{Server, serve, serve_stream};
+pub use stub::Tracers;
 pub use upstream::{Source, System, Upstream};
 
 use fake_ip::FakeIp;
@@ -79,6 +80,8 @@ pub struct Config {
     pub mode: Mode,
     /// `nameserver`, all asked at once; the first that does not fail wins.
     pub nameservers: Vec<Source>,
+    /// What finds those behind a stub: one of a run, for whatever looks names up in it.
+    pub tracers: Arc<Tracers>,
     /// Makes the sockets towards them.
     pub dialer: Dialer,
     /// The file that keeps fake addresses across restarts.
@@ -110,7 +113,7 @@ impl Dns {
     /// # Errors
     /// A fake range has no address to hand out.
     pub fn open(config: Config) -> Result<Self, OpenError> {
-        let Config { ipv6, mode, nameservers, dialer, log, runtime } = config;
+        let Config { ipv6, mode, nameservers, tracers, dialer, log, runtime } = config;
         let counters = Arc::new(Counters::default());
         let ranges = dialer.fake.clone();
         let hints = (!matches!(mode, Mode::Plain)).then(|| Mutex::new(Lru::new(HINTS)));
@@ -123,7 +126,7 @@ impl Dns {
             }
         };
         let mark = dialer.mark.map(|mark| mark.0);
-        let resolver = Resolver::new(dialer, nameservers, ranges, runtime, Arc::clone(&counters));
+        let resolver = Resolver::new(dialer, (nameservers, tracers), ranges, runtime, Arc::clone(&counters));
         Ok(Self { ipv6, fake, resolver: Arc::new(resolver), hints, counters, mark })
     }
 

@@ -72,7 +72,7 @@ pub(super) struct Resolver {
     runtime: Handle,
     ids: Ids,
     /// What finds those behind a stub.
-    pub(super) tracers: Tracers,
+    pub(super) tracers: Arc<Tracers>,
     counters: Arc<Counters>,
     cache: Mutex<Lru<Arc<[u8]>, Kept>>,
     flights: Mutex<Flights>,
@@ -83,7 +83,7 @@ type Flights = HashMap<Arc<[u8]>, watch::Receiver<Option<Outcome>>, RandomState>
 impl Resolver {
     pub(super) fn new(
         dialer: Dialer,
-        sources: Vec<Source>,
+        (sources, tracers): (Vec<Source>, Arc<Tracers>),
         fake: Vec<IpNet>,
         runtime: Handle,
         counters: Arc<Counters>,
@@ -94,7 +94,7 @@ impl Resolver {
             fake,
             runtime,
             ids: Ids::new(),
-            tracers: Tracers::new(),
+            tracers,
             counters,
             cache: Mutex::new(Lru::new(CACHE)),
             flights: Mutex::default(),

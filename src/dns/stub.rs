@@ -7,6 +7,7 @@
 //! chosen for that name just now, and goes no further.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -37,20 +38,27 @@ const MOST_TRACERS: usize = 3;
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// For so long the stub hears that a server that failed us has failed.
 const UNFIT: Duration = Duration::from_secs(30);
-/// Servers of which that is known.
-const MOST_UNFIT: usize = 64;
+/// Servers of which is known how they stand.
+const MOST_KNOWN: usize = 64;
 
 /// Whom a stub asks: a nameserver, or None, us.
 type Found = Option<Upstream>;
 
-/// The tracers under way.
-pub(super) struct Tracers {
+/// The tracers under way. Services whose questions come to each other share them.
+pub struct Tracers {
     /// SipHash under keys from the operating system: nobody else can make a label.
     number: RandomState,
     proof: RandomState,
     next: AtomicU64,
     sent: Mutex<HashMap<u64, mpsc::Sender<Found>>>,
-    unfit: Mutex<Lru<SocketAddr, Instant>>,
+    standing: Mutex<Lru<SocketAddr, Standing>>,
+}
+
+/// What came last of asking a server.
+#[derive(Clone, Copy)]
+enum Standing {
+    AnsweredAt(Instant),
+    UnfitUntil(Instant),
 }
 
 /// A tracer, until it is dropped.
@@ -61,17 +69,25 @@ struct Tracer<'a> {
     name: Vec<u8>,
 }
 
-impl Tracers {
-    pub(super) fn new() -> Self {
+impl fmt::Debug for Tracers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracers").finish_non_exhaustive()
+    }
+}
+
+impl Default for Tracers {
+    fn default() -> Self {
         Self {
             number: RandomState::new(),
             proof: RandomState::new(),
             next: AtomicU64::new(0),
             sent: Mutex::default(),
-            unfit: Mutex::new(Lru::new(MOST_UNFIT)),
+            standing: Mutex::new(Lru::new(MOST_KNOWN)),
         }
     }
+}
 
+impl Tracers {
     /// A tracer below `name`, or below what is left of it where there is no room. Who is found is told to `found`.
     fn send(&self, name: &[u8], found: mpsc::Sender<Found>) -> Tracer<'_> {
         let number = self.number.hash_one(self.next.fetch_add(1, Ordering::Relaxed));
@@ -107,13 +123,17 @@ impl Tracers {
     }
 
     fn is_unfit(&self, server: SocketAddr) -> bool {
-        self.unfit.lock().get(&server).is_some_and(|until| Instant::now() < *until)
+        matches!(self.standing.lock().get(&server), Some(Standing::UnfitUntil(until)) if Instant::now() < *until)
+    }
+
+    fn has_answered_since(&self, server: SocketAddr, since: Instant) -> bool {
+        matches!(self.standing.lock().get(&server), Some(Standing::AnsweredAt(at)) if since <= *at)
     }
 
     fn judge(&self, server: SocketAddr, fit: bool) {
         let now = Instant::now();
-        let until = if fit { now } else { now + UNFIT };
-        self.unfit.lock().insert(server, until);
+        let standing = if fit { Standing::AnsweredAt(now) } else { Standing::UnfitUntil(now + UNFIT) };
+        self.standing.lock().insert(server, standing);
     }
 }
 
@@ -126,8 +146,8 @@ impl Drop for Tracer<'_> {
 /// Those that the tracers of one question have found.
 #[derive(Default)]
 struct Search {
-    /// Asked, with whether they still owe an answer.
-    asked: Vec<(SocketAddr, bool)>,
+    /// Asked, with since when they owe an answer, if they still do.
+    asked: Vec<(SocketAddr, Option<Instant>)>,
     /// Failed lately, and so asked only where there is nobody else.
     spare: Vec<Upstream>,
     /// The stub is told to ask us.
@@ -148,30 +168,37 @@ impl Search {
             self.spare.push(server);
             return None;
         }
-        self.asked.push((server.address, true));
+        self.asked.push((server.address, Some(Instant::now())));
         Some(server)
+    }
+
+    fn has_found_nobody(&self) -> bool {
+        self.asked.is_empty() && self.spare.is_empty() && !self.asks_us
     }
 
     /// One of those that are left.
     fn fall_back(&mut self) -> Option<Upstream> {
         let server = self.spare.pop()?;
         self.spare.retain(|other| other.address != server.address);
-        self.asked.push((server.address, true));
+        self.asked.push((server.address, Some(Instant::now())));
         Some(server)
     }
 
     /// Notes what came of asking `server`; true if that is an answer.
     fn hear(&mut self, tracers: &Tracers, server: SocketAddr, outcome: &Result<Message, ExchangeError>) -> bool {
-        self.asked.iter_mut().filter(|(asked, _)| *asked == server).for_each(|(_, owes)| *owes = false);
+        self.asked.iter_mut().filter(|(asked, _)| *asked == server).for_each(|(_, owes)| *owes = None);
         // One that refuses may refuse everybody, while SERVFAIL may be of this name alone.
         let fit = outcome.as_ref().is_ok_and(|message| message.code != rcode::REFUSED);
         tracers.judge(server, fit);
         fit
     }
 
-    /// Those that have said nothing.
+    /// Those that have said nothing have failed, unless they answer other questions meanwhile: then it is this name that is slow.
     fn lose_patience(&self, tracers: &Tracers) {
-        self.asked.iter().filter(|(_, owes)| *owes).for_each(|(server, _)| tracers.judge(*server, false));
+        let owing = self.asked.iter().filter_map(|(server, owes)| Some((*server, (*owes)?)));
+        owing
+            .filter(|(server, since)| !tracers.has_answered_since(*server, *since))
+            .for_each(|(server, _)| tracers.judge(server, false));
     }
 }
 
@@ -182,7 +209,7 @@ impl Exchange<'_> {
     /// What is returned begins with who answered, or failed.
     pub(super) async fn ask_behind(&self, stub: Upstream) -> (SocketAddr, Result<Message, ExchangeError>) {
         let (noted, mut found) = mpsc::channel(MOST_FOUND);
-        let ask = |server: Upstream| async move { (server.address, self.ask(server).await) };
+        let ask = |server: Upstream| async move { (server.address, self.ask_server(server).await) };
         let mut tracers = (0..MOST_TRACERS).map(|_| self.trace(stub, noted.clone()));
         let mut tracing: FuturesUnordered<_> = tracers.next().into_iter().collect();
         let (mut search, mut asked, mut failed) = (Search::default(), FuturesUnordered::new(), None);
@@ -195,22 +222,27 @@ impl Exchange<'_> {
                     None => break,
                 }
             }
+            let has_spoken = said.as_ref().is_some_and(|said| !matches!(said, Ok(message) if self.has_fake(message)));
             tokio::select! {
-                // Who was found is known before the stub has its answer.
+                // Who was found is known before the stub has its answer to the tracer; what it knows by itself, before that.
                 biased;
-                Some(server) = found.recv() => asked.extend(search.take(self, server).map(&ask)),
                 outcome = &mut own, if said.is_none() => match outcome {
-                    Ok(message) if message.has_data() && !self.has_fake(&message) => return (stub.address, Ok(message)),
+                    Ok(message) if self.is_own(&message, &search) => return (stub.address, Ok(message)),
                     outcome => said = Some(outcome),
                 },
+                Some(server) = found.recv() => asked.extend(search.take(self, server).map(&ask)),
                 Some((server, outcome)) = asked.next() => {
                     if search.hear(self.tracers, server, &outcome) {
-                        return (server, outcome);
+                        let exists = said.filter(|said| self.is_overruled(said, &outcome));
+                        return exists.map_or((server, outcome), |said| (stub.address, said));
                     }
                     failed = Some((server, outcome));
                     tracing.extend(tracers.next());
+                    patience = Instant::now() + PATIENCE;
                 }
                 Some(()) = tracing.next() => {}
+                // It drops tracers, or asks where we do not see it, slowly: nobody is found, and what it said counts.
+                () = sleep_until(patience), if asked.is_empty() && has_spoken => tracing.clear(),
                 () = sleep_until(patience), if !asked.is_empty() && tracers.len() > 0 => {
                     search.lose_patience(self.tracers);
                     tracing.extend(tracers.next());
@@ -226,6 +258,26 @@ impl Exchange<'_> {
             }
             (None, Some(said)) => (stub.address, said),
             (None, None) => (stub.address, own.await),
+        }
+    }
+
+    /// Whether the stub knows what it says by itself: it bears data, or it says no before it has asked anybody.
+    fn is_own(&self, message: &Message, search: &Search) -> bool {
+        let says_no = message.code == rcode::NX_DOMAIN && search.has_found_nobody();
+        says_no || message.has_data() && !self.has_fake(message)
+    }
+
+    /// Whether a server's `outcome` denies a name of which the stub has `said` that it exists, without data of this type.
+    fn is_overruled(&self, said: &Result<Message, ExchangeError>, outcome: &Result<Message, ExchangeError>) -> bool {
+        let exists = |said: &Message| said.code == rcode::NO_ERROR && !said.is_referral && !self.has_fake(said);
+        said.as_ref().is_ok_and(exists) && outcome.as_ref().is_ok_and(|message| message.code == rcode::NX_DOMAIN)
+    }
+
+    /// What `server` says, if it is one who looks names up.
+    async fn ask_server(&self, server: Upstream) -> Result<Message, ExchangeError> {
+        match self.ask(server).await? {
+            message if message.is_referral => Err(ExchangeError::Refers),
+            message => Ok(message),
         }
     }
 

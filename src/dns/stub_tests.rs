@@ -2,11 +2,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::RecordType;
+use hickory_proto::rr::rdata::NS;
+use hickory_proto::rr::{RData, Record, RecordType};
 use tokio::net::UdpSocket;
 
 use super::*;
-use crate::dns::testing::{Nameserver, addresses, ask, code, fake_mode, faking, ips, mapping, parsed, query};
+use crate::dns::testing::{
+    Nameserver, addresses, answer, ask, code, fake_mode, faking, ips, mapping, name, parsed, query,
+};
 use crate::dns::{Answer, Asker, Config, Dns, Source};
 use crate::net::{Lookup, LookupError, Name};
 
@@ -20,6 +23,8 @@ enum Does {
     Knows(Vec<u8>),
     /// Asks these, one after the other until one does not fail: None is us, on purpose. We are asked in their place.
     Asks(Vec<Option<SocketAddr>>),
+    /// Says nothing.
+    Drops,
 }
 
 /// A stub on this host, and those who ask through it.
@@ -34,27 +39,33 @@ impl World {
         let address = socket.local_addr().unwrap();
         let nameservers = vec![Source::Stub(Upstream { address, tcp_only: false })];
         let dns = Arc::new(Dns::open(Config { nameservers, ..config }).unwrap());
-        let (asked, does) = (Arc::clone(&dns), Arc::new(does));
-        tokio::spawn(async move {
-            let mut buffer = [0; 2048];
-            while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
-                let (query, dns, does) = (buffer[..length].to_vec(), Arc::clone(&asked), Arc::clone(&does));
-                let socket = Arc::clone(&socket);
-                tokio::spawn(async move {
-                    let answer = match does(&query) {
-                        Does::Knows(answer) => answer,
-                        Does::Asks(servers) => forwarded(&dns, &query, &servers).await,
-                    };
-                    let _ = socket.send_to(&answer, client).await;
-                });
-            }
-        });
+        run(socket, Arc::clone(&dns), does);
         Self { dns, stub: address }
     }
 
     async fn lookup(&self, name: &str) -> Result<Vec<IpAddr>, LookupError> {
         self.dns.lookup(&Name::new(name).unwrap()).await.map(|found| found.to_vec())
     }
+}
+
+/// Runs the stub at `socket`, whose questions come to `dns`.
+fn run(socket: Arc<UdpSocket>, dns: Arc<Dns>, does: impl Fn(&[u8]) -> Does + Send + Sync + 'static) {
+    let does = Arc::new(does);
+    tokio::spawn(async move {
+        let mut buffer = [0; 2048];
+        while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
+            let (query, dns, does) = (buffer[..length].to_vec(), Arc::clone(&dns), Arc::clone(&does));
+            let socket = Arc::clone(&socket);
+            tokio::spawn(async move {
+                let answer = match does(&query) {
+                    Does::Knows(answer) => answer,
+                    Does::Drops => return,
+                    Does::Asks(servers) => forwarded(&dns, &query, &servers).await,
+                };
+                let _ = socket.send_to(&answer, client).await;
+            });
+        }
+    });
 }
 
 /// What a stub hears of us when it asks `servers`.
@@ -134,6 +145,23 @@ async fn what_a_stub_knows_by_itself_counts_before_what_others_say() {
 }
 
 #[tokio::test]
+async fn what_a_stub_denies_or_has_without_data_by_itself_counts_before_what_others_say() {
+    let server = real().await;
+    let upstream = server.address;
+    let world = World::new(faking(&[]), move |query| match parsed(query).queries[0].name().to_string().as_str() {
+        "blocked.example." => Does::Knows(code(query, ResponseCode::NXDomain)),
+        "nobody.example." => Does::Knows(addresses(query, 60, &[])),
+        below if below.ends_with(".blocked.example.") => Does::Drops,
+        _ => Does::Asks(vec![Some(upstream)]),
+    })
+    .await;
+    let begun = std::time::Instant::now();
+    assert!(matches!(world.lookup("blocked.example").await, Err(LookupError::NoSuchName)));
+    assert!(begun.elapsed() < PATIENCE, "a no is not waited with until tracers are given up");
+    assert!(matches!(world.lookup("nobody.example").await, Err(LookupError::NoAddress)));
+}
+
+#[tokio::test]
 async fn the_answers_of_a_stub_whose_questions_never_come_to_us_are_its_own() {
     let world = World::new(faking(&[]), |query| {
         Does::Knows(match parsed(query).queries[0].name().to_string().as_str() {
@@ -146,6 +174,19 @@ async fn the_answers_of_a_stub_whose_questions_never_come_to_us_are_its_own() {
     assert_eq!(world.lookup("www.example").await.unwrap().len(), 1);
     assert!(matches!(world.lookup("empty.example").await, Err(LookupError::NoAddress)));
     assert!(matches!(world.lookup("nobody.example").await, Err(LookupError::NoSuchName)));
+}
+
+#[tokio::test]
+async fn a_stub_that_drops_tracers_says_no_all_the_same() {
+    let world = World::new(faking(&[]), |query| match parsed(query).queries[0].name().to_string().as_str() {
+        "empty.example." => Does::Knows(addresses(query, 60, &[])),
+        "broken.example." => Does::Knows(code(query, ResponseCode::Refused)),
+        _ => Does::Drops,
+    })
+    .await;
+    assert!(matches!(world.lookup("empty.example").await, Err(LookupError::NoAddress)));
+    let failed = world.lookup("broken.example").await;
+    assert!(matches!(&failed, Err(LookupError::Failed(why)) if why.contains("refused")), "{failed:?}");
 }
 
 #[tokio::test]
@@ -175,6 +216,35 @@ async fn a_server_that_failed_is_asked_again_where_there_is_no_other() {
 }
 
 #[tokio::test]
+async fn a_nameserver_with_a_name_is_found_through_a_stub_whose_questions_come_to_the_service_that_needs_it() {
+    for config in [faking(&[]), mapping(&[])] {
+        let server = Nameserver::answering(|query| match parsed(query).queries[0].name().to_string().as_str() {
+            "dns.example." => addresses(query, 60, &["127.0.0.1"]),
+            _ => addresses(query, 60, &["203.0.113.7"]),
+        })
+        .await;
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let stub = Source::Stub(Upstream { address: socket.local_addr().unwrap(), tcp_only: false });
+        let (dialer, tracers) = (config.dialer.clone(), Arc::clone(&config.tracers));
+        let bootstrap = Config { nameservers: vec![stub], dialer, tracers, ..mapping(&[]) };
+        let named = Source::Named {
+            name: Name::new("dns.example").unwrap(),
+            port: server.address.port(),
+            tcp_only: false,
+            lookup: Arc::new(Dns::open(bootstrap).unwrap()),
+        };
+        let dns = Arc::new(Dns::open(Config { nameservers: vec![named], ..config }).unwrap());
+        let upstream = server.address;
+        run(socket, Arc::clone(&dns), move |_| Does::Asks(vec![Some(upstream)]));
+        let names = dns.fake_names();
+        let real: IpAddr = "203.0.113.7".parse().unwrap();
+        assert_eq!(dns.lookup(&Name::new("www.example").unwrap()).await.unwrap()[..], [real]);
+        let spent = dns.fake_names() - names;
+        assert!(spent <= 2, "the tracers got {spent} fake addresses");
+    }
+}
+
+#[tokio::test]
 async fn a_stub_that_is_told_to_ask_us_has_nobody_behind_it() {
     for config in [faking(&[]), mapping(&[])] {
         let world = World::new(config, |_| Does::Asks(vec![None])).await;
@@ -182,6 +252,24 @@ async fn a_stub_that_is_told_to_ask_us_has_nobody_behind_it() {
         assert!(matches!(&failed, Err(LookupError::Failed(why)) if why.contains("it asks us")), "{failed:?}");
         assert!(world.dns.counters().snapshot().looped > 0);
     }
+}
+
+#[tokio::test]
+async fn a_stub_that_resolves_by_itself_is_told_from_one_whose_server_knows_no_address() {
+    let root = Nameserver::answering(|query| {
+        let mut referral = answer(query);
+        referral.metadata.recursion_available = false;
+        if parsed(query).queries[0].name().to_string() != "empty.example." {
+            referral.add_authority(Record::from_rdata(name("example."), 60, RData::NS(NS(name("ns.example.")))));
+        }
+        referral.to_vec().unwrap()
+    })
+    .await;
+    let upstream = root.address;
+    let world = World::new(faking(&[]), move |_| Does::Asks(vec![Some(upstream)])).await;
+    let failed = world.lookup("www.example").await;
+    assert!(matches!(&failed, Err(LookupError::Failed(why)) if why.contains("under dns.nameserver")), "{failed:?}");
+    assert!(matches!(world.lookup("empty.example").await, Err(LookupError::NoAddress)));
 }
 
 #[tokio::test]
@@ -220,7 +308,7 @@ async fn tracers_are_known_in_any_case_and_forged_ones_are_names() {
 
 #[test]
 fn tracers_fit_below_the_longest_names_and_below_the_root() {
-    let tracers = Tracers::new();
+    let tracers = Tracers::default();
     let (noted, _found) = mpsc::channel(1);
     let long: Vec<u8> =
         [&[63; 1][..], &[b'a'; 63]].concat().repeat(3).into_iter().chain([61]).chain([b'b'; 61]).chain([0]).collect();
@@ -228,4 +316,20 @@ fn tracers_fit_below_the_longest_names_and_below_the_root() {
     let tracer = tracers.send(&long, noted.clone());
     assert!(tracer.name.len() <= MAX_NAME && tracer.name.ends_with(&[b'b', 0]));
     assert_eq!(tracers.send(&[0], noted).name.len(), LABEL + 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_silent_on_one_name_stays_fit_while_it_answers_others() {
+    let (tracers, server) = (Tracers::default(), "192.0.2.1:53".parse().unwrap());
+    let asked_now = || Search { asked: vec![(server, Some(Instant::now()))], ..Search::default() };
+    let slow = asked_now();
+    tokio::time::advance(PATIENCE / 2).await;
+    tracers.judge(server, true);
+    tokio::time::advance(PATIENCE / 2).await;
+    slow.lose_patience(&tracers);
+    assert!(!tracers.is_unfit(server));
+    let silent = asked_now();
+    tokio::time::advance(PATIENCE).await;
+    silent.lose_patience(&tracers);
+    assert!(tracers.is_unfit(server), "it has answered nothing since");
 }

@@ -156,6 +156,7 @@ pub(super) fn mapping(upstreams: &[&Nameserver]) -> Config {
         ipv6: true,
         mode: Mode::Mapping,
         nameservers: upstreams.iter().map(|server| server.upstream().into()).collect(),
+        tracers: Arc::default(),
         dialer: Dialer::default(),
         log: None,
         runtime: tokio::runtime::Handle::current(),

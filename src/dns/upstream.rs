@@ -153,6 +153,11 @@ pub(super) enum ExchangeError {
     NoEdns,
     #[error("it asks us")]
     AsksUs,
+    #[error(
+        "it names other nameservers and looks nothing up: the program on this host that asks it resolves names by itself, \
+         so write nameservers under dns.nameserver"
+    )]
+    Refers,
 }
 
 /// Message ids that nobody can foresee (RFC 5452 section 4.3).

@@ -5,6 +5,7 @@ use super::Transport;
 /// Record types that the code tells apart (RFC 1035, 3596, 6891, 9460).
 pub(super) mod kind {
     pub(crate) const A: u16 = 1;
+    pub(crate) const NS: u16 = 2;
     pub(crate) const SOA: u16 = 6;
     pub(crate) const PTR: u16 = 12;
     pub(crate) const HINFO: u16 = 13;
@@ -43,6 +44,7 @@ pub(super) const EDNS_SIZE: u16 = 1232;
 pub(super) mod bit {
     pub(crate) const QR: u16 = 0x8000;
     pub(crate) const OPCODE: u16 = 0x7800;
+    pub(crate) const AA: u16 = 0x0400;
     pub(crate) const TC: u16 = 0x0200;
     pub(crate) const RD: u16 = 0x0100;
     pub(crate) const RA: u16 = 0x0080;

@@ -283,12 +283,14 @@ fn is_example(host: &Host) -> bool {
 
 /// The way in which a run would look names up.
 fn lookup(dialer: &Dialer, profile: &Profile) -> Result<Arc<dyn Lookup>, String> {
+    let tracers = Arc::default();
     let nameservers =
-        nameservers::find(profile, &Addresses::of(profile), dialer).map_err(|error| format!("{error:#}"))?;
+        nameservers::find(profile, &Addresses::of(profile), dialer, &tracers).map_err(|error| format!("{error:#}"))?;
     let dns = Dns::open(dns::Config {
         ipv6: profile.ipv6,
         mode: dns::Mode::Mapping,
         nameservers,
+        tracers,
         dialer: dialer.clone(),
         log: None,
         runtime: Handle::current(),

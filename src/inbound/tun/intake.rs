@@ -144,7 +144,7 @@ impl Tunnel {
             if dispatcher.core().has_question_come_back(Network::Tcp, tuple.client, tuple.server) {
                 return incoming.refuse(Refusal::Network);
             }
-            let asker = Asker { client: tuple.client.ip(), server: Some(tuple.server) };
+            let asker = Asker { client: tuple.client.ip(), server: self.hijack.meant_for(tuple.server) };
             spawn_local(stream(dispatcher, Rc::clone(&self.streams), asker, incoming));
         } else {
             spawn_local(dispatcher.flow(tuple, incoming));
@@ -190,7 +190,7 @@ impl Tunnel {
     fn query(&self, query: &[u8], datagram: &Datagram<'_>, now: Instant, replies: &mut Vec<Reply>) {
         let (from, to) = (datagram.destination, datagram.source);
         let mut message = Vec::with_capacity(512);
-        let asker = Asker { client: to.ip(), server: Some(from) };
+        let asker = Asker { client: to.ip(), server: self.hijack.meant_for(from) };
         match self.dns.answer(query, Transport::Udp, asker, now, &mut message) {
             Answer::Ready => replies.push(Reply { from, to, message }),
             Answer::Ask(question) => match self.questions.enter(to.ip()) {

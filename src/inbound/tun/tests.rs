@@ -54,7 +54,8 @@ fn core(nameservers: Vec<dns::Source>) -> Arc<Core> {
     };
     let dialer = Dialer::default();
     let runtime = tokio::runtime::Handle::current();
-    let config = dns::Config { ipv6: false, mode, nameservers, dialer: dialer.clone(), log: None, runtime };
+    let (ipv6, tracers, log) = (false, Arc::default(), None);
+    let config = dns::Config { ipv6, mode, nameservers, tracers, dialer: dialer.clone(), log, runtime };
     let dns = Arc::new(Dns::open(config).unwrap());
     let lookup: Arc<dyn Lookup> = dns.clone();
     let context = Context { egress: Egress::new(dialer, lookup), roots: Roots::default() };
