@@ -15,7 +15,7 @@ use super::link::{Flow, Link, Opened};
 use super::live::Account;
 use super::queue::Waiting;
 use super::slot::Slot;
-use super::{Back, Choice, Dispatcher, MAKE_ROOM, Unfaked, reach};
+use super::{Back, Choice, Dispatcher, MAKE_ROOM, Unfaked, attempt, reach};
 use crate::dns::Held;
 use crate::net::{Address, BoxDatagram, DialError, Host};
 use crate::outbound::Outbound;
@@ -210,10 +210,10 @@ impl Dispatcher {
 
     pub(super) async fn associate(&self, outbound: &dyn Outbound, session: &Session) -> Result<BoxDatagram, DialError> {
         let (client, deadline) = (session.source.ip(), Instant::now() + MAKE_ROOM);
-        let mut attempts = 0;
+        let (mut waiter, mut attempts) = (None, 0);
         loop {
-            match outbound.associate(session).await {
-                Err(DialError::Exhausted) if self.make_room(client, deadline).await => {}
+            match attempt(outbound.associate(session), &mut waiter).await {
+                Err(DialError::Exhausted) if self.make_room(&mut waiter, client, deadline).await => {}
                 Err(DialError::NoPort) => {
                     self.core.counters.no_port(Network::Udp);
                     attempts += 1;

@@ -41,12 +41,14 @@ impl Outbound for Tight {
 /// Where there are so many descriptors and no more: dials to port 9 take one each and are never answered.
 struct Narrow {
     descriptors: Arc<tokio::sync::Semaphore>,
+    dials: AtomicUsize,
     ports: AtomicUsize,
 }
 
 impl Narrow {
     fn new(descriptors: usize) -> Self {
-        Self { descriptors: Arc::new(tokio::sync::Semaphore::new(descriptors)), ports: AtomicUsize::new(0) }
+        let descriptors = Arc::new(tokio::sync::Semaphore::new(descriptors));
+        Self { descriptors, dials: AtomicUsize::new(0), ports: AtomicUsize::new(0) }
     }
 }
 
@@ -60,6 +62,7 @@ impl Outbound for Narrow {
     }
 
     fn connect<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxStream, DialError>> {
+        self.dials.fetch_add(1, Relaxed);
         Box::pin(async move {
             let _descriptor = self.descriptors.try_acquire().map_err(|_| DialError::Exhausted)?;
             match session.destination.port {
@@ -149,6 +152,35 @@ async fn without_descriptors_an_idle_association_goes_and_the_dial_is_tried_once
             assert!(matches!(error, DialError::Refused), "{error}");
             assert_eq!(dispatcher.core().counters.associations.load(Relaxed), 0);
         }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_that_wait_for_descriptors_try_one_at_a_time_and_all_go_on_when_some_become_free() {
+    local(async {
+        let dispatcher = EVERYTHING_DIRECT.dispatcher();
+        let narrow = Rc::new(Narrow::new(0));
+        let carried = &dispatcher.core().carried;
+        let seats: Vec<_> = (0..10).map(|_| carried.enter([192, 0, 2, 7].into())).collect();
+        let refused = Rc::<Cell<usize>>::default();
+        for _ in 0..500 {
+            let (dispatcher, narrow, refused) = (dispatcher.clone(), narrow.clone(), refused.clone());
+            spawn_local(async move {
+                let flow = Session { source: ([192, 0, 2, 9], 4000).into(), ..session(Network::Tcp, "192.0.2.7", 80) };
+                let error = dispatcher.connect(&*narrow, &flow).await.err().unwrap();
+                refused.set(refused.get() + usize::from(matches!(error, DialError::Refused)));
+            });
+        }
+        for _ in 0..20 {
+            seats.iter().for_each(|seat| seat.pulse().beat());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let tried = narrow.dials.load(Relaxed);
+        assert!((501..1000).contains(&tried), "{tried}");
+        narrow.descriptors.add_permits(1);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(refused.get(), 500, "each left its descriptor to the next");
     })
     .await;
 }
