@@ -11,6 +11,7 @@ use tokio::task::spawn_local;
 use tokio::time::Instant;
 
 use super::associations::{Limits, Origin, Peer, REFUSED_FOR, Ticket, Way};
+use super::carried::IDLE;
 use super::link::{Flow, Link, Opened};
 use super::live::Account;
 use super::queue::Waiting;
@@ -222,14 +223,19 @@ impl Dispatcher {
                         return Err(DialError::NoPort);
                     }
                 }
+                Err(DialError::NoControlPort) => {
+                    self.core.counters.no_port(Network::Tcp);
+                    return Err(DialError::NoControlPort);
+                }
                 other => return other,
             }
         }
     }
 
-    /// Frees descriptors at the cost of the association that has been idle longest. False: there is none.
+    /// Frees descriptors at the cost of associations that are idle, those first that have been so longest. False: there is
+    /// none.
     pub(super) fn spare_a_descriptor(&self) -> bool {
-        self.associations.borrow_mut().evict(Duration::ZERO, &"evicted: no descriptors are left")
+        self.associations.borrow_mut().evict(IDLE, &"evicted: no descriptors are left")
     }
 
     /// The same for ports, of which there are perhaps fewer than before.

@@ -122,7 +122,7 @@ impl Carried {
         Seat { carried: Arc::clone(self), number, place }
     }
 
-    /// Whether `client` has more than an equal part of all flows and dials.
+    /// Whether `client` has more than an equal part of all flows and dials, and more than a few.
     pub(super) fn has_more_than_a_part(&self, client: IpAddr) -> bool {
         choice::has_more_than_a_part(self.flows.lock().candidates(), client_of(client))
     }

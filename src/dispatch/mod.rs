@@ -215,7 +215,7 @@ impl Dispatcher {
 
     /// Frees descriptors for a new flow of `client`: those of UDP associations that are idle, else of TCP flows and dials,
     /// and where there are none of UDP associations in use. Who has more than an equal part of the TCP flows gets none of
-    /// the associations while those can give way. One of a client looks at a time, and the next tries again first. False:
+    /// the associations while those can give way, and none in use at all. One of a client looks at a time, and the next tries again first. False:
     /// nobody can, or `deadline` is over.
     async fn make_room(&self, waiter: &mut Option<Waiter>, client: IpAddr, deadline: Deadline) -> bool {
         let waiter = waiter.get_or_insert_with(|| self.lines.enter(client));
@@ -239,7 +239,7 @@ impl Dispatcher {
             return true;
         }
         core.carried.make_room(client, deadline, |asked| core.counters.gave_way(asked)).await
-            || Deadline::now() < deadline && spare(Duration::ZERO)
+            || Deadline::now() < deadline && spare(if greedy { IDLE } else { Duration::ZERO })
     }
 
     /// Carries a flow that is open to its end, or until it has to give way to others.
@@ -391,7 +391,7 @@ fn refusal(error: &DialError) -> Refusal {
         (DialError::Unreachable(Reach::Prohibited), _) => Refusal::Prohibited,
         (DialError::Unreachable(Reach::Coded(code)), _) => Refusal::Coded(*code),
         // Nobody was asked: a reset would say that the destination does not want the client.
-        (DialError::Exhausted | DialError::NoPort, _) => Refusal::Host,
+        (DialError::Exhausted | DialError::NoPort | DialError::NoControlPort, _) => Refusal::Host,
         (_, io::ErrorKind::NetworkUnreachable) => Refusal::Network,
         (_, io::ErrorKind::HostUnreachable) => Refusal::Host,
         _ => Refusal::Reset,
@@ -402,7 +402,7 @@ fn refusal(error: &DialError) -> Refusal {
 fn reach(error: &DialError) -> Option<Reach> {
     match error {
         // Lost, as UDP may be where there is no room; the next one may get through.
-        DialError::Rejected(Reject::Drop) | DialError::Exhausted | DialError::NoPort => None,
+        DialError::Rejected(Reject::Drop) | DialError::Exhausted | DialError::NoPort | DialError::NoControlPort => None,
         DialError::Unreachable(why) => Some(*why),
         // Programs fall back to TCP or to another server at once on this one.
         _ => Some(Reach::Port),

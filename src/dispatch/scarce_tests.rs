@@ -72,8 +72,11 @@ impl Outbound for Narrow {
         })
     }
 
-    fn associate<'a>(&'a self, _: &'a Session) -> BoxFuture<'a, Result<BoxDatagram, DialError>> {
+    fn associate<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxDatagram, DialError>> {
         self.ports.fetch_add(1, Relaxed);
+        if session.destination.port == 1080 {
+            return Box::pin(async { Err(DialError::NoControlPort) });
+        }
         Box::pin(async { Err(io::Error::from_raw_os_error(libc::EADDRINUSE).into()) })
     }
 }
@@ -125,9 +128,14 @@ async fn without_a_local_port_some_associations_give_theirs_and_not_all_where_th
         }
         heard.times(6).await;
         let narrow = Narrow::new(1);
+        let error = dispatcher.associate(&narrow, &session(Network::Udp, "192.0.2.7", 1080)).await.err().unwrap();
+        assert!(matches!(error, DialError::NoControlPort), "{error}");
+        assert_eq!(reach(&error), None);
+        let counters = &dispatcher.core().counters;
+        let tried = (narrow.ports.swap(0, Relaxed), counters.associations.load(Relaxed));
+        assert_eq!(tried, (1, 6), "ports of UDP are no help to a connection");
         let error = dispatcher.associate(&narrow, &session(Network::Udp, "192.0.2.7", 7)).await.err().unwrap();
         assert!(matches!(error, DialError::NoPort), "{error}");
-        let counters = &dispatcher.core().counters;
         assert_eq!((narrow.ports.load(Relaxed), counters.associations.load(Relaxed)), (4, 3));
         assert_eq!((refusal(&error), reach(&error)), (Refusal::Host, None), "and nobody has refused");
     })
@@ -181,6 +189,37 @@ async fn many_that_wait_for_descriptors_try_one_at_a_time_and_all_go_on_when_som
         narrow.descriptors.add_permits(1);
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert_eq!(refused.get(), 500, "each left its descriptor to the next");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_holds_most_flows_in_use_gets_no_association_in_use_and_another_client_does() {
+    local(async {
+        let (server, _) = echo("127.0.0.1").await;
+        let (dispatcher, heard) = (EVERYTHING_DIRECT.dispatcher(), Rc::<Heard>::default());
+        let (core, narrow) = (Arc::clone(dispatcher.core()), Narrow::new(0));
+        let mut seats: Vec<_> = (0..20).map(|_| core.carried.enter([192, 0, 2, 9].into())).collect();
+        seats.push(core.carried.enter([192, 0, 2, 8].into()));
+        // Opened first, and again whenever it has been ended.
+        let opened = Rc::<Cell<usize>>::default();
+        let (using, noted) = (dispatcher.clone(), opened.clone());
+        let beating = spawn_local(async move {
+            loop {
+                let gone = using.core().counters.associations.load(Relaxed) == 0;
+                noted.set(noted.get() + usize::from(gone));
+                send(&using, &server.into(), b"?", &(heard.clone() as Rc<dyn Back>));
+                seats.iter().for_each(|seat| seat.pulse().beat());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        for (client, ends) in [(9, false), (8, true)] {
+            let source = SocketAddr::from(([192, 0, 2, client], 4000));
+            let flow = Session { source, ..session(Network::Tcp, "192.0.2.7", 80) };
+            assert!(matches!(dispatcher.connect(&narrow, &flow).await, Err(DialError::Exhausted)));
+            assert_eq!(opened.get() > 1, ends, "{client}");
+        }
+        beating.abort();
     })
     .await;
 }
