@@ -11,11 +11,12 @@ use tokio::task::spawn_local;
 use tokio::time::Instant;
 
 use super::associations::{Limits, Origin, Peer, REFUSED_FOR, Ticket, Way};
+use super::carried::IDLE;
 use super::link::{Flow, Link, Opened};
 use super::live::Account;
 use super::queue::Waiting;
 use super::slot::Slot;
-use super::{Back, Choice, Dispatcher, MAKE_ROOM, Unfaked, reach};
+use super::{Back, Choice, Dispatcher, MAKE_ROOM, Unfaked, attempt, reach};
 use crate::dns::Held;
 use crate::net::{Address, BoxDatagram, DialError, Host};
 use crate::outbound::Outbound;
@@ -210,10 +211,10 @@ impl Dispatcher {
 
     pub(super) async fn associate(&self, outbound: &dyn Outbound, session: &Session) -> Result<BoxDatagram, DialError> {
         let (client, deadline) = (session.source.ip(), Instant::now() + MAKE_ROOM);
-        let mut attempts = 0;
+        let (mut waiter, mut attempts) = (None, 0);
         loop {
-            match outbound.associate(session).await {
-                Err(DialError::Exhausted) if self.make_room(client, deadline).await => {}
+            match attempt(outbound.associate(session), &mut waiter).await {
+                Err(DialError::Exhausted) if self.make_room(&mut waiter, client, deadline).await => {}
                 Err(DialError::NoPort) => {
                     self.core.counters.no_port(Network::Udp);
                     attempts += 1;
@@ -222,14 +223,19 @@ impl Dispatcher {
                         return Err(DialError::NoPort);
                     }
                 }
+                Err(DialError::NoControlPort) => {
+                    self.core.counters.no_port(Network::Tcp);
+                    return Err(DialError::NoControlPort);
+                }
                 other => return other,
             }
         }
     }
 
-    /// Frees descriptors at the cost of the association that has been idle longest. False: there is none.
+    /// Frees descriptors at the cost of associations that are idle, those first that have been so longest. False: there is
+    /// none.
     pub(super) fn spare_a_descriptor(&self) -> bool {
-        self.associations.borrow_mut().evict(Duration::ZERO, &"evicted: no descriptors are left")
+        self.associations.borrow_mut().evict(IDLE, &"evicted: no descriptors are left")
     }
 
     /// The same for ports, of which there are perhaps fewer than before.

@@ -24,6 +24,8 @@ use choice::{Candidate, Choice, STALE, choose};
 const LEAVING: Duration = Duration::from_secs(1);
 /// A search that found nobody is not repeated for so long, whoever asks: it looks at every flow.
 const AGAIN: Duration = Duration::from_millis(20);
+/// How long one that has to wait does so before it tries again: a descriptor may have become free by itself.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The TCP flows and dials of all workers.
 #[derive(Default)]
@@ -120,14 +122,14 @@ impl Carried {
         Seat { carried: Arc::clone(self), number, place }
     }
 
-    /// Whether `client` has more than an equal part of all flows and dials.
+    /// Whether `client` has more than an equal part of all flows and dials, and more than a few.
     pub(super) fn has_more_than_a_part(&self, client: IpAddr) -> bool {
         choice::has_more_than_a_part(self.flows.lock().candidates(), client_of(client))
     }
 
     /// Ends flows or dials for a new one of `client`, those that [`choose`] names, and returns when their descriptors are
-    /// free; waits for the first that may be ended, until `deadline` at most. `told` hears how many were asked to go.
-    /// False: none can.
+    /// free; waits a while where the first may be ended later, but before `deadline`. `told` hears how many were asked to
+    /// go. False: none can.
     pub(super) async fn make_room(&self, client: IpAddr, deadline: Instant, told: impl Fn(Asked)) -> bool {
         let now = Instant::now();
         if now >= deadline {
@@ -139,8 +141,8 @@ impl Carried {
         match search {
             Search::Nobody => false,
             Search::NotBefore(at) if at > deadline => false,
-            Search::NotBefore(at) => {
-                sleep_until(at).await;
+            Search::NotBefore(_) => {
+                sleep_until((now + PAUSE).min(deadline)).await;
                 true
             }
             Search::Asked(_) | Search::Leaving => {

@@ -204,7 +204,10 @@ impl Dispatcher {
 fn reach(error: &DialError) -> Option<Reach> {
     match (error, error.kind()) {
         // Lost where there is no room, or what it was for did not answer: the program waits as for a dead host.
-        (DialError::Rejected(Reject::Drop) | DialError::Exhausted | DialError::NoPort, _)
+        (
+            DialError::Rejected(Reject::Drop) | DialError::Exhausted | DialError::NoPort | DialError::NoControlPort,
+            _,
+        )
         | (_, io::ErrorKind::TimedOut) => None,
         (DialError::Rejected(Reject::Answer) | DialError::Unsupported(_), _) => Some(Reach::Prohibited),
         (DialError::Unreachable(why), _) => Some(*why),

@@ -11,6 +11,7 @@ mod echo_ids;
 mod echo_way;
 mod echoes;
 mod entry;
+mod lines;
 mod link;
 mod live;
 mod mappings;
@@ -52,6 +53,7 @@ use associations::{Associations, Limits, Origin};
 pub use carried::Carried;
 use carried::{Asked, IDLE};
 use echoes::Echoes;
+use lines::{Lines, Waiter};
 use queue::Place;
 use relay::{Buffered, Client, End, FlowIo, relay};
 use train::Gathering;
@@ -93,6 +95,8 @@ pub struct Dispatcher {
     associations: RefCell<Associations>,
     gathering: RefCell<Gathering>,
     echoes: RefCell<Echoes>,
+    /// Who waits for a descriptor.
+    lines: Rc<Lines>,
     /// Receives every datagram of this worker before it goes on: [`link::SCRATCH`] bytes.
     scratch: RefCell<Box<[u8]>>,
 }
@@ -130,6 +134,7 @@ impl Dispatcher {
             associations: RefCell::new(associations),
             gathering: RefCell::default(),
             echoes: RefCell::new(echoes),
+            lines: Rc::default(),
             scratch: RefCell::new(vec![0; link::SCRATCH].into_boxed_slice()),
         })
     }
@@ -187,17 +192,18 @@ impl Dispatcher {
     /// Where no descriptor is left, others give up theirs, and the dial is tried again.
     async fn connect(&self, outbound: &dyn Outbound, session: &Session) -> Result<BoxStream, DialError> {
         let (client, deadline) = (session.source.ip(), Deadline::now() + MAKE_ROOM);
+        let mut waiter = None;
         loop {
             let seat = self.core.carried.dial(client);
             let dialled = tokio::select! {
                 biased;
-                dialled = outbound.connect(session) => dialled,
+                dialled = attempt(outbound.connect(session), &mut waiter) => dialled,
                 // It is not tried again: it would take its place back.
                 () = seat.asked() => return Err(DialError::Exhausted),
             };
             drop(seat);
             match dialled {
-                Err(DialError::Exhausted) if self.make_room(client, deadline).await => {}
+                Err(DialError::Exhausted) if self.make_room(&mut waiter, client, deadline).await => {}
                 Err(DialError::NoPort) => {
                     self.core.counters.no_port(Network::Tcp);
                     return Err(DialError::NoPort);
@@ -209,20 +215,31 @@ impl Dispatcher {
 
     /// Frees descriptors for a new flow of `client`: those of UDP associations that are idle, else of TCP flows and dials,
     /// and where there are none of UDP associations in use. Who has more than an equal part of the TCP flows gets none of
-    /// the associations while those can give way. False: nobody can, or `deadline` is over.
-    async fn make_room(&self, client: IpAddr, deadline: Deadline) -> bool {
-        let (core, none_left) = (&self.core, "evicted: no descriptors are left");
-        let spare = |idle| self.associations.borrow_mut().evict(idle, &none_left);
-        if Deadline::now() < deadline && !core.carried.has_more_than_a_part(client) && spare(IDLE) {
-            return true;
-        }
-        let counters = &core.counters;
-        let room = core.carried.make_room(client, deadline, |asked| counters.gave_way(asked)).await
-            || Deadline::now() < deadline && spare(Duration::ZERO);
+    /// the associations while those can give way, and none in use at all. One of a client looks at a time, and the next tries again first. False:
+    /// nobody can, or `deadline` is over.
+    async fn make_room(&self, waiter: &mut Option<Waiter>, client: IpAddr, deadline: Deadline) -> bool {
+        let waiter = waiter.get_or_insert_with(|| self.lines.enter(client));
+        let room = if waiter.is_first() {
+            self.look_for_room(waiter, client, deadline).await
+        } else {
+            tokio::time::timeout_at(deadline, waiter.turn()).await.is_ok()
+        };
         if !room {
-            counters.gave_way(Asked::default());
+            self.core.counters.gave_way(Asked::default());
         }
         room
+    }
+
+    async fn look_for_room(&self, waiter: &mut Waiter, client: IpAddr, deadline: Deadline) -> bool {
+        let (core, none_left) = (&self.core, "evicted: no descriptors are left");
+        let spare = |idle| self.associations.borrow_mut().evict(idle, &none_left);
+        // Once: it looks at all of them.
+        let greedy = *waiter.greedy.get_or_insert_with(|| core.carried.has_more_than_a_part(client));
+        if Deadline::now() < deadline && !greedy && spare(IDLE) {
+            return true;
+        }
+        core.carried.make_room(client, deadline, |asked| core.counters.gave_way(asked)).await
+            || Deadline::now() < deadline && spare(if greedy { IDLE } else { Duration::ZERO })
     }
 
     /// Carries a flow that is open to its end, or until it has to give way to others.
@@ -315,6 +332,19 @@ impl Dispatcher {
     }
 }
 
+/// Dials once more. Its turn is over as soon as it waits: it has its descriptor then, or looks a name up.
+async fn attempt<T>(dial: impl Future<Output = T>, waiter: &mut Option<Waiter>) -> T {
+    let mut dial = pin!(dial);
+    poll_fn(|cx| {
+        let polled = dial.as_mut().poll(cx);
+        if polled.is_pending() {
+            *waiter = None;
+        }
+        polled
+    })
+    .await
+}
+
 impl Entry for Rc<Dispatcher> {
     type Upstream = Upstream;
 
@@ -361,7 +391,7 @@ fn refusal(error: &DialError) -> Refusal {
         (DialError::Unreachable(Reach::Prohibited), _) => Refusal::Prohibited,
         (DialError::Unreachable(Reach::Coded(code)), _) => Refusal::Coded(*code),
         // Nobody was asked: a reset would say that the destination does not want the client.
-        (DialError::Exhausted | DialError::NoPort, _) => Refusal::Host,
+        (DialError::Exhausted | DialError::NoPort | DialError::NoControlPort, _) => Refusal::Host,
         (_, io::ErrorKind::NetworkUnreachable) => Refusal::Network,
         (_, io::ErrorKind::HostUnreachable) => Refusal::Host,
         _ => Refusal::Reset,
@@ -372,7 +402,7 @@ fn refusal(error: &DialError) -> Refusal {
 fn reach(error: &DialError) -> Option<Reach> {
     match error {
         // Lost, as UDP may be where there is no room; the next one may get through.
-        DialError::Rejected(Reject::Drop) | DialError::Exhausted | DialError::NoPort => None,
+        DialError::Rejected(Reject::Drop) | DialError::Exhausted | DialError::NoPort | DialError::NoControlPort => None,
         DialError::Unreachable(why) => Some(*why),
         // Programs fall back to TCP or to another server at once on this one.
         _ => Some(Reach::Port),

@@ -41,12 +41,14 @@ impl Outbound for Tight {
 /// Where there are so many descriptors and no more: dials to port 9 take one each and are never answered.
 struct Narrow {
     descriptors: Arc<tokio::sync::Semaphore>,
+    dials: AtomicUsize,
     ports: AtomicUsize,
 }
 
 impl Narrow {
     fn new(descriptors: usize) -> Self {
-        Self { descriptors: Arc::new(tokio::sync::Semaphore::new(descriptors)), ports: AtomicUsize::new(0) }
+        let descriptors = Arc::new(tokio::sync::Semaphore::new(descriptors));
+        Self { descriptors, dials: AtomicUsize::new(0), ports: AtomicUsize::new(0) }
     }
 }
 
@@ -60,6 +62,7 @@ impl Outbound for Narrow {
     }
 
     fn connect<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxStream, DialError>> {
+        self.dials.fetch_add(1, Relaxed);
         Box::pin(async move {
             let _descriptor = self.descriptors.try_acquire().map_err(|_| DialError::Exhausted)?;
             match session.destination.port {
@@ -69,8 +72,11 @@ impl Outbound for Narrow {
         })
     }
 
-    fn associate<'a>(&'a self, _: &'a Session) -> BoxFuture<'a, Result<BoxDatagram, DialError>> {
+    fn associate<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<BoxDatagram, DialError>> {
         self.ports.fetch_add(1, Relaxed);
+        if session.destination.port == 1080 {
+            return Box::pin(async { Err(DialError::NoControlPort) });
+        }
         Box::pin(async { Err(io::Error::from_raw_os_error(libc::EADDRINUSE).into()) })
     }
 }
@@ -122,9 +128,14 @@ async fn without_a_local_port_some_associations_give_theirs_and_not_all_where_th
         }
         heard.times(6).await;
         let narrow = Narrow::new(1);
+        let error = dispatcher.associate(&narrow, &session(Network::Udp, "192.0.2.7", 1080)).await.err().unwrap();
+        assert!(matches!(error, DialError::NoControlPort), "{error}");
+        assert_eq!(reach(&error), None);
+        let counters = &dispatcher.core().counters;
+        let tried = (narrow.ports.swap(0, Relaxed), counters.associations.load(Relaxed));
+        assert_eq!(tried, (1, 6), "ports of UDP are no help to a connection");
         let error = dispatcher.associate(&narrow, &session(Network::Udp, "192.0.2.7", 7)).await.err().unwrap();
         assert!(matches!(error, DialError::NoPort), "{error}");
-        let counters = &dispatcher.core().counters;
         assert_eq!((narrow.ports.load(Relaxed), counters.associations.load(Relaxed)), (4, 3));
         assert_eq!((refusal(&error), reach(&error)), (Refusal::Host, None), "and nobody has refused");
     })
@@ -149,6 +160,66 @@ async fn without_descriptors_an_idle_association_goes_and_the_dial_is_tried_once
             assert!(matches!(error, DialError::Refused), "{error}");
             assert_eq!(dispatcher.core().counters.associations.load(Relaxed), 0);
         }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_that_wait_for_descriptors_try_one_at_a_time_and_all_go_on_when_some_become_free() {
+    local(async {
+        let dispatcher = EVERYTHING_DIRECT.dispatcher();
+        let narrow = Rc::new(Narrow::new(0));
+        let carried = &dispatcher.core().carried;
+        let seats: Vec<_> = (0..10).map(|_| carried.enter([192, 0, 2, 7].into())).collect();
+        let refused = Rc::<Cell<usize>>::default();
+        for _ in 0..500 {
+            let (dispatcher, narrow, refused) = (dispatcher.clone(), narrow.clone(), refused.clone());
+            spawn_local(async move {
+                let flow = Session { source: ([192, 0, 2, 9], 4000).into(), ..session(Network::Tcp, "192.0.2.7", 80) };
+                let error = dispatcher.connect(&*narrow, &flow).await.err().unwrap();
+                refused.set(refused.get() + usize::from(matches!(error, DialError::Refused)));
+            });
+        }
+        for _ in 0..20 {
+            seats.iter().for_each(|seat| seat.pulse().beat());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let tried = narrow.dials.load(Relaxed);
+        assert!((501..1000).contains(&tried), "{tried}");
+        narrow.descriptors.add_permits(1);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(refused.get(), 500, "each left its descriptor to the next");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_holds_most_flows_in_use_gets_no_association_in_use_and_another_client_does() {
+    local(async {
+        let (server, _) = echo("127.0.0.1").await;
+        let (dispatcher, heard) = (EVERYTHING_DIRECT.dispatcher(), Rc::<Heard>::default());
+        let (core, narrow) = (Arc::clone(dispatcher.core()), Narrow::new(0));
+        let mut seats: Vec<_> = (0..20).map(|_| core.carried.enter([192, 0, 2, 9].into())).collect();
+        seats.push(core.carried.enter([192, 0, 2, 8].into()));
+        // Opened first, and again whenever it has been ended.
+        let opened = Rc::<Cell<usize>>::default();
+        let (using, noted) = (dispatcher.clone(), opened.clone());
+        let beating = spawn_local(async move {
+            loop {
+                let gone = using.core().counters.associations.load(Relaxed) == 0;
+                noted.set(noted.get() + usize::from(gone));
+                send(&using, &server.into(), b"?", &(heard.clone() as Rc<dyn Back>));
+                seats.iter().for_each(|seat| seat.pulse().beat());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        for (client, ends) in [(9, false), (8, true)] {
+            let source = SocketAddr::from(([192, 0, 2, client], 4000));
+            let flow = Session { source, ..session(Network::Tcp, "192.0.2.7", 80) };
+            assert!(matches!(dispatcher.connect(&narrow, &flow).await, Err(DialError::Exhausted)));
+            assert_eq!(opened.get() > 1, ends, "{client}");
+        }
+        beating.abort();
     })
     .await;
 }

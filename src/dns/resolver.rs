@@ -27,6 +27,8 @@ const CACHE: usize = 4096;
 const MAX_KEPT: usize = 12 << 10;
 /// Different questions under way at a time; each holds a socket per nameserver. More fail at once.
 const MAX_FLIGHTS: usize = 512;
+/// Of these, so many are for the names of our own dials alone: no client's questions keep others from connecting.
+const RESERVED: usize = 128;
 /// How long a question may take in all.
 pub(super) const TOTAL: Duration = Duration::from_secs(5);
 /// How long silence is remembered (RFC 9520 section 3.2: at least a second).
@@ -114,7 +116,16 @@ impl Resolver {
     /// The outcome from the cache, from the flight under way, or from a new one. Dropping the future leaves the
     /// flight to whoever else waits, and its answer to the cache.
     pub(super) async fn resolve(self: &Arc<Self>, key: &[u8]) -> Outcome {
-        let mut flight = match self.join(key) {
+        self.within(key, MAX_FLIGHTS - RESERVED).await
+    }
+
+    /// The same for a name that we are to dial.
+    pub(super) async fn resolve_own(self: &Arc<Self>, key: &[u8]) -> Outcome {
+        self.within(key, MAX_FLIGHTS).await
+    }
+
+    async fn within(self: &Arc<Self>, key: &[u8], most: usize) -> Outcome {
+        let mut flight = match self.join(key, most) {
             Ok(flight) => flight,
             Err(outcome) => return outcome,
         };
@@ -125,7 +136,8 @@ impl Resolver {
         }
     }
 
-    fn join(self: &Arc<Self>, key: &[u8]) -> Result<watch::Receiver<Option<Outcome>>, Outcome> {
+    /// Joins the flight of `key`, or begins it where fewer than `most` are under way.
+    fn join(self: &Arc<Self>, key: &[u8], most: usize) -> Result<watch::Receiver<Option<Outcome>>, Outcome> {
         let mut flights = self.flights.lock();
         if let Some(flight) = flights.get(key) {
             return Ok(flight.clone());
@@ -134,7 +146,7 @@ impl Resolver {
         if let Some(outcome) = self.cached(key, super::now()) {
             return Err(outcome);
         }
-        if flights.len() >= MAX_FLIGHTS {
+        if flights.len() >= most {
             return Err(Err(Failure::Failed("too many questions are under way".into())));
         }
         let (landed, flight) = watch::channel(None);

@@ -445,3 +445,18 @@ async fn the_nameservers_of_the_system_are_those_of_now() {
     let found = dns.lookup(&name("www.example")).await;
     assert_eq!(found.unwrap()[0], IpAddr::from([203, 0, 113, 7]));
 }
+
+#[tokio::test]
+async fn questions_of_clients_leave_flights_for_the_names_that_we_dial() {
+    let server = Nameserver::answering(good).await;
+    let dns = open(&[&server]);
+    let fly = |n: usize| {
+        let (_, flight) = watch::channel(None);
+        dns.resolver.flights.lock().insert(n.to_string().into_bytes().into(), flight);
+    };
+    (1..MAX_FLIGHTS - RESERVED).for_each(fly);
+    assert_eq!(parsed(&ask(&dns, &a("last.example.")).await).metadata.response_code, ResponseCode::NoError);
+    fly(0);
+    assert_eq!(parsed(&ask(&dns, &a("more.example.")).await).metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(dns.lookup(&name("own.example")).await.unwrap().len(), 2);
+}

@@ -244,6 +244,9 @@ pub enum DialError {
     /// This host has no local port left for the flow, at all or to this destination. That says nothing about it either.
     #[error("no local ports are left here")]
     NoPort,
+    /// The same of the connection to an upstream proxy that a UDP association needs: ports of UDP are no help.
+    #[error("no local ports are left here for connections to the upstream proxy")]
+    NoControlPort,
     /// Anything else that the operating system or the upstream reports.
     #[error("{0}")]
     Io(#[source] io::Error),
@@ -263,7 +266,7 @@ impl DialError {
             Self::Unreachable(Reach::Prohibited) | Self::Rejected(_) => io::ErrorKind::PermissionDenied,
             Self::TimedOut => io::ErrorKind::TimedOut,
             Self::Unsupported(_) => io::ErrorKind::Unsupported,
-            Self::Exhausted | Self::NoPort => io::ErrorKind::ResourceBusy,
+            Self::Exhausted | Self::NoPort | Self::NoControlPort => io::ErrorKind::ResourceBusy,
             Self::Io(error) => error.kind(),
         }
     }
@@ -280,6 +283,7 @@ impl DialError {
             Self::Denied(words) => Self::Denied(words.clone()),
             Self::Exhausted => Self::Exhausted,
             Self::NoPort => Self::NoPort,
+            Self::NoControlPort => Self::NoControlPort,
             Self::Io(error) => Self::Io(io::Error::new(error.kind(), error.to_string())),
         }
     }

@@ -88,6 +88,10 @@ impl Dialer {
 
     async fn connect(&self, socket: Socket, to: SocketAddr) -> Result<TcpStream, DialError> {
         match socket.connect(&to.into()) {
+            // Not for want of a port: it has no address to send from either.
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) && !self.has_route(to.ip()) => {
+                return Err(DialError::Unreachable(Reach::Network));
+            }
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error.into()),
             _ => {}
         }

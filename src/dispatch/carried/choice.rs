@@ -21,7 +21,7 @@ pub(super) const SLOW: Duration = Duration::from_secs(3);
 pub(super) const STALE: Duration = Duration::from_millis(500);
 /// The part of what may go that goes at a time, so that the search pays.
 const PART: usize = 16;
-/// A client without an open flow that dials no more than that is not the one that has most.
+/// A client that has no more than that, or without an open flow dials no more, is not the one that has most.
 const FEW: usize = 8;
 
 /// A flow or a dial.
@@ -142,10 +142,11 @@ impl Shares {
     }
 }
 
-/// Whether `client` has more than an equal part of `all`.
+/// Whether `client` has more than an equal part of `all`, and more than a few.
 pub(super) fn has_more_than_a_part(all: impl Iterator<Item = Candidate>, client: IpAddr) -> bool {
     let shares = Shares::of(all, client);
-    shares.has(shares.holder(client)) > shares.part
+    let has = shares.has(shares.holder(client));
+    has > shares.part && has > FEW
 }
 
 /// Which of `all` are to go for a new one of `asker`: idle ones first, and of these those of the client that has most.

@@ -1,11 +1,13 @@
-//! Room for what is begun without a dial that could say no, limited in all and for each source.
+//! Room for what is begun without a dial that could say no, limited in all and for each client.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 
-/// The places of one worker, counted by source.
+use crate::net::client_of;
+
+/// The places of one worker, counted by client: of IPv6 a /64 is one.
 pub(super) struct Places {
     /// This host: its address stands for all its programs, so it alone has no limit of its own.
     own: Vec<IpAddr>,
@@ -29,9 +31,12 @@ impl Places {
 
     /// One more for `source`, if there is one.
     pub(super) fn enter(self: &Rc<Self>, source: IpAddr) -> Option<Place> {
+        let own = self.own.contains(&source);
+        // This host is no part of the /64 that it shares with others.
+        let source = if own { source } else { client_of(source) };
         let mut by_source = self.by_source.borrow_mut();
         let count = by_source.get(&source).copied().unwrap_or_default();
-        if self.taken.get() >= self.most || count >= self.most_of_source && !self.own.contains(&source) {
+        if self.taken.get() >= self.most || count >= self.most_of_source && !own {
             return None;
         }
         by_source.insert(source, count + 1);
@@ -67,6 +72,16 @@ mod tests {
         let own: Vec<_> = std::iter::from_fn(|| places.enter(ip(1))).collect();
         assert_eq!(own.len(), 512 - 64);
         assert!(places.enter(ip(3)).is_none());
+    }
+
+    #[test]
+    fn all_addresses_of_a_64_are_one_source_and_this_host_is_none_of_them() {
+        let ip = |last: u128| IpAddr::from(std::net::Ipv6Addr::from((0x2001_0db8 << 96) + last));
+        let places = Places::new(vec![ip(1)], 512, 64);
+        let others: Vec<_> = (2..1000).filter_map(|last| places.enter(ip(last))).collect();
+        assert_eq!(others.len(), 64);
+        let own: Vec<_> = std::iter::from_fn(|| places.enter(ip(1))).collect();
+        assert_eq!(own.len(), 512 - 64);
     }
 
     #[test]

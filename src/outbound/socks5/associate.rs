@@ -46,7 +46,7 @@ pub(super) async fn open(
     credentials: Option<&Credentials>,
     drops: Arc<Drops>,
 ) -> Result<Association, DialError> {
-    let opened = upstream.open().await?;
+    let opened = upstream.open().await.map_err(of_control)?;
     let mut control = opened.stream;
     authenticate(&mut control, upstream, credentials).await?;
     let bound = request(&mut control, upstream).await?;
@@ -61,6 +61,11 @@ pub(super) async fn open(
     let sending = upstream.egress.notes(&socket, relay);
     let (reader, buffer, too_big) = (None, Vec::new(), None);
     Ok(Association { control, socket, _sending: sending, relay, way, reader, drops, buffer, too_big })
+}
+
+/// An error of the control connection as one of the association.
+fn of_control(error: DialError) -> DialError {
+    if matches!(error, DialError::NoPort) { DialError::NoControlPort } else { error }
 }
 
 async fn authenticate(
