@@ -1,7 +1,7 @@
 //! Chains of others that stop what comes to this host, or leaves it, unless a rule allows it: whether a TUN is stopped too.
 
 /// As long as the name of an interface is compared (IFNAMSIZ).
-const LONGEST_NAME: usize = 16;
+pub(super) const LONGEST_NAME: usize = 16;
 
 /// What such a chain looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use super::routing::{Family, Ports, Route, RouteKind, RouteTable, Rule, RuleActi
 use super::survey::{Numbers, Survey};
 use places::Places;
 
-pub(super) use ahead::{LENGTH as LENGTH_AHEAD, PAST_FOREIGN as PAST_FOREIGN_AHEAD};
+pub(super) use ahead::{LENGTH as LENGTH_AHEAD, PAST_FOREIGN as PAST_FOREIGN_AHEAD, PAST_TUN as PAST_TUN_AHEAD};
 
 /// How far a rule of ours that lets a foreign mark pass leads.
 pub(super) const PAST_FOREIGN: u32 = offset::END - offset::FOREIGN;
@@ -179,11 +179,17 @@ impl Layout<'_> {
             Rule { oif: tun(), ..self.rule(offset::BOUND_TO_TUN, self.always()) },
             Rule { mark: Some(self.numbers.capture), ..self.rule(offset::CAPTURE, self.always()) },
         ]);
-        for (at, action) in [(offset::FAKE, self.always()), (offset::FAKE_GONE, RuleAction::UNREACHABLE)] {
-            let fakes = self.ours(&self.options.fake);
-            rules.extend(fakes.map(|fake| Rule { to: Some(fake.trunc()), ..self.rule(at, action) }));
-        }
+        rules.extend(self.fakes(places));
         rules
+    }
+
+    /// Fake addresses lead into the TUN, and nowhere when it is gone.
+    fn fakes(&self, at: &Places) -> Vec<Rule> {
+        let of = |(at, action)| {
+            let fakes = self.ours(&self.options.fake);
+            fakes.map(move |fake| Rule { to: Some(fake.trunc()), ..Rule::new(self.family, at, action) })
+        };
+        [(at.fake, self.always()), (at.fake_gone, RuleAction::UNREACHABLE)].into_iter().flat_map(of).collect()
     }
 
     /// What has the TUN's address was begun through us. It goes nowhere else: not to the LAN, and not when the TUN is gone,

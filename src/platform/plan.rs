@@ -302,18 +302,27 @@ fn wishes_passed_over(wishes: &Wishes, numbers: &Numbers, survey: &Survey) -> Ve
 }
 
 /// Rules of others that take everything before ours are asked: another proxy's, or a VPN's for all traffic. There was no
-/// place before them.
+/// place before them. And the look-up of this host's own addresses behind ours.
 fn rules_before_ours(numbers: &Numbers, survey: &Survey) -> Vec<String> {
     let first_priority = numbers.first_priority;
     let until = first_priority.saturating_add(HostPlan::PRIORITIES);
-    let takes_all = |rule: &&Rule| rule.priority < until && survey.takes_all(rule, numbers.own);
     let warn = |rule: &Rule| {
-        format!(
-            "another program's rule ({rule}) takes all traffic before ours can: nothing will come to us until that \
-             program stops, or leaves priorities below {first_priority}"
-        )
+        let what = survey.rivals(rule, numbers.own, first_priority)?;
+        Some(format!(
+            "another rule ({rule}) {what}, and there is no room before it: what it takes does not come to us until it is \
+             gone, or has a larger priority"
+        ))
     };
-    survey.rules.iter().filter(takes_all).map(warn).collect()
+    let before = survey.rules.iter().filter(|rule| rule.priority < until);
+    let mut warnings: Vec<String> = before.filter_map(warn).collect();
+    let local = survey.looks_up_local();
+    if local > first_priority {
+        warnings.push(format!(
+            "this host's own addresses are looked up at priority {local}, behind our rules, where there is no room for ours: \
+             what comes in for this host may go into the TUN; give that rule (lookup local) a smaller one"
+        ));
+    }
+    warnings
 }
 
 /// Questions to port 53 are to be taken ahead of the rules of others, and there is no place.

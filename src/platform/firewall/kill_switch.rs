@@ -38,6 +38,7 @@ impl Writer<'_> {
         if self.options.dns_hijack {
             lines.push(format!("{QUESTION} {capture} return"));
         }
+        lines.extend(self.fakes().map(|fakes| format!("{fakes} {capture} return")));
         lines.extend(self.destinations_past_us());
         lines.extend(self.not_wanted());
         lines.push(capture);
@@ -79,6 +80,8 @@ impl Writer<'_> {
         if self.options.dns_hijack {
             lines.extend(OF_THIS_HOST.map(|sender| format!("{QUESTION} {sender} counter drop")));
         }
+        lines
+            .extend(self.fakes().flat_map(|fakes| OF_THIS_HOST.map(|sender| format!("{fakes} {sender} counter drop"))));
         lines.extend(self.destinations_past_us());
         lines.extend(self.not_wanted());
         lines.extend(OF_THIS_HOST.map(|sender| format!("{sender} counter drop")));
@@ -113,6 +116,7 @@ impl Writer<'_> {
             lines.extend(REFUSALS.map(|refusal| format!("{QUESTION} {refusal}")));
         }
         lines.push("fib daddr type multicast return".to_owned());
+        lines.extend(self.fakes().flat_map(|fakes| REFUSALS.map(|refusal| format!("{fakes} {refusal}"))));
         lines.extend(self.destinations_past_us());
         lines.extend(self.not_wanted());
         lines.extend(REFUSALS.map(str::to_owned));
@@ -164,6 +168,11 @@ impl Writer<'_> {
         let but =
             if servers.is_empty() { String::new() } else { format!("udp dport != {{ {} }} ", servers.join(", ")) };
         (self.options.kill_switch && last > 0).then(|| format!("udp dport {first}-{last} {but}return"))
+    }
+
+    /// Fake addresses: also those in a private range lead nowhere else.
+    fn fakes(&self) -> impl Iterator<Item = String> {
+        of_nets("daddr ", self.options.fake.clone())
     }
 
     /// Private ranges, networks of our own, and what the profile excludes.

@@ -16,29 +16,39 @@ impl Survey {
         rule.suppress_prefix_length.is_none() && takes_ours(rule, own) && has_default()
     }
 
-    /// Before this priority ours must stand, so that traffic comes to us first: before all rules of others that take
-    /// everything, and before those that ask the main table first, for whatever it has a route to.
-    fn limit(&self, own: MarkMatch) -> u32 {
-        let main_first = |rule: &Rule| {
+    /// What a rule that must not stand before our block at `block` does there, in words that follow "another rule"; none for
+    /// one that may.
+    pub(in crate::platform) fn rivals(&self, rule: &Rule, own: MarkMatch, block: u32) -> Option<&'static str> {
+        let main_first = || {
             let main = rule.action == RuleAction::Lookup(RouteTable::MAIN) && rule.suppress_prefix_length.is_some();
             main && takes_ours(rule, own)
         };
-        let takes = |rule: &&Rule| {
-            self.takes_all(rule, own)
-                || main_first(rule)
-                || self.leads_past_us(rule, own)
-                || self.is_abandoned_refusal(rule)
-        };
-        let first = self.rules.iter().filter(takes);
+        if self.takes_all(rule, own) {
+            Some("takes all traffic before ours can")
+        } else if main_first() {
+            Some("asks the main table before ours, so that whatever that has a route to goes past us")
+        } else if self.leads_past_us(rule, own, block) {
+            Some("leads all traffic past ours")
+        } else if self.is_abandoned_refusal(rule) {
+            Some("of a run that has crashed refuses what ours are to take")
+        } else {
+            None
+        }
+    }
+
+    /// Before this priority ours must stand, so that traffic comes to us first: before all rules of others that take
+    /// everything, and before those that ask the main table first, for whatever it has a route to.
+    fn limit(&self, own: MarkMatch, block: u32) -> u32 {
+        let first = self.rules.iter().filter(|rule| self.rivals(rule, own, block).is_some());
         // The kernel's own rule stands there, and is no other program's.
         first.map(|rule| rule.priority).min().unwrap_or(MAIN_PRIORITY).min(MAIN_PRIORITY)
     }
 
-    /// Whether a rule has everything go on behind the places where we usually are, or at another program's rule that takes it.
-    fn leads_past_us(&self, rule: &Rule, own: MarkMatch) -> bool {
+    /// Whether a rule has everything go on behind our place, or at another program's rule that takes it.
+    fn leads_past_us(&self, rule: &Rule, own: MarkMatch, block: u32) -> bool {
         let RuleAction::Goto(target) = rule.action else { return false };
         let there = |it: &Rule| it.priority >= target && it.priority < MAIN_PRIORITY && self.takes_all(it, own);
-        takes_ours(rule, own) && (target > FIRST_PRIORITY || self.rules.iter().any(there))
+        takes_ours(rule, own) && (target > block || self.rules.iter().any(there))
     }
 
     /// Whether a rule refuses what was to go through the TUN of a run that has crashed: it may have had the very addresses that
@@ -65,19 +75,21 @@ impl Survey {
     /// The first of [`BLOCK`] free priorities: the wish, or one near where we usually are; before the rules of others that
     /// would take everything, and behind those of other runs, if there is room.
     pub(super) fn free_priorities(&self, wish: Option<u32>, own: MarkMatch) -> Option<u32> {
-        let before = || self.free_blocks(wish, self.limit(own));
+        let before = || self.free_blocks(wish, self.limit(own, wish.unwrap_or(FIRST_PRIORITY)));
         // Another run's flows would come to us, were we before it: what has an address that is the TUN's of both.
         let behind = before().find(|first| self.is_behind_runs(*first));
         behind.or_else(|| before().next()).or_else(|| self.free_blocks(wish, MAIN_PRIORITY).next())
     }
 
-    /// The first of each [`BLOCK`] free priorities before `limit`, the wish before all others.
+    /// The first of each [`BLOCK`] free priorities before `limit`, the wish before all others. What is the host's own is looked
+    /// up before us, wherever somebody has that done.
     fn free_blocks(&self, wish: Option<u32>, limit: u32) -> impl Iterator<Item = u32> {
         let used: std::collections::BTreeSet<u32> = self.all_rules().map(|rule| rule.priority).collect();
         let near = (FIRST_PRIORITY..MAIN_PRIORITY).chain((1..FIRST_PRIORITY).rev());
-        wish.into_iter().chain(near.filter(|first| first % BLOCK == 0)).filter(move |first| {
+        let local = self.looks_up_local();
+        wish.into_iter().chain(near.filter(|first| first % BLOCK == 0)).chain([local + 1]).filter(move |first| {
             let end = first.saturating_add(BLOCK);
-            *first > 0 && end <= limit && used.range(*first..end).next().is_none()
+            *first > local && end <= limit && used.range(*first..end).next().is_none()
         })
     }
 
@@ -94,7 +106,7 @@ impl Survey {
     /// Our numbers, with a place that another run has left lower down, where little room is left for one that is to take
     /// over from us. It would find a place before ours alone, and take our flows. Between the same runs as before.
     fn with_room_behind(&self, numbers: Numbers, wish: Option<u32>) -> Numbers {
-        let limit = self.limit(numbers.own);
+        let limit = self.limit(numbers.own, numbers.first_priority);
         let runs = self.places_of_runs();
         let last = runs.iter().copied().chain([numbers.first_priority]).max().unwrap_or_default();
         if limit.saturating_sub(last) >= ROOM {
@@ -109,8 +121,9 @@ impl Survey {
     /// Our numbers, with a place before rules of others that have come to stand before ours and take everything. The same
     /// where there are none, and where no place is left. `self` knows nothing of our rules.
     pub(in crate::platform) fn before_others(&self, numbers: Numbers) -> Numbers {
-        let limit = self.limit(numbers.own);
-        if numbers.first_priority.saturating_add(BLOCK) <= limit {
+        let limit = self.limit(numbers.own, numbers.first_priority);
+        let behind_local = numbers.first_priority > self.looks_up_local();
+        if behind_local && numbers.first_priority.saturating_add(BLOCK) <= limit {
             return numbers;
         }
         // Whoever stands behind us has to move as well, and is to find a place behind ours.
@@ -236,6 +249,26 @@ mod tests {
         assert_eq!(moved(9000, 9100), 8700, "the first leaves room behind it");
         assert_eq!(moved(9100, 8700), 8800);
         assert_eq!((moved(9100, 9000), moved(9000, 8800)), (8800, 8700), "the other way round");
+    }
+
+    #[test]
+    fn between_a_rival_and_what_is_local_the_last_room_is_taken() {
+        let place = |survey: &Survey| survey.numbers(&Wishes::default()).unwrap().first_priority;
+        assert_eq!(place(&with_wg_quick(102)), 1, "rules at 101 and 102");
+        assert_eq!(place(&with_wg_quick(101)), 9000, "no room is left");
+        let mut late = plain();
+        late.rules.push(Rule::new(Family::V4, 10_000, RuleAction::Lookup(RouteTable(255))));
+        assert_eq!(place(&late), 10_100, "what comes in for this host would go into the TUN");
+        assert_eq!(late.before_others(numbers()).first_priority, 10_100);
+    }
+
+    #[test]
+    fn a_leap_over_the_place_that_the_profile_wishes_is_one_past_us() {
+        let mut survey = plain();
+        let leap = Rule::new(Family::V4, 1000, RuleAction::Goto(6000));
+        survey.rules.push(Rule { origin: BOOT, ..leap });
+        let wishes = Wishes { first_priority: Some(5000), ..Wishes::default() };
+        assert_eq!(survey.numbers(&wishes).unwrap().first_priority, 900);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::nftables::{attribute, attributes, number, text};
-use crate::platform::gate::{Decision, Hook, Interface, Which};
+use crate::platform::gate::{Decision, Hook, Interface, LONGEST_NAME, Which};
 
 /// `NFT_META_*`: by number and by name, in and out, and the protocol.
 const INTERFACE_IN: (u32, u32) = (4, 6);
@@ -76,7 +76,8 @@ impl Read {
         let mut decision = self.decision;
         for ((held, _), elements) in self.sets.iter().zip(elements) {
             match (held, elements) {
-                (Held::Name, Some(names)) => {
+                // Keys of several fields in one are longer, and no names.
+                (Held::Name, Some(names)) if names.iter().all(|name| name.len() == LONGEST_NAME) => {
                     decision.interfaces.push(Interface { which: Which::OneOf(names.clone()), not: false });
                 }
                 (Held::Protocol, Some(all)) if all.iter().flatten().all(|it| CONTROL.contains(it)) => return None,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::Parseable;
+use netlink_packet_core::{Nla, Parseable};
 use netlink_packet_route::rule::{
     RuleAction as Action, RuleAttribute, RuleFlags, RuleMessage, RulePortRange, RuleUidRange,
 };
@@ -15,6 +15,8 @@ use crate::platform::routing::{Family, MarkMatch, Ports, RouteTable, Rule, RuleA
 
 /// What the kernel shows where a rule suppresses nothing.
 const NOTHING_SUPPRESSED: u32 = u32::MAX;
+/// What newer kernels can select by: DSCP and its mask, the flow label and its mask (`FRA_DSCP` and so on).
+const SELECTS_BY_MORE: [u16; 4] = [25, 26, 27, 30];
 
 impl Netlink {
     /// Adds a rule.
@@ -129,6 +131,7 @@ fn rule(family: Family, message: &RuleMessage) -> Rule {
             RuleAttribute::Realm(_) | RuleAttribute::TunId(_) | RuleAttribute::L3MDev(true) => {
                 rule.foreign_selectors = true;
             }
+            RuleAttribute::Other(other) if SELECTS_BY_MORE.contains(&other.kind()) => rule.foreign_selectors = true,
             // The dump also carries padding and what newer kernels add; a rule of ours never needs those.
             _ => {}
         }
