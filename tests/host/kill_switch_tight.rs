@@ -2,7 +2,7 @@
 //! without a router, stop listening on a port, or keep their next hops in objects.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
@@ -11,10 +11,11 @@ use super::kill_switch::{assert_closed, escapes_in, profile, proven_capture, tri
 use super::leaks::at;
 use super::support::client::act_in;
 use super::support::escapes::{self, Attempts, Kind, TARGET_V4, TARGET_V6};
+use super::support::packet::Packet;
 use super::support::sites::{V4, V6};
 use super::support::topology::{HOST_V4, HOST_V6};
 use super::support::tunproxy::Place;
-use super::support::{Netns, Sites, Topology, run};
+use super::support::{Capture, Netns, Sites, Topology, run};
 
 const TUN: &str = "/dev/net/tun";
 /// What is tried is refused, and the rest is carried.
@@ -102,6 +103,40 @@ rules: [{RULES}]
             assert!(escapes_in(&mut capture) > already, "a stop lets questions go");
             lab.host.nft("delete table inet others");
         }
+    });
+}
+
+#[test]
+fn fake_addresses_in_a_private_range_go_nowhere_else_whoever_knows_a_way_to_that() {
+    run(&[TUN], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let fake: IpAddr = "fdfe:dcba:9877::77".parse().expect("an address");
+        let try_all = move || {
+            for tie in escapes::TIES {
+                for kind in [Kind::Udp, Kind::Tcp, Kind::Ping] {
+                    let _ = escapes::send(kind, tie, SocketAddr::new(fake, 4711), b"a name");
+                }
+            }
+        };
+        lab.host.ip("-6 rule add pref 1000 to fc00::/7 lookup main");
+        let mut capture = proven_capture(&lab);
+        let to_fake = |packet: &Packet| packet.ip.is_some_and(|ip| ip.destination.ip() == fake);
+        lab.host.enter(try_all);
+        assert!(capture.packets().iter().any(to_fake), "an open host lets them out");
+        let seen = capture.packets().iter().filter(|packet| to_fake(packet)).count();
+        let more = |capture: &mut Capture| capture.packets().iter().filter(|packet| to_fake(packet)).count() - seen;
+        let tunproxy = profile(RULES).start(&lab.host);
+        lab.host.enter(try_all);
+        assert_eq!(more(&mut capture), 0, "while it runs");
+        let place = tunproxy.kill();
+        lab.host.enter(try_all);
+        assert_eq!(more(&mut capture), 0, "after a kill");
+        // Whoever comes before ours then.
+        lab.host.ip("-6 rule add pref 10 to fc00::/7 lookup main");
+        lab.host.enter(try_all);
+        assert_eq!(more(&mut capture), 0, "by a rule of others that comes when nobody is there");
+        place.clean_up(&lab.host);
     });
 }
 

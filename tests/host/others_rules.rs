@@ -99,6 +99,47 @@ fn with_marks_in_the_check_of_sources_and_under_a_kill_switch_too() {
     });
 }
 
+/// Rules of others that do not ask for an address, or for all of a range that ours are in.
+const PARTS: [&str; 4] = [
+    "-4 rule add pref 1000 iif lo uidrange 0-0 lookup 52",
+    "-4 rule add pref 1000 from 10.7.0.0/24 lookup 52",
+    "-6 rule add pref 1000 iif lan0 lookup 52",
+    "-6 rule add pref 1000 to fc00::/7 lookup main",
+];
+
+/// The address that this host gives for the sites' name.
+fn given(ns: &Netns, family: &str) -> String {
+    let mut dig = ns.command("dig");
+    dig.args(["+tries=1", "+timeout=3", "+short", &format!("@{GATEWAY_V4}"), NAME, family]);
+    Said::of(&mut dig).stdout.trim().to_owned()
+}
+
+#[test]
+fn what_answers_lead_to_is_ours_as_well_whoever_else_rules_over_who_asks() {
+    run(&["dig", TUN], || {
+        let lab = Topology::with_lan();
+        let _sites = Sites::open(&lab);
+        lab.host.ip(&format!("-4 route add default via {GATEWAY_V4} dev eth0 table 52"));
+        lab.host.ip(&format!("-6 route add default via {GATEWAY_V6} dev eth0 table 52"));
+        for rule in PARTS {
+            lab.host.ip(rule);
+            let before = Dump::take(&lab.host);
+            let tunproxy = profile("", "'MATCH,DIRECT'").start(&lab.host);
+            for ns in [&lab.host, lab.client()] {
+                let v4 = given(ns, "A");
+                assert!(v4.starts_with("198.18."), "{rule}: {v4}");
+                assert_eq!(act_in(ns, &format!("ask {v4}:7 x")), Ok("x".to_owned()), "{rule}");
+                let v6 = given(ns, "AAAA");
+                assert!(v6.starts_with("fdfe:"), "{rule}: {v6}");
+                assert_eq!(act_in(ns, &format!("ask [{v6}]:7 x")), Ok("x".to_owned()), "{rule}");
+            }
+            assert!(tunproxy.stop().success());
+            before.assert_same(&Dump::take(&lab.host));
+            lab.host.ip(&rule.replace(" add ", " del "));
+        }
+    });
+}
+
 #[test]
 fn what_a_crashed_run_had_ahead_of_others_is_cleaned_up() {
     run(&["dig", TUN], || {
@@ -106,7 +147,7 @@ fn what_a_crashed_run_had_ahead_of_others_is_cleaned_up() {
         split(&lab.host, "add");
         let before = Dump::take(&lab.host);
         let left = profile("", "'MATCH,DIRECT'").start(&lab.host).kill();
-        assert!(lab.host.ip("rule").lines().any(|rule| rule.starts_with("834:")), "{}", lab.host.ip("rule"));
+        assert!(lab.host.ip("rule").lines().any(|rule| rule.starts_with("804:")), "{}", lab.host.ip("rule"));
         left.clean_up(&lab.host);
         before.assert_same(&Dump::take(&lab.host));
     });
