@@ -21,6 +21,7 @@ mod relay;
 mod returned;
 mod router;
 mod slot;
+mod tally;
 mod train;
 
 use std::cell::RefCell;
