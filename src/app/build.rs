@@ -14,7 +14,7 @@ use super::{load, nameservers};
 use crate::dispatch::{Core, Counters, Router};
 use crate::dns::{self, Dns, Filter, Wildcards};
 use crate::inbound::tun::{Crew, Hijack};
-use crate::net::Lookup;
+use crate::net::{Lookup, client_of};
 use crate::outbound::{Context, Egress, Outbounds, Roots};
 use crate::platform::{self, Dialer, Framing, TunQueue, descriptors_for_flows};
 use crate::profile::{EnhancedMode, FilterMode, Profile, Report};
@@ -63,6 +63,7 @@ impl Addresses {
             ipv6: profile.ipv6,
             seed: seed(),
             memory: usize::MAX,
+            client: client_of,
             handshakes: usize::MAX,
             tell_ended: several,
         }

@@ -23,6 +23,7 @@ use super::live::Counters;
 use super::pace::Pace;
 use super::queue::Waiting;
 use super::slot::Slot;
+use super::tally::Tally;
 use crate::net::{Address, Reach, client_of};
 use crate::platform::{descriptors_for_flows, local_ports};
 
@@ -54,7 +55,8 @@ pub(super) struct Limits {
     pub(super) ports: usize,
     /// Peers of all clients of one worker.
     pub(super) peers: usize,
-    /// Peers of one client.
+    /// Peers of one client; of one port of this host, whose address stands for all its programs, and of who comes by a proxy
+    /// port.
     pub(super) peers_of_one: usize,
 }
 
@@ -152,8 +154,8 @@ struct Source {
 pub(super) struct Associations {
     sources: HashMap<Origin, Source, RandomState>,
     links: HashMap<*const Link, Rc<Link>, RandomState>,
-    /// Peers of all sources together.
-    peers: usize,
+    /// Peers by client, whatever the ports.
+    peers: Tally,
     tickets: u64,
     limits: Limits,
     pace: Pace,
@@ -163,7 +165,7 @@ pub(super) struct Associations {
 impl Associations {
     pub(super) fn new(limits: Limits, counters: Arc<Counters>) -> Self {
         let (sources, links, pace) = (HashMap::default(), HashMap::default(), Pace::new(Instant::now()));
-        Self { sources, links, peers: 0, tickets: 0, limits, pace, counters }
+        Self { sources, links, peers: Tally::default(), tickets: 0, limits, pace, counters }
     }
 
     /// A new turn of the worker begins, which may be behind with its work.
@@ -198,7 +200,7 @@ impl Associations {
     /// Notes that the way to a peer is being opened, with its first datagram.
     pub(super) fn begin(&mut self, origin: Origin, back: &Rc<dyn Back>, client: &Address, first: Waiting) -> Ticket {
         self.forget(origin, client, &"asked for again");
-        self.make_room(origin);
+        self.make_room(origin, back.is_paced(origin.source.ip()));
         self.tickets += 1;
         let opening =
             Opening { number: self.tickets, since: Instant::now(), waiting: VecDeque::from([first]), task: None };
@@ -209,7 +211,7 @@ impl Associations {
             turns: HashMap::default(),
         });
         source.peers.insert(client.clone(), Peer::Opening(opening));
-        self.peers += 1;
+        self.peers.add(origin.source.ip());
         Ticket { origin, client: client.clone(), number: self.tickets }
     }
 
@@ -364,7 +366,7 @@ impl Associations {
             let same = |peer: &Peer| matches!(peer, Peer::Open { flow: other, .. } if Rc::ptr_eq(other, &flow));
             if source.peers.get(&flow.client).is_some_and(same) {
                 source.peers.remove(&flow.client);
-                self.peers -= 1;
+                self.peers.remove(origin.source.ip(), 1);
             }
         }
         self.sweep(origin);
@@ -381,7 +383,7 @@ impl Associations {
     /// Ends all that a client has going.
     pub(super) fn leave(&mut self, origin: Origin) {
         let Some(source) = self.sources.remove(&origin) else { return };
-        self.peers -= source.peers.len();
+        self.peers.remove(origin.source.ip(), source.peers.len());
         let waiting = |peer: &Peer| if let Peer::Opening(opening) = peer { opening.waiting.len() as u64 } else { 0 };
         self.counters.datagrams_dropped.fetch_add(source.peers.values().map(waiting).sum(), Relaxed);
         let mut ended = HashSet::new();
@@ -405,7 +407,7 @@ impl Associations {
     fn forget(&mut self, origin: Origin, client: &Address, reason: &dyn fmt::Display) {
         let Some(source) = self.sources.get_mut(&origin) else { return };
         let Some(peer) = source.peers.remove(client) else { return };
-        self.peers -= 1;
+        self.peers.remove(origin.source.ip(), 1);
         match peer {
             Peer::Open { link, flow } => {
                 flow.close(reason);
@@ -429,24 +431,30 @@ impl Associations {
     }
 
     /// Makes room for another peer of `origin`: among its own if it has too many, else among those of the client that
-    /// has the most. A client with many peers can so never shut out those with few.
-    fn make_room(&mut self, origin: Origin) {
-        let own = self.sources.get(&origin).map_or(0, |source| source.peers.len());
+    /// has the most, whatever the port. `is_one` says that all ports of the address are one client's. Who has many peers can
+    /// so never shut out those with few.
+    fn make_room(&mut self, origin: Origin, is_one: bool) {
+        let source = origin.source.ip();
+        let of_port = |known: &Source| known.peers.len();
+        let own = if is_one { self.peers.of(source) } else { self.sources.get(&origin).map_or(0, of_port) };
         if own >= self.limits.peers_of_one {
-            self.shed([origin], own / 16);
+            let origins = if is_one { self.origins(Some(client_of(source))) } else { vec![origin] };
+            self.shed(origins, own / 16);
         }
-        if self.peers < self.limits.peers {
+        if self.peers.all() < self.limits.peers {
             return;
         }
-        let most = self.sources.iter().map(|(origin, source)| (source.peers.len(), *origin));
-        let Some((most, biggest)) = most.max_by_key(|(peers, _)| *peers) else { return };
         // Where nobody has many, age alone decides. Several go at a time, so that the search pays.
-        if most >= MANY {
-            self.shed([biggest], most / 8);
-        } else {
-            let everyone: Vec<Origin> = self.sources.keys().copied().collect();
-            self.shed(everyone, self.peers / 64);
+        match self.peers.biggest() {
+            Some((client, most)) if most >= MANY => self.shed(self.origins(Some(client)), most / 8),
+            _ => self.shed(self.origins(None), self.peers.all() / 64),
         }
+    }
+
+    /// The origins of one client, or all.
+    fn origins(&self, client: Option<IpAddr>) -> Vec<Origin> {
+        let of_client = |origin: &&Origin| client.is_none_or(|client| client_of(origin.source.ip()) == client);
+        self.sources.keys().filter(of_client).copied().collect()
     }
 
     /// Forgets `many` peers of these clients, one at least: the refused ones first, then those idle longest.

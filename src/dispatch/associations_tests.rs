@@ -59,12 +59,16 @@ fn associations(peers: usize, peers_of_one: usize, links: usize) -> Associations
 }
 
 impl Client {
-    fn new(all: &mut Associations, port: u16) -> Self {
-        Self::over(Box::new(Quiet), Heard::back(), all, port)
+    fn new(all: &mut Associations, last: u8) -> Self {
+        Self::over(Box::new(Quiet), Heard::back(), all, last)
     }
 
-    fn over(transport: BoxDatagram, back: Rc<dyn Back>, all: &mut Associations, port: u16) -> Self {
-        let source = SocketAddr::new(source().ip(), port);
+    /// The client 192.0.2.`last`.
+    fn over(transport: BoxDatagram, back: Rc<dyn Back>, all: &mut Associations, last: u8) -> Self {
+        Self::at(SocketAddr::from(([192, 0, 2, last], 1)), transport, back, all)
+    }
+
+    fn at(source: SocketAddr, transport: BoxDatagram, back: Rc<dyn Back>, all: &mut Associations) -> Self {
         let link = Link::new(source, Rc::clone(&back), transport, None, Arc::clone(&all.counters));
         all.add(&link);
         Self { origin: Origin::of(source, &back), back, link }
@@ -118,7 +122,7 @@ async fn a_client_with_too_many_peers_loses_those_idle_longest_from_its_associat
     let gone: Vec<u16> = (1..=33).filter(|peer| !client.knows(&mut all, *peer)).collect();
     assert_eq!(gone, [2, 3]);
     assert!(gone.iter().all(|peer| !client.link.is_taken(&to(*peer), &to(0))), "the association forgot them as well");
-    assert_eq!(all.peers, 31);
+    assert_eq!(all.peers.all(), 31);
 }
 
 #[tokio::test(start_paused = true)]
@@ -136,6 +140,44 @@ async fn one_client_never_shuts_out_the_others() {
     assert_eq!(modest.known(&mut all), 10, "older, and yet not the ones that are too many");
     assert_eq!(greedy.known(&mut all), 90 - 90 / 8);
     assert_eq!(newcomer.known(&mut all), 1);
+}
+
+/// The client 192.0.2.`last` on each of `ports`, with `peers` on each.
+fn on_ports(all: &mut Associations, last: u8, ports: u16, peers: u16) -> Vec<Client> {
+    let back: Rc<dyn Back> = Rc::new(Many(Rc::default()));
+    let client = |port| {
+        let source = SocketAddr::from(([192, 0, 2, last], port));
+        let client = Client::at(source, Box::new(Quiet), Rc::clone(&back), all);
+        (1..=peers).for_each(|peer| drop(client.open(all, peer)));
+        client
+    };
+    (1..=ports).map(client).collect()
+}
+
+fn known(clients: &[Client], all: &mut Associations) -> usize {
+    clients.iter().map(|client| client.known(all)).sum()
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_few_peers_on_each_of_many_ports_has_many() {
+    let mut all = associations(200, 150, 999);
+    let modest = on_ports(&mut all, 2, 1, 80);
+    later().await;
+    let greedy = on_ports(&mut all, 3, 60, 2);
+    let newcomer = on_ports(&mut all, 4, 1, 1);
+    assert_eq!(known(&modest, &mut all), 80, "older, and yet not the ones that are too many");
+    assert_eq!((known(&greedy, &mut all), known(&newcomer, &mut all)), (120 - 120 / 8, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_with_too_many_peers_on_all_ports_loses_of_them_and_this_host_by_port_alone() {
+    let mut all = associations(1000, 32, 999);
+    let greedy = on_ports(&mut all, 3, 8, 4);
+    assert_eq!(known(&greedy, &mut all), 32);
+    let more = on_ports(&mut all, 3, 1, 1);
+    assert_eq!(known(&greedy, &mut all) + known(&more, &mut all), 32 - 32 / 16 + 1);
+    let own = on_ports(&mut all, 1, 8, 20);
+    assert_eq!(known(&own, &mut all), 160);
 }
 
 #[tokio::test(start_paused = true)]
@@ -354,7 +396,7 @@ async fn an_association_ends_with_its_last_flow() {
     assert!(!client.link.has_ended());
     all.forget(client.origin, &to(2), &"enough");
     assert!(client.link.has_ended());
-    assert_eq!((all.sources.len(), all.peers, all.links.len()), (0, 0, 0));
+    assert_eq!((all.sources.len(), all.peers.all(), all.links.len()), (0, 0, 0));
 }
 
 #[tokio::test]
@@ -400,10 +442,10 @@ async fn a_client_that_leaves_leaves_nothing_behind() {
     other.open(&mut all, 1);
     all.leave(client.origin);
     assert!(client.link.has_ended() && !other.link.has_ended());
-    assert_eq!((all.sources.len(), all.peers, all.links.len()), (1, 1, 1));
+    assert_eq!((all.sources.len(), all.peers.all(), all.links.len()), (1, 1, 1));
     all.reopen(client.origin, &to(3));
     all.leave(client.origin);
-    assert_eq!(all.peers, 1);
+    assert_eq!(all.peers.all(), 1);
 }
 
 #[tokio::test(start_paused = true)]

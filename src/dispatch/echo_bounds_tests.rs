@@ -60,6 +60,24 @@ async fn flows_are_paid_for_out_of_the_memory_limit_whatever_became_of_them() {
 }
 
 #[tokio::test]
+async fn all_addresses_of_a_64_are_one_client() {
+    let mut echoes = Echoes::new(Arc::default());
+    let mut begin = |source: &str| {
+        let ping = ask(source, "2001:db8:f::9", 1);
+        let key = Key { source: ping.source, destination: ping.destination, id: ping.echo.id };
+        echoes.begin(key, &ping).unwrap();
+        key
+    };
+    let modest: Vec<_> = (1..=3).map(|host| begin(&format!("2001:db8:1:{host}::1"))).collect();
+    let neighbour: Vec<_> = (1..=3).map(|host| begin(&format!("2001:db8:2::{host}"))).collect();
+    for host in 0..2 * MOST {
+        begin(&format!("2001:db8:3::{host:x}"));
+    }
+    assert!(modest.iter().chain(&neighbour).all(|key| echoes.find(key).is_some()), "nobody else loses any");
+    assert!((MOST_OF_ONE / 2..=MOST_OF_ONE + 6).contains(&echoes.len()), "{}", echoes.len());
+}
+
+#[tokio::test]
 async fn long_heads_are_remembered_for_fewer_requests() {
     local(async {
         let bench = Bench::new(&DIRECT, Net::default());

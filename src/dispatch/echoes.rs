@@ -15,7 +15,8 @@ use super::Ping;
 use super::echo_way::{Flow, REMEMBERED, REMEMBERED_BYTES, Way};
 use super::live::Counters;
 use super::queue::Place;
-use crate::net::{Echo, Reach};
+use super::tally::Tally;
+use crate::net::{Echo, Reach, client_of};
 
 /// Flows of one worker.
 pub(super) const MOST: usize = 4096;
@@ -116,7 +117,7 @@ struct Known {
 pub(super) struct Echoes {
     entries: HashMap<Key, Known, RandomState>,
     /// How many of them each client has.
-    of: HashMap<IpAddr, usize, RandomState>,
+    of: Tally,
     /// Sockets that serve many flows, by outbound and family.
     ways: HashMap<(String, bool), Rc<Way>, RandomState>,
     waiting_bytes: usize,
@@ -131,7 +132,7 @@ pub(super) struct Echoes {
 impl Echoes {
     /// No flows yet; what they cost is counted in the queue of `counters`.
     pub(super) fn new(counters: Arc<Counters>) -> Self {
-        let (entries, of, ways) = (HashMap::default(), HashMap::default(), HashMap::default());
+        let (entries, of, ways) = (HashMap::default(), Tally::default(), HashMap::default());
         Self { entries, of, ways, waiting_bytes: 0, tickets: 0, each_its_own: false, sweeping: false, counters }
     }
 
@@ -164,7 +165,7 @@ impl Echoes {
         let (number, since) = (self.tickets, Instant::now());
         let opening = Opening { number, since, waiting: Vec::new(), task: None };
         self.entries.insert(key, Known { entry: Entry::Opening(opening), _place: place });
-        *self.of.entry(key.source).or_default() += 1;
+        self.of.add(key.source);
         self.wait(&key, first);
         Some(Ticket { key, number })
     }
@@ -257,12 +258,7 @@ impl Echoes {
     /// Forgets a flow.
     pub(super) fn forget(&mut self, key: &Key, reason: &dyn fmt::Display) {
         let Some(Known { entry, .. }) = self.entries.remove(key) else { return };
-        if let Some(many) = self.of.get_mut(&key.source) {
-            *many -= 1;
-            if *many == 0 {
-                self.of.remove(&key.source);
-            }
-        }
+        self.of.remove(key.source, 1);
         match entry {
             Entry::Open { way, flow } => {
                 flow.close(reason);
@@ -279,9 +275,9 @@ impl Echoes {
     /// the most.
     fn make_room(&mut self, source: IpAddr) {
         let (most, most_of_one) = if self.each_its_own { FEW } else { (MOST, MOST_OF_ONE) };
-        let own = self.of.get(&source).copied().unwrap_or_default();
+        let own = self.of.of(source);
         if own >= most_of_one {
-            return self.shed(source, own / 16);
+            return self.shed(client_of(source), own / 16);
         }
         if self.entries.len() >= most {
             self.shed_of_biggest();
@@ -290,18 +286,17 @@ impl Echoes {
 
     /// Makes room among the flows of the client that has the most.
     fn shed_of_biggest(&mut self) {
-        if let Some((biggest, many)) = self.of.iter().max_by_key(|(_, many)| **many) {
-            let (biggest, many) = (*biggest, *many);
+        if let Some((biggest, many)) = self.of.biggest() {
             self.shed(biggest, many / 16);
         }
     }
 
     /// Forgets `many` flows of a client, one at least: the refused ones first, then those idle longest.
-    fn shed(&mut self, source: IpAddr, many: usize) {
+    fn shed(&mut self, client: IpAddr, many: usize) {
         let mut known: Vec<_> = self
             .entries
             .iter()
-            .filter(|(key, _)| key.source == source)
+            .filter(|(key, _)| client_of(key.source) == client)
             .map(|(key, known)| (known.entry.age(), *key))
             .collect();
         let many = many.max(1).min(known.len());

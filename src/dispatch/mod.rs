@@ -21,6 +21,7 @@ mod relay;
 mod returned;
 mod router;
 mod slot;
+mod tally;
 mod train;
 
 use std::cell::RefCell;
@@ -272,17 +273,16 @@ impl Dispatcher {
         if self.core.has_come_back(&session) {
             return Err(returned::refusal());
         }
-        match self.core.dns.name_of(ip, Instant::now()) {
-            Fake::Name(name) => {
+        match self.core.dns.hold(ip, session.source.ip(), Instant::now()) {
+            (Fake::Name(name), held) => {
                 session.destination.host = Host::Name(name);
-                let held = Some(self.core.dns.hold(ip));
-                Ok(Unfaked { session, fake: Some(ip), held })
+                Ok(Unfaked { session, fake: Some(ip), held: Some(held) })
             }
-            Fake::Unknown => {
+            (Fake::Unknown, _) => {
                 self.core.counters.unknown_fake.fetch_add(1, Relaxed);
                 Err(DialError::Denied(format!("{ip} is a fake address that stands for no name (any more)")))
             }
-            Fake::NotFake => {
+            (Fake::NotFake, _) => {
                 session.remembered = self.core.dns.hint(ip);
                 Ok(Unfaked { session, fake: None, held: None })
             }

@@ -174,7 +174,7 @@ impl Dns {
                 query.empty(rcode::NO_ERROR, reply);
                 &self.counters.local
             }
-            Some(Special::Reverse(ip)) => match self.answer_reverse(query, ip, now, reply) {
+            Some(Special::Reverse(ip)) => match self.answer_reverse(query, ip, reply) {
                 true => &self.counters.local,
                 false => return false,
             },
@@ -196,8 +196,8 @@ impl Dns {
     }
 
     /// The name of a fake or loopback address; NXDOMAIN where nobody we could ask knows it.
-    fn answer_reverse(&self, query: &Query<'_>, ip: IpAddr, now: Instant, reply: &mut Vec<u8>) -> bool {
-        match self.name_of(ip, now) {
+    fn answer_reverse(&self, query: &Query<'_>, ip: IpAddr, reply: &mut Vec<u8>) -> bool {
+        match self.name_of(ip) {
             Fake::Name(name) if query.kind() == kind::PTR => {
                 let ttl = self.fake.as_ref().map_or(LOCAL_TTL, |fake| fake.ttl);
                 query.pointer(name.as_str(), ttl, reply);

@@ -138,10 +138,10 @@ impl Dns {
         }
     }
 
-    /// What `ip` stands for. Asking counts as a use: the address stays with its name for another minute at least.
+    /// What `ip` stands for now. Asking is no use of it.
     #[must_use]
-    pub fn name_of(&self, ip: IpAddr, now: Instant) -> Fake {
-        self.fake.as_ref().map_or(Fake::NotFake, |fake| fake.name_of(ip, now))
+    pub fn name_of(&self, ip: IpAddr) -> Fake {
+        self.fake.as_ref().map_or(Fake::NotFake, |fake| fake.name_of(ip))
     }
 
     /// The name for which a real address was last given out: the asked one, not its aliases. For flows to addresses
@@ -152,9 +152,10 @@ impl Dns {
         self.hints.as_ref()?.lock().get(&ip).filter(|(_, until)| now < *until).map(|(name, _)| name.clone())
     }
 
-    /// Keeps the name of a fake address for as long as the result lives: one per flow.
-    pub fn hold(&self, ip: IpAddr) -> Held {
-        self.fake.as_ref().map(|fake| fake.hold(ip)).unwrap_or_default()
+    /// What `ip` stands for, for a flow of `client`: the address keeps its name for as long as the other result lives, and
+    /// for a minute more.
+    pub fn hold(&self, ip: IpAddr, client: IpAddr, now: Instant) -> (Fake, Held) {
+        self.fake.as_ref().map_or_else(|| (Fake::NotFake, Held::default()), |fake| fake.hold(ip, client, now))
     }
 
     /// What happened so far.

@@ -46,7 +46,7 @@ async fn a_fake_address_leads_back_to_its_name_in_every_way() {
         assert!(reply.metadata.recursion_available && reply.metadata.recursion_desired);
         let ip = record.data.ip_addr().unwrap();
         let name = Name::new("www.example.com").unwrap();
-        assert_eq!(dns.name_of(ip, now()), Fake::Name(name));
+        assert_eq!(dns.name_of(ip), Fake::Name(name));
         let reverse = hickory_proto::rr::Name::from(ip).to_ascii();
         let pointer = of(&dns, &reverse, RecordType::PTR).unwrap();
         assert!(matches!(&pointer.answers[0].data, RData::PTR(name) if name.0.to_ascii() == "www.example.com."));
@@ -109,7 +109,7 @@ async fn names_that_stay_real_are_asked_upstream_and_leave_a_hint() {
     assert_eq!(dns.hint(real), Some(Name::new("b.real.example").unwrap()), "the last one asked");
     ask(&dns, &query("a.real.example.", RecordType::A, 0)).await;
     assert_eq!(dns.hint(real), Some(Name::new("a.real.example").unwrap()), "from the cache as well");
-    assert_eq!(dns.name_of(real, now()), Fake::NotFake);
+    assert_eq!(dns.name_of(real), Fake::NotFake);
     assert_eq!(server.udp_queries(), 2);
 }
 
@@ -156,7 +156,7 @@ async fn a_nameserver_of_the_lan_is_asked_for_private_addresses() {
 async fn a_pool_without_a_free_address_says_so_and_gives_none_twice() {
     let dns = Arc::new(Dns::open(Config { mode: fake_mode("198.18.0.0/29", None, &[]), ..mapping(&[]) }).unwrap());
     let three: Vec<_> = (0..3).map(|n| of(&dns, &format!("{n}.example."), RecordType::A).unwrap()).collect();
-    let held = dns.hold(three[0].answers[0].data.ip_addr().unwrap());
+    let (_, held) = dns.hold(three[0].answers[0].data.ip_addr().unwrap(), CLIENT, now());
     let question = query("one.more.example.", RecordType::A, 1232);
     let mut reply = Vec::new();
     assert!(matches!(dns.answer(&question, Transport::Udp, CLIENT, now(), &mut reply), Answer::Ready));
@@ -213,7 +213,7 @@ async fn answers_wait_for_the_log_and_survive_the_process() {
     let ip = ask(&first);
     first.flush();
     let second = Dns::open(Config { log, ..faking(&[]) }).unwrap();
-    assert_eq!(second.name_of(ip, now()), Fake::Name(Name::new("www.example.com").unwrap()));
+    assert_eq!(second.name_of(ip), Fake::Name(Name::new("www.example.com").unwrap()));
     assert_eq!(ask(&second), ip);
 }
 

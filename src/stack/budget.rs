@@ -3,8 +3,9 @@
 //! A flow pays for its place in the table as long as it lives, and for its rings only while data moves through them: idle
 //! rings give their pages back. Where nothing is left, [`Table::relieve`](super::table::Table) makes room.
 //!
-//! A client is a source address of which a handshake was completed; others get what is left, and take no part from anybody. One that is alone may have everything; beside others, whoever has more than an equal part
-//! leaves the last eighth to those who have less, so that these find room at once.
+//! A client is a source (of IPv6 a network: [`Config::client`](super::Config::client)) of which a handshake was completed;
+//! others get what is left, and take no part from anybody. One that is alone may have everything; beside others, whoever
+//! has more than an equal part leaves the last eighth to those who have less, so that these find room at once.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};

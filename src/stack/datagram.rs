@@ -259,6 +259,7 @@ mod tests {
             ipv6: true,
             seed: 1,
             memory: usize::MAX,
+            client: |ip| ip,
             handshakes: usize::MAX,
             tell_ended: false,
         };

@@ -1,6 +1,6 @@
 //! How many flows are being opened, in all and of one source: beyond that SYNs are dropped. Some places are only for those
 //! who have been there before, so that a flood of sources that nobody knows shuts none of them out. One that forges
-//! theirs takes those places, too.
+//! theirs takes those places, too. A source is what stands for a client: of IPv6 not a single address.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;

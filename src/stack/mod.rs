@@ -82,7 +82,9 @@ pub struct Config {
     pub seed: u64,
     /// Bytes that flows may take, rings included. Beyond, those that are stale make room, and newcomers wait.
     pub memory: usize,
-    /// Handshakes of one source, other than this host, that may be under way: 256 at most.
+    /// What stands for the client that has an address, where each client has its part. Each of `own` stands for itself.
+    pub client: fn(IpAddr) -> IpAddr,
+    /// Handshakes of one client, other than this host, that may be under way: 256 at most.
     pub handshakes: usize,
     /// Whether [`Stack::ended`] is asked.
     pub tell_ended: bool,

@@ -43,6 +43,8 @@ pub(super) struct Table {
     mtu: usize,
     offload: bool,
     own: Vec<IpAddr>,
+    /// Who stands for an address that is not our own.
+    client: fn(IpAddr) -> IpAddr,
     epoch: Instant,
     budget: Rc<Budget>,
     pool: Rc<RefCell<Pool>>,
@@ -130,6 +132,7 @@ impl Table {
             mtu: config.mtu,
             offload: config.offload,
             own: config.own.clone(),
+            client: config.client,
             epoch: now,
             pool: Pool::new(Rc::clone(&budget)),
             flows: HashMap::default(),
@@ -146,6 +149,12 @@ impl Table {
             warm: VecDeque::new(),
             look: now,
         }
+    }
+
+    /// Who counts as the client of a flow. This host is no part of the network that it shares with others.
+    fn client_of(&self, tuple: &Tuple) -> IpAddr {
+        let source = tuple.client.ip();
+        if self.own.contains(&source) { source } else { (self.client)(source) }
     }
 
     pub(super) fn knows(&self, tuple: &Tuple) -> bool {
@@ -240,7 +249,7 @@ impl Table {
             if flow.socket().is_active() {
                 flow.place.complete();
                 if first {
-                    self.held.complete(flow.tuple.client.ip());
+                    self.held.complete(self.client_of(&flow.tuple));
                 }
             }
         }
@@ -384,7 +393,7 @@ impl Table {
     fn uncount(&mut self, flow: &mut Flow) -> bool {
         let counted = std::mem::take(&mut flow.counted);
         if counted {
-            self.held.leave(flow.tuple.client.ip());
+            self.held.leave(self.client_of(&flow.tuple));
         }
         counted
     }

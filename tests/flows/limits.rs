@@ -12,11 +12,11 @@ use crate::world::{Net, Peer, on, on_every_net};
 
 const MEGABYTE: usize = 1 << 20;
 
-/// The `n`th of many sources.
+/// The `n`th of many sources, each of which is a client.
 fn source(v6: bool, n: usize) -> IpAddr {
     let n = n as u16;
     if v6 {
-        IpAddr::from([0x2001, 0xdb8, 9, 0, 0, 0, 0, n])
+        IpAddr::from([0x2001, 0xdb8, 9, n, 0, 0, 0, 1])
     } else {
         IpAddr::from([10, 9, (n >> 8) as u8, (n & 255) as u8])
     }
@@ -57,6 +57,25 @@ fn one_source_may_have_256_flows_waiting_and_others_are_not_touched_by_it() {
         world.inject(&syn(SocketAddr::new(scanner, 2002), server));
         assert_eq!(world.stack().counters().flooded, 746, "an open flow does not wait any more");
     });
+}
+
+#[test]
+fn all_addresses_of_a_64_are_one_source_and_this_host_is_none_of_them() {
+    for own in [false, true] {
+        on(Net { own, ..Net::new(true, true) }, move |world| async move {
+            let server = SocketAddr::new(world.net().server(), 80);
+            let beside = |n: u16| IpAddr::from([0x2001, 0xdb8, 1, 0, 0, 0, 1, n]);
+            for (n, port) in (1..=20).flat_map(|n| (1..=256).map(move |port| (n, port))) {
+                world.inject(&syn(SocketAddr::new(beside(n), port), server));
+            }
+            assert_eq!((world.waiting(), world.stack().counters().flooded), (256, 20 * 256 - 256));
+            // In the same network, and stopped only where it is not this host itself.
+            (1..=1000).for_each(|port| world.inject(&syn(SocketAddr::new(world.net().peer(), port), server)));
+            assert_eq!(world.waiting(), if own { 1256 } else { 256 });
+            world.inject(&syn(SocketAddr::new(source(true, 1), 1), server));
+            assert_eq!(world.waiting(), if own { 1257 } else { 257 });
+        });
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::num::NonZeroU16;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use tunproxy::net::client_of;
 use tunproxy::stack::{
     self, Config, EchoError, EchoReply, Event, FlowStream, Frame, Refusal, Stack, Unreachable, VirtioHeader,
 };
@@ -50,6 +51,7 @@ impl World {
             seed: 0x1234_5678_9abc_def0,
             // So little that few flows fill it, or so much that none do.
             memory: if bit(6) { 1 << 20 } else { 1 << 30 },
+            client: client_of,
             handshakes: if bit(7) { 8 } else { 256 },
             tell_ended: bit(3),
         };

@@ -48,7 +48,8 @@ pub enum Fake {
     NotFake,
 }
 
-/// While this lives, the fake address it was made for keeps its name. It holds nothing for a real address.
+/// While this lives, the fake address it was made for keeps its name. It holds nothing for a real address, nor for a client
+/// that has used up its part of the fake ones.
 #[must_use = "the address is released when this is dropped"]
 #[derive(Default)]
 pub struct Held(Option<(Arc<FakeIp>, bool, u32)>);
@@ -159,21 +160,19 @@ impl FakeIp {
         }
     }
 
-    /// What `ip` stands for.
-    pub(super) fn name_of(&self, ip: IpAddr, now: Instant) -> Fake {
-        match self.pool(ip) {
-            None => Fake::NotFake,
-            Some(pool) => {
-                let now = self.seconds(now);
-                pool.name_of(ip, now, self.recording(now)).map_or(Fake::Unknown, Fake::Name)
-            }
-        }
+    /// What `ip` stands for. Who asks does not use it by that.
+    pub(super) fn name_of(&self, ip: IpAddr) -> Fake {
+        self.pool(ip).map_or(Fake::NotFake, |pool| pool.name_of(ip).map_or(Fake::Unknown, Fake::Name))
     }
 
-    /// Keeps the name of `ip` while the result lives.
-    pub(super) fn hold(self: &Arc<Self>, ip: IpAddr) -> Held {
-        let slot = self.pool(ip).and_then(|pool| pool.hold(ip));
-        Held(slot.map(|slot| (Arc::clone(self), ip.is_ipv6(), slot)))
+    /// What `ip` stands for, and keeps to as long as the other result lives, for a flow of `client`.
+    pub(super) fn hold(self: &Arc<Self>, ip: IpAddr, client: IpAddr, now: Instant) -> (Fake, Held) {
+        let Some(pool) = self.pool(ip) else { return (Fake::NotFake, Held::default()) };
+        let now = self.seconds(now);
+        match pool.hold(ip, client, now, self.recording(now)) {
+            Some((name, slot)) => (Fake::Name(name), Held(slot.map(|slot| (Arc::clone(self), ip.is_ipv6(), slot)))),
+            None => (Fake::Unknown, Held::default()),
+        }
     }
 
     /// Returns once every address handed out before the call is in the log.

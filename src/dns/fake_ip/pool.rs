@@ -56,7 +56,7 @@ struct Entry {
     /// Flows that use the address now.
     holds: u32,
     is_ripe: bool,
-    /// Who was given it when it was last taken into use.
+    /// Who used it last, of those who had a part left for it: it counts as theirs while it is in use.
     owner: Owner,
 }
 
@@ -97,7 +97,8 @@ impl Pool {
     }
 
     /// The address of `name`, which stays its own for the grace from `now` on. `record` hears of a new one before
-    /// anybody else can see it, and of an old one now and then. A new one counts as `client`'s.
+    /// anybody else can see it, and of an old one now and then. It counts as `client`'s from now on; who has used up his
+    /// part gets none for a new name, and a known one's as it is, without another grace.
     pub(super) fn address(
         &self,
         name: &str,
@@ -106,15 +107,16 @@ impl Pool {
         record: impl FnOnce(&Name, IpAddr),
     ) -> Result<IpAddr, Exhausted> {
         let mut table = self.table.lock();
+        table.ripen(now, self.grace);
+        let owner = table.shares.owner(client);
         if let Some(&slot) = table.by_name.get(name) {
-            let owner = table.shares.owner(client);
-            self.touch(&mut table, slot, Some(owner), now, record);
+            if table.claim(slot, owner) {
+                self.touch(&mut table, slot, now, record);
+            }
             return Ok(self.ip(table.entries[slot as usize].offset));
         }
         // Only names that `Name` takes reach the pool; any other is turned away like a full pool.
         let name = Name::new(name).map_err(|_| Exhausted)?;
-        table.ripen(now, self.grace);
-        let owner = table.shares.owner(client);
         let offset = table.free_offset(&name, owner)?;
         table.add(name.clone(), offset, owner, now);
         let ip = self.ip(offset);
@@ -122,24 +124,36 @@ impl Pool {
         Ok(ip)
     }
 
-    /// The name that has `ip`; asking is a use, and renews the grace.
-    pub(super) fn name_of(&self, ip: IpAddr, now: u32, record: impl FnOnce(&Name, IpAddr)) -> Option<Name> {
-        let mut table = self.table.lock();
+    /// The name that has `ip`. Who asks does not use it by that.
+    pub(super) fn name_of(&self, ip: IpAddr) -> Option<Name> {
+        let table = self.table.lock();
         let slot = *table.by_offset.get(&self.offset(ip)?)?;
-        self.touch(&mut table, slot, None, now, record);
         Some(table.entries[slot as usize].name.clone())
     }
 
-    /// Keeps the name of `ip` until [`Pool::release`] of the slot that is returned.
-    pub(super) fn hold(&self, ip: IpAddr) -> Option<u32> {
+    /// The name that has `ip`, for a flow of `client`, and the slot that keeps it until [`Pool::release`]. There is no slot
+    /// where `client` has used up his part: the name has the address for as long as nobody else needs it.
+    pub(super) fn hold(
+        &self,
+        ip: IpAddr,
+        client: IpAddr,
+        now: u32,
+        record: impl FnOnce(&Name, IpAddr),
+    ) -> Option<(Name, Option<u32>)> {
         let mut table = self.table.lock();
         let slot = *table.by_offset.get(&self.offset(ip)?)?;
-        table.freshen(slot, None);
+        table.ripen(now, self.grace);
+        let owner = table.shares.owner(client);
+        let name = table.entries[slot as usize].name.clone();
+        if !table.claim(slot, owner) {
+            return Some((name, None));
+        }
+        self.touch(&mut table, slot, now, record);
         table.entries[slot as usize].holds += 1;
         if table.entries[slot as usize].holds == 1 {
             table.fresh.unlink(slot);
         }
-        Some(slot)
+        Some((name, Some(slot)))
     }
 
     /// Ends one hold; the last one leaves the entry as fresh as if it had just been answered.
@@ -150,12 +164,12 @@ impl Pool {
         if entry.holds == 0 {
             table.fresh.push(slot);
         }
-        self.touch(&mut table, slot, None, now, record);
+        self.touch(&mut table, slot, now, record);
     }
 
-    /// Notes a use of an entry, by `owner` if that is known.
-    fn touch(&self, table: &mut Table, slot: u32, owner: Option<Owner>, now: u32, record: impl FnOnce(&Name, IpAddr)) {
-        table.touch(slot, owner, now);
+    /// Notes a use of an entry that counts as in use.
+    fn touch(&self, table: &mut Table, slot: u32, now: u32, record: impl FnOnce(&Name, IpAddr)) {
+        table.touch(slot, now);
         let entry = &mut table.entries[slot as usize];
         if now >= entry.recorded.saturating_add(RENEWAL) {
             entry.recorded = now;
@@ -224,8 +238,7 @@ impl Pool {
 }
 
 impl Table {
-    fn touch(&mut self, slot: u32, owner: Option<Owner>, now: u32) {
-        self.freshen(slot, owner);
+    fn touch(&mut self, slot: u32, now: u32) {
         let entry = &mut self.entries[slot as usize];
         if entry.touched < now {
             entry.touched = now;
@@ -235,18 +248,37 @@ impl Table {
         }
     }
 
-    /// An entry whose grace is over is in use again: by `owner`, or by whom it was before.
-    fn freshen(&mut self, slot: u32, owner: Option<Owner>) {
-        let entry = &mut self.entries[slot as usize];
-        if !entry.is_ripe {
-            return;
+    /// Counts an entry as in use by `owner`, whoever had it before. False: he has used up his part. Then the entry stays as
+    /// it is, and if its grace is over, it is the last that another name gets.
+    fn claim(&mut self, slot: u32, owner: Owner) -> bool {
+        let entry = &self.entries[slot as usize];
+        let (is_ripe, former) = (entry.is_ripe, entry.owner);
+        if !is_ripe && former == owner {
+            return true;
         }
-        entry.is_ripe = false;
-        entry.owner = owner.unwrap_or(entry.owner);
-        self.shares.charge(entry.owner);
-        self.ripe.unlink(slot);
-        self.ripe_count -= 1;
-        self.fresh.push(slot);
+        if !self.shares.may_take(owner, self.left()) {
+            if is_ripe {
+                self.ripe.touch(slot);
+            }
+            return false;
+        }
+        match is_ripe {
+            true => {
+                self.ripe.unlink(slot);
+                self.ripe_count -= 1;
+                self.fresh.push(slot);
+            }
+            false => self.shares.discharge(former),
+        }
+        self.shares.charge(owner);
+        let entry = &mut self.entries[slot as usize];
+        (entry.is_ripe, entry.owner) = (false, owner);
+        true
+    }
+
+    /// Addresses that are not in use.
+    fn left(&self) -> usize {
+        self.capacity - (self.by_name.len() - self.ripe_count)
     }
 
     /// Finds the entries whose grace is over by now.
@@ -267,8 +299,7 @@ impl Table {
     /// The free address nearest behind the name's hash, so that a lost record gives the same one again; in a full
     /// pool the address that was touched longest ago, if its grace is over.
     fn free_offset(&mut self, name: &Name, owner: Owner) -> Result<u32, Exhausted> {
-        let in_use = self.by_name.len() - self.ripe_count;
-        if !self.shares.may_take(owner, self.capacity - in_use) {
+        if !self.shares.may_take(owner, self.left()) {
             return Err(Exhausted);
         }
         if self.by_name.len() < self.capacity {

@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, UdpSocket};
 
 use super::Dns;
 
+mod places;
 mod tcp;
 mod udp;
 
@@ -21,6 +22,7 @@ pub struct Server {
     udp: UdpSocket,
     tcp: TcpListener,
     wildcard: bool,
+    is_own: places::IsOwn,
 }
 
 impl Server {
@@ -42,7 +44,7 @@ impl Server {
             udp::ask_for_destinations(&udp, listen)?;
         }
         udp.bind(&listen.into())?;
-        Ok(Self { udp: UdpSocket::from_std(udp.into())?, tcp, wildcard })
+        Ok(Self { udp: UdpSocket::from_std(udp.into())?, tcp, wildcard, is_own: places::is_own })
     }
 
     /// Where it listens.
@@ -58,7 +60,8 @@ impl Server {
     /// # Errors
     /// A socket broke for good.
     pub async fn run(self, dns: Arc<Dns>) -> io::Result<()> {
-        tokio::try_join!(udp::serve(&dns, &self.udp, self.wildcard), tcp::serve(&dns, &self.tcp)).map(|_| ())
+        let Self { udp, tcp, wildcard, is_own } = self;
+        tokio::try_join!(udp::serve(&dns, &udp, wildcard, is_own), tcp::serve(&dns, &tcp, is_own)).map(|_| ())
     }
 }
 

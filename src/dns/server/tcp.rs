@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use super::places::{IsOwn, Places};
 use crate::dns::{Answer, Asker, Dns, Question, Transport, now};
 
 /// A stream on which nothing is asked and nothing is owed is closed after this time, and so is one whose client does
@@ -22,19 +23,28 @@ const MAX_WAITING: usize = 64;
 const MAX_OUTPUT: usize = 1 << 16;
 /// Clients of one listener. One more is closed at once.
 const MAX_CLIENTS: usize = 512;
+/// Of these, streams of one client.
+const MAX_OF_ONE: usize = 64;
 /// How long accepting rests when the system has no descriptors left.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
 /// Accepts and serves clients until dropped, and them with it.
-pub(super) async fn serve(dns: &Arc<Dns>, listener: &TcpListener) -> io::Result<()> {
-    let mut clients = JoinSet::new();
+pub(super) async fn serve(dns: &Arc<Dns>, listener: &TcpListener, is_own: IsOwn) -> io::Result<()> {
+    let (mut clients, places) = (JoinSet::new(), Places::new(MAX_OF_ONE, is_own));
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, client)) if clients.len() < MAX_CLIENTS => {
+                    // The address fails only where the client has gone again.
+                    let asked = stream.local_addr().ok();
+                    let Some(place) = asked.and_then(|asked| places.enter(client.ip(), asked.ip())) else { continue };
                     // Answers are single small writes; a failure only delays them.
                     let _ = stream.set_nodelay(true);
-                    clients.spawn(serve_stream(Arc::clone(dns), client.ip().into(), stream));
+                    let served = serve_stream(Arc::clone(dns), client.ip().into(), stream);
+                    clients.spawn(async move {
+                        served.await;
+                        drop(place);
+                    });
                 }
                 Ok(_) => {}
                 Err(error) if of_one_client(&error) => {}

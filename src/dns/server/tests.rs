@@ -3,7 +3,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use futures_util::poll;
 use hickory_proto::rr::RecordType;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::*;
 use crate::dns::testing::{CLIENT, Nameserver, addresses, faking, ips, parsed, query};
@@ -82,6 +82,70 @@ async fn a_burst_of_datagrams_is_answered_whole() {
         }
     }
     assert_eq!(seen.len(), 200);
+}
+
+/// Serves as [`serving`] does, and takes nobody for this host but who has the address that is asked.
+async fn serving_neighbours(server: &Nameserver) -> (Arc<Dns>, SocketAddr) {
+    let dns = Arc::new(Dns::open(faking(&[server])).unwrap());
+    let mut bound = Server::bind(&dns, "127.0.0.1:0".parse().unwrap()).unwrap();
+    bound.is_own = |client, asked| client == asked;
+    let address = bound.local_addr().unwrap();
+    tokio::spawn(bound.run(Arc::clone(&dns)));
+    (dns, address)
+}
+
+#[tokio::test]
+async fn one_client_may_have_64_streams_and_others_are_not_touched_by_it() {
+    let (_dns, address) = serving_neighbours(&real().await).await;
+    let connect = |last: u8| async move {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::new(127, 0, 0, last), 0).into()).unwrap();
+        socket.connect(address).await.unwrap()
+    };
+    let mut greedy = Vec::new();
+    for _ in 0..64 {
+        greedy.push(connect(2).await);
+    }
+    let mut surplus = connect(2).await;
+    assert_eq!(surplus.read(&mut [0]).await.unwrap(), 0, "closed at once");
+    for last in [3, 1] {
+        let mut other = connect(last).await;
+        other.write_all(&framed(&query("www.example.com.", RecordType::A, 0))).await.unwrap();
+        assert_eq!(ips(&next(&mut other).await).len(), 1);
+    }
+    let many: Vec<_> = (0..70).map(|_| connect(1)).collect();
+    for own in many {
+        greedy.push(own.await);
+    }
+    let last = greedy.last_mut().unwrap();
+    last.write_all(&framed(&query("www.example.com.", RecordType::A, 0))).await.unwrap();
+    assert_eq!(ips(&next(last).await).len(), 1, "this host has as many as it wants");
+}
+
+#[tokio::test]
+async fn one_client_may_have_256_datagrams_waiting_and_others_are_not_touched_by_it() {
+    let silent = Nameserver::silent().await;
+    let (dns, address) = serving_neighbours(&silent).await;
+    let slow = query("a.real.example.", RecordType::A, 0);
+    let ask = |last: u8, many: usize| {
+        let slow = &slow;
+        async move {
+            let socket = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, last), 0)).await.unwrap();
+            for number in 0..many {
+                socket.send_to(slow, address).await.unwrap();
+                if number % 50 == 49 {
+                    // What is known is answered at once, and behind what came before it.
+                    socket.send_to(&query("www.example.com.", RecordType::A, 0), address).await.unwrap();
+                    socket.recv(&mut [0; 512]).await.unwrap();
+                }
+            }
+        }
+    };
+    ask(2, 300).await;
+    assert_eq!(dns.counters().snapshot().dropped, 300 - 256);
+    ask(3, 250).await;
+    ask(1, 300).await;
+    assert_eq!(dns.counters().snapshot().dropped, 300 - 256, "nobody else's, and none of this host");
 }
 
 #[tokio::test]

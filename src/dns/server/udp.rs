@@ -12,12 +12,15 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
-use crate::dns::{Answer, Dns, Transport, now};
+use super::places::{IsOwn, Places};
+use crate::dns::{Answer, Dns, Question, Transport, now};
 
 /// Datagrams answered per write of the log.
 const BATCH: usize = 64;
 /// Queries of all clients together that may wait for nameservers; one more is dropped, as a full socket would.
 const MAX_WAITING: usize = 2048;
+/// Of these, queries of one client.
+const MAX_OF_ONE: usize = 256;
 /// No query is longer than this.
 const DATAGRAM: usize = 4096;
 
@@ -39,6 +42,16 @@ impl Route {
     }
 }
 
+/// What datagrams are read from, and for whom.
+struct Service<'a> {
+    dns: &'a Arc<Dns>,
+    socket: &'a UdpSocket,
+    wildcard: bool,
+    /// Where the socket listens.
+    address: IpAddr,
+    places: Arc<Places>,
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Local {
     V4(nix::libc::in_pktinfo),
@@ -56,7 +69,9 @@ pub(super) fn ask_for_destinations(socket: &impl std::os::fd::AsFd, listen: Sock
 }
 
 /// Answers datagrams until dropped.
-pub(super) async fn serve(dns: &Arc<Dns>, socket: &UdpSocket, wildcard: bool) -> io::Result<()> {
+pub(super) async fn serve(dns: &Arc<Dns>, socket: &UdpSocket, wildcard: bool, is_own: IsOwn) -> io::Result<()> {
+    let (address, places) = (socket.local_addr()?.ip(), Places::new(MAX_OF_ONE, is_own));
+    let service = Service { dns, socket, wildcard, address, places };
     let mut waiting = JoinSet::new();
     let mut buffer = vec![0; DATAGRAM];
     let mut ready: Vec<(Vec<u8>, Route)> = Vec::new();
@@ -64,7 +79,7 @@ pub(super) async fn serve(dns: &Arc<Dns>, socket: &UdpSocket, wildcard: bool) ->
         tokio::select! {
             readable = socket.readable() => {
                 readable?;
-                read_batch(dns, socket, wildcard, &mut buffer, &mut ready, &mut waiting)?;
+                service.read_batch(&mut buffer, &mut ready, &mut waiting)?;
             }
             Some(answered) = waiting.join_next() => ready.extend(answered),
         }
@@ -76,35 +91,45 @@ pub(super) async fn serve(dns: &Arc<Dns>, socket: &UdpSocket, wildcard: bool) ->
     }
 }
 
-fn read_batch(
-    dns: &Arc<Dns>,
-    socket: &UdpSocket,
-    wildcard: bool,
-    buffer: &mut [u8],
-    ready: &mut Vec<(Vec<u8>, Route)>,
-    waiting: &mut JoinSet<(Vec<u8>, Route)>,
-) -> io::Result<()> {
-    for _ in 0..BATCH {
-        let (length, route) = match socket.try_io(Interest::READABLE, || receive(socket, wildcard, buffer)) {
-            Ok(Some(received)) => received,
-            Ok(None) => continue,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            // Errors of earlier answers, such as an unreachable client, are reported here and are over.
-            Err(error) if error.raw_os_error() != Some(nix::libc::EBADF) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let mut reply = Vec::new();
-        match dns.answer(&buffer[..length], Transport::Udp, route.ip(), now(), &mut reply) {
-            Answer::Ready => ready.push((reply, route)),
-            Answer::Ask(question) if waiting.len() < MAX_WAITING => {
-                let dns = Arc::clone(dns);
-                waiting.spawn(async move { (dns.ask(question).await, route) });
+impl Service<'_> {
+    fn read_batch(
+        &self,
+        buffer: &mut [u8],
+        ready: &mut Vec<(Vec<u8>, Route)>,
+        waiting: &mut JoinSet<(Vec<u8>, Route)>,
+    ) -> io::Result<()> {
+        for _ in 0..BATCH {
+            let receive = || receive(self.socket, self.wildcard, buffer);
+            let (length, route) = match self.socket.try_io(Interest::READABLE, receive) {
+                Ok(Some(received)) => received,
+                Ok(None) => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                // Errors of earlier answers, such as an unreachable client, are reported here and are over.
+                Err(error) if error.raw_os_error() != Some(nix::libc::EBADF) => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            let mut reply = Vec::new();
+            match self.dns.answer(&buffer[..length], Transport::Udp, route.ip(), now(), &mut reply) {
+                Answer::Ready => ready.push((reply, route)),
+                Answer::Ask(question) => self.ask(question, route, waiting),
+                Answer::Drop => {}
             }
-            Answer::Ask(_) => dns.counters().drop_question(),
-            Answer::Drop => {}
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Asks the nameservers, if that client may have one more wait.
+    fn ask(&self, question: Question, route: Route, waiting: &mut JoinSet<(Vec<u8>, Route)>) {
+        let asked = route.local.as_ref().map_or(self.address, Local::ip);
+        let place = if waiting.len() < MAX_WAITING { self.places.enter(route.ip(), asked) } else { None };
+        let Some(place) = place else { return self.dns.counters().drop_question() };
+        let dns = Arc::clone(self.dns);
+        waiting.spawn(async move {
+            let answered = (dns.ask(question).await, route);
+            drop(place);
+            answered
+        });
+    }
 }
 
 /// Reads one datagram; None if it was not sent to an address of ours alone.
@@ -131,6 +156,14 @@ fn receive(socket: &UdpSocket, wildcard: bool, buffer: &mut [u8]) -> io::Result<
 }
 
 impl Local {
+    /// The address that was asked.
+    fn ip(&self) -> IpAddr {
+        match self {
+            Self::V4(info) => std::net::Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).into(),
+            Self::V6(info) => std::net::Ipv6Addr::from(info.ipi6_addr.s6_addr).into(),
+        }
+    }
+
     fn v4(mut info: nix::libc::in_pktinfo) -> Option<Self> {
         let to = std::net::Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes());
         // Answering a broadcast would tell a whole network that a resolver is here.

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::dispatch::{Core, Counters, Router};
 use crate::dns::{self, Filter, FilterMode, Wildcards};
-use crate::net::Lookup;
+use crate::net::{Lookup, client_of};
 use crate::outbound::{Context, Egress, Outbounds, Roots};
 use crate::platform::{Dialer, Framing};
 use crate::profile::{Mode, Report};
@@ -97,6 +97,7 @@ fn start_with(core: &Arc<Core>, workers: usize) -> Vec<Device> {
             ipv6: true,
             seed: 1,
             memory: usize::MAX,
+            client: client_of,
             handshakes: usize::MAX,
             tell_ended: workers > 1,
         };

@@ -182,14 +182,14 @@ impl Table {
     }
 
     fn open(&mut self, packet: &Packet<'_>, segment: &Segment, now: Instant) -> Option<Handle> {
-        let source = segment.tuple.client.ip();
-        let own = self.own.contains(&source);
-        if !self.held.has_room(source, own) {
+        let own = self.own.contains(&segment.tuple.client.ip());
+        let client = self.client_of(&segment.tuple);
+        if !self.held.has_room(client, own) {
             return None;
         }
-        let own_flows = self.budget.flows_of(source);
-        let place = self.budget.open(source)?;
-        let mut rings = Pool::take(&self.pool, source, (self.flows.len(), own_flows))?;
+        let own_flows = self.budget.flows_of(client);
+        let place = self.budget.open(client)?;
+        let mut rings = Pool::take(&self.pool, client, (self.flows.len(), own_flows))?;
         // SAFETY: the slices live in the socket, which `Flow` drops before the rings.
         let (receive, send) = unsafe { rings.split() };
         let mut socket = tcp::Socket::new(tcp::SocketBuffer::new(receive), tcp::SocketBuffer::new(send));
@@ -230,7 +230,7 @@ impl Table {
             heartbeat: None,
             progress: Progress::new(segment.sequence, segment.scale, terms, now),
         }));
-        self.held.enter(source);
+        self.held.enter(client);
         self.start_looking(now);
         self.flows.insert(segment.tuple, Rc::clone(&flow));
         Some(flow)

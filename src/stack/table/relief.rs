@@ -45,7 +45,7 @@ impl Table {
         // Who waits has asked before.
         let waiting = self.shared.starving.borrow();
         let waiting: HashSet<IpAddr, foldhash::fast::RandomState> =
-            waiting.iter().filter_map(Weak::upgrade).map(|flow| flow.borrow().tuple.client.ip()).collect();
+            waiting.iter().filter_map(Weak::upgrade).map(|flow| self.client_of(&flow.borrow().tuple)).collect();
         let modest = holdings.iter().any(|(client, has)| *has <= part && waiting.contains(client));
         let missing = Missing {
             idle: idle.saturating_sub(left),
@@ -57,7 +57,7 @@ impl Table {
         }
         let candidate = |handle: &Handle| {
             let flow = handle.borrow();
-            let client = flow.tuple.client.ip();
+            let client = self.client_of(&flow.tuple);
             let evictable = flow.held.is_none() && !flow.dead && !flow.evicted;
             evictable.then(|| Candidate {
                 client,

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use tunproxy::net::client_of;
 use tunproxy::stack::Config;
 
 use super::link::Weather;
@@ -29,7 +30,7 @@ pub(crate) struct Net {
     pub(crate) room: usize,
     /// Bytes that the stack's flows may take.
     pub(crate) memory: usize,
-    /// Handshakes that one source may have under way.
+    /// Handshakes that one client may have under way.
     pub(crate) handshakes: usize,
     /// A router between client and device whose link to the client carries no more than this.
     pub(crate) hop: Option<u16>,
@@ -85,6 +86,7 @@ impl Net {
             ipv6: self.ipv6,
             seed: self.seed,
             memory: self.memory,
+            client: client_of,
             handshakes: self.handshakes,
             tell_ended: false,
         }
