@@ -313,7 +313,15 @@ fn rules_before_ours(numbers: &Numbers, survey: &Survey) -> Vec<String> {
              program stops, or leaves priorities below {first_priority}"
         )
     };
-    survey.rules.iter().filter(takes_all).map(warn).collect()
+    let together = survey.take_all_together(numbers.own);
+    let others = together.len().saturating_sub(1);
+    let of_several = together.first().filter(|rule| rule.priority < until).map(|rule| {
+        format!(
+            "another program's rule ({rule}) takes all traffic, together with {others} others, before ours can: nothing will \
+             come to us until that program stops, or leaves priorities below {first_priority}"
+        )
+    });
+    survey.rules.iter().filter(takes_all).map(warn).chain(of_several).collect()
 }
 
 /// Questions to port 53 are to be taken ahead of the rules of others, and there is no place.
