@@ -202,6 +202,12 @@ impl HostPlan {
         Fwmark(self.numbers.own.mark)
     }
 
+    /// Whether what this host itself sends is taken, as the rules have it.
+    #[must_use]
+    pub fn takes_own_traffic(&self) -> bool {
+        layout::take_own_traffic(&self.rules, self.numbers.first_priority)
+    }
+
     fn route(&mut self, options: &HostOptions, survey: &Survey) -> Result<(), PlanError> {
         let numbers = self.numbers;
         self.routes = layout::routes(options, &numbers, survey.ipv6);
