@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::places::{STATE_OF_ROOT, option};
+use super::places::{STATE_OF_ROOT, cleanup_of};
 use crate::platform::{Journalled, holder, left_closed};
 
 /// What to say of a kill switch that is closed on this host with no run behind it, to somebody who has asked for `state`.
@@ -41,10 +41,7 @@ pub(super) fn what_is_open(table: &str) -> String {
 
 /// What to do about that.
 pub(super) fn how_to_close(state: &Path) -> String {
-    format!(
-        "Start tunproxy again, which closes it; or `sudo tunproxy cleanup{}`, which puts the host back without it",
-        option(state)
-    )
+    format!("Start tunproxy again, which closes it; or `{}`, which puts the host back without it", cleanup_of(state))
 }
 
 /// The command that opens it, as far as journals tell whose it is.
@@ -52,7 +49,7 @@ pub(super) fn how_to_open(state: &Path) -> String {
     let is_its = |state: &&Path| Journalled::read(state).is_ok_and(|journal| journal.is_closed());
     match [state, Path::new(STATE_OF_ROOT)].into_iter().find(is_its) {
         Some(state) => {
-            format!("`sudo tunproxy cleanup{}`; or start tunproxy again, which keeps it closed", option(state))
+            format!("`{}`; or start tunproxy again, which keeps it closed", cleanup_of(state))
         }
         None => "`sudo tunproxy cleanup --state-dir DIR` with the state directory of that run; if that is lost, \
                  docs/host-changes.md says how to do it by hand"

@@ -127,7 +127,8 @@ pub fn inside(channel: i32, description: &str, command: Vec<OsString>) -> anyhow
 /// Starts the child half, which makes the namespace `inside` and hands its device over the channel. The process must
 /// have a single thread.
 pub(super) fn start_child(inside: &Inside, command: &[OsString], output: Stdio) -> anyhow::Result<(OwnedFd, Child)> {
-    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(rootless::kept("open a channel to the private namespace"))?;
     let number = theirs.as_raw_fd();
     // Its end is what we wait for. The command gets from us what a parent without us would have given it.
     let forgotten = mind_children()?;
@@ -147,7 +148,7 @@ pub(super) fn start_child(inside: &Inside, command: &[OsString], output: Stdio) 
             if forgotten { ignore_children() } else { Ok(()) }
         });
     }
-    let child = child.spawn().context("cannot start the private namespace")?;
+    let child = child.spawn().map_err(rootless::kept("start the private namespace"))?;
     Ok((ours, child))
 }
 

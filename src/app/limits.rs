@@ -13,8 +13,14 @@ use crate::platform::descriptors;
 const OF_A_RUN: u64 = 48;
 /// The same of each worker.
 const OF_A_WORKER: u64 = 8;
-/// Descriptors that `exec` takes, and the first flows of its command.
-const OF_A_COMMAND: u64 = 24;
+/// Descriptors that `exec` keeps open: the channel to its child; the device, and the socket beside a stand-in of it; the signals;
+/// for each of two runtimes an epoll(7), a second name of that, an eventfd and a socket; and the pair behind these sockets.
+const KEPT_BY_EXEC: u64 = 1 + 2 + 1 + 2 * 4 + 2;
+/// So many flows of its command there are room for at least.
+const FIRST_FLOWS: u64 = 4;
+/// Descriptors that `exec` takes beside [`STANDARD`] ones. Of a small limit flows have three quarters, which are those with the
+/// lowest numbers (`Dialer::for_flows`): there all that is kept open must be as well. The last quarter is for questions.
+const OF_A_COMMAND: u64 = ((STANDARD - 1 + KEPT_BY_EXEC + FIRST_FLOWS) * 4).div_ceil(3) - STANDARD;
 /// Where a limit is raised.
 const RAISE: &str = "raise it, with LimitNOFILE=65536 in a systemd unit or `ulimit -n 65536` in a shell (beyond `ulimit -Hn` as \
                      root), and start again";
@@ -112,6 +118,13 @@ mod tests {
         assert!(told.contains("67 files") && told.contains("takes 68") && told.contains("LimitNOFILE="), "{told}");
         assert!(!told.contains("taken"), "{told}");
         assert!(too_few(1024, 1000, of_a_run(8)).unwrap().contains("of which 1000 are taken"));
+    }
+
+    #[test]
+    fn with_the_least_that_exec_takes_flows_find_descriptors() {
+        let limit = STANDARD + OF_A_COMMAND;
+        assert_eq!(limit, 28);
+        assert!(limit - limit / 4 >= STANDARD - 1 + KEPT_BY_EXEC + FIRST_FLOWS);
     }
 
     #[test]

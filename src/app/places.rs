@@ -5,6 +5,8 @@ use std::path::Path;
 
 use nix::unistd::{AccessFlags, access, geteuid};
 
+use crate::platform::person_of;
+
 /// Where the state of a run by root is, by default.
 pub const STATE_OF_ROOT: &str = "/var/lib/tunproxy";
 
@@ -20,7 +22,18 @@ pub(super) fn hides_from_us(state: &Path) -> bool {
 
 /// The option that names `state` on a command line; none for root's own.
 pub(super) fn option(state: &Path) -> String {
-    if state == Path::new(STATE_OF_ROOT) { String::new() } else { format!(" --state-dir {}", state.display()) }
+    if state == Path::new(STATE_OF_ROOT) { String::new() } else { format!(" --state-dir {}", quoted(state)) }
+}
+
+/// The command that undoes what a run with this state directory has left, typed by whoever may: for a person's run that is this
+/// person, and root is refused.
+pub(super) fn cleanup_of(state: &Path) -> String {
+    let by = match person_of(state) {
+        None => "sudo ".to_owned(),
+        Some(person) if person == geteuid().as_raw() => String::new(),
+        Some(person) => format!("sudo -u '#{person}' "),
+    };
+    format!("{by}tunproxy cleanup{}", option(state))
 }
 
 /// Where sudo looks for programs (`secure_path` of sudoers(5)), whatever the caller's PATH says.
@@ -58,6 +71,27 @@ fn quoted(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_persons_run_is_cleaned_up_by_that_person_and_any_other_by_root() {
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().display();
+        let us = geteuid().as_raw();
+        let own = cleanup_of(state.path());
+        let by_root = format!("sudo tunproxy cleanup --state-dir {path}");
+        let wanted = if us < 1000 { by_root.clone() } else { format!("tunproxy cleanup --state-dir {path}") };
+        assert_eq!(own, wanted);
+        // Only root can give a file away.
+        let journal = state.path().join("journal");
+        std::fs::write(&journal, "").unwrap();
+        if std::os::unix::fs::chown(&journal, Some(12345), None).is_ok() {
+            assert_eq!(cleanup_of(state.path()), format!("sudo -u '#12345' tunproxy cleanup --state-dir {path}"));
+        }
+        if std::os::unix::fs::chown(&journal, Some(123), None).is_ok() {
+            assert_eq!(cleanup_of(state.path()), by_root, "a service's");
+        }
+        assert_eq!(cleanup_of(Path::new("/no/such place")), "sudo tunproxy cleanup --state-dir '/no/such place'");
+    }
 
     #[test]
     fn a_command_for_root_names_the_profile_and_a_state_directory_that_was_chosen() {

@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::anyhow;
 
 use crate::platform::may_administer_network;
+use crate::platform::rootless::who_forbids;
 
 /// The TUN driver's node.
 pub(super) const NODE: &str = "/dev/net/tun";
@@ -38,6 +39,9 @@ pub(super) fn explain_thread(what: &str, error: &io::Error) -> anyhow::Error {
             "cannot start the thread {what}: there may be no more threads of this user (`ulimit -u`), of this service \
              (TasksMax=) or container (pids.max), or no memory is left"
         ),
+        Some(libc::EPERM | libc::EACCES | libc::ENOSYS) => {
+            anyhow!("cannot start the thread {what}: {error}.\n{}", who_forbids())
+        }
         _ => anyhow!("cannot start the thread {what}: {error}"),
     }
 }

@@ -74,16 +74,37 @@ impl Dialer {
     /// # Errors
     /// What the kernel reports, told apart as clients would see it.
     pub async fn tcp(&self, to: SocketAddr) -> Result<TcpStream, DialError> {
-        self.refuse_fake(to.ip())?;
-        let domain = if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-        let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-        self.prepare(&socket2::SockRef::from(&socket))?;
-        keep_alive(&socket);
+        let socket = self.stream(to.ip())?;
         let connected = tokio::time::timeout(DIAL_TIMEOUT, self.connect(socket, to));
         let stream = connected.await.map_err(|_| DialError::TimedOut)??;
         // Small writes of a client are small writes of ours: the kernel must not wait to join them.
         stream.set_nodelay(true)?;
         Ok(stream)
+    }
+
+    /// Whether a connection to `to` comes about within `time`, of which two seconds are needed to find out that this host's
+    /// own firewall is in the way.
+    ///
+    /// # Errors
+    /// As [`Dialer::tcp`]; EPERM if what was sent has not left this host.
+    pub async fn try_tcp(&self, to: SocketAddr, time: Duration) -> Result<(), DialError> {
+        let socket = self.stream(to.ip())?;
+        let same = socket.try_clone()?;
+        match tokio::time::timeout(time, self.connect(socket, to)).await {
+            Ok(connected) => connected.map(drop),
+            Err(_) if imp::socket::is_kept_in(&same) => Err(DialError::Io(io::Error::from_raw_os_error(libc::EPERM))),
+            Err(_) => Err(DialError::TimedOut),
+        }
+    }
+
+    /// A socket for a connection to `to`.
+    fn stream(&self, to: IpAddr) -> Result<Socket, DialError> {
+        self.refuse_fake(to)?;
+        let domain = if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        self.prepare(&socket2::SockRef::from(&socket))?;
+        keep_alive(&socket);
+        Ok(socket)
     }
 
     async fn connect(&self, socket: Socket, to: SocketAddr) -> Result<TcpStream, DialError> {

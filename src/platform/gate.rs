@@ -1,5 +1,7 @@
 //! Chains of others that stop what comes to this host, or leaves it, unless a rule allows it: whether a TUN is stopped too.
 
+use super::routing::Family;
+
 /// As long as the name of an interface is compared (IFNAMSIZ).
 pub(super) const LONGEST_NAME: usize = 16;
 
@@ -87,6 +89,12 @@ impl Gate {
             }
         }
         self.drops
+    }
+
+    /// Whether it is asked about packets of this family.
+    #[must_use]
+    pub fn concerns(&self, family: Family) -> bool {
+        !self.chain.starts_with(if family == Family::V4 { "ip6 " } else { "ip " })
     }
 
     /// Whether it stops anything that no rule allows.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::undo::Undo;
 pub use error::{JournalError, SUSPENDED, let_go_on};
+pub use file::person_of;
 use format::End;
 pub use lock::lost_by;
 pub use reading::Rehearsal;

@@ -17,6 +17,7 @@ use super::survey::{Numbers, Survey};
 use places::Places;
 
 pub(super) use ahead::{LENGTH as LENGTH_AHEAD, PAST_FOREIGN as PAST_FOREIGN_AHEAD, PAST_TUN as PAST_TUN_AHEAD};
+pub(super) use left_out::take_own_traffic;
 
 /// How far a rule of ours that lets a foreign mark pass leads.
 pub(super) const PAST_FOREIGN: u32 = offset::END - offset::FOREIGN;

@@ -63,7 +63,7 @@ pub use imp::tun::{Framing, HEADROOM, Layout, TunQueue, open_packet, open_tun};
 pub use imp::turn::Turn;
 pub use imp::udp::{Arrival, DatagramSocket};
 pub use imp::watch::{DirectoryWatch, Watch, Woken};
-pub use journal::{Journal, JournalError, Rehearsal, SUSPENDED, let_go_on, lost_by};
+pub use journal::{Journal, JournalError, Rehearsal, SUSPENDED, let_go_on, lost_by, person_of};
 pub use journalled::{Journalled, holder};
 pub use may_start::PlanError;
 pub use not_set::not_set;

@@ -202,6 +202,12 @@ impl HostPlan {
         Fwmark(self.numbers.own.mark)
     }
 
+    /// Whether what this host itself sends is taken, as the rules have it.
+    #[must_use]
+    pub fn takes_own_traffic(&self) -> bool {
+        layout::take_own_traffic(&self.rules, self.numbers.first_priority)
+    }
+
     fn route(&mut self, options: &HostOptions, survey: &Survey) -> Result<(), PlanError> {
         let numbers = self.numbers;
         self.routes = layout::routes(options, &numbers, survey.ipv6);
@@ -313,8 +319,16 @@ fn rules_before_ours(numbers: &Numbers, survey: &Survey) -> Vec<String> {
              gone, or has a larger priority"
         ))
     };
-    let before = survey.rules.iter().filter(|rule| rule.priority < until);
-    let mut warnings: Vec<String> = before.filter_map(warn).collect();
+    let before = |rule: &&Rule| rule.priority < until;
+    let mut warnings: Vec<String> = survey.rules.iter().filter(before).filter_map(warn).collect();
+    let together = survey.take_all_together(numbers.own);
+    let others = together.len().saturating_sub(1);
+    warnings.extend(together.into_iter().take(1).filter(before).map(|rule| {
+        format!(
+            "another program's rule ({rule}) takes all traffic, together with {others} others, before ours can: nothing will \
+             come to us until that program stops, or leaves priorities below {first_priority}"
+        )
+    }));
     let local = survey.looks_up_local();
     if local > first_priority {
         warnings.push(format!(

@@ -4,7 +4,7 @@ use super::plan::HostOptions;
 use super::survey::Survey;
 
 /// The interface by which rules know what this host itself sends.
-const OWN_TRAFFIC: &str = "lo";
+pub(super) const OWN_TRAFFIC: &str = "lo";
 /// Users of every namespace that has them all: the number above the last stands for nobody.
 pub(super) const EVERYBODY: (u32, u32) = (0, u32::MAX - 1);
 

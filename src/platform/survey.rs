@@ -15,6 +15,7 @@ mod ahead;
 mod before;
 mod marks;
 mod networks;
+mod pieces;
 pub(super) mod runs;
 mod takes;
 

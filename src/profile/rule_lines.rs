@@ -1,5 +1,7 @@
 //! `rules:`, line by line.
 
+use ipnet::IpNet;
+
 use super::decode::mismatch;
 use super::nearest::nearest;
 use super::node::{Node, Place, Value};
@@ -45,6 +47,7 @@ pub(super) fn read(items: &[Node], names: &mut Names, report: &mut Report) -> Ve
                         .warn_once(spot(node, ignored), &*path, message)
                         .hint("parameters are `no-resolve` and `src`");
                 }
+                warn_of_host_bits(&rule, node, &path, report);
                 let rule = Rule { line: node.place.at.line, ..rule };
                 rules.push(PlacedRule { rule, place: node.place, path });
             }
@@ -60,6 +63,16 @@ pub(super) fn read(items: &[Node], names: &mut Names, report: &mut Report) -> Ve
     }
     warn_left_out(&left_out, &rules, report);
     rules
+}
+
+/// A prefix that names one address and means them all: as in mihomo, the bits behind the prefix do not count.
+fn warn_of_host_bits(rule: &Rule, node: &Node, path: &str, report: &mut Report) {
+    let of_prefixes = rule.kind.contains("IP-CIDR");
+    let Some(net) = rule.payload.parse::<IpNet>().ok().filter(|net| of_prefixes && *net != net.trunc()) else { return };
+    let (whole, alone) = (net.trunc(), IpNet::from(net.addr()));
+    report
+        .warn_once(spot(node, &rule.payload), path, format!("`{}` stands for all of {whole}", rule.payload))
+        .hint(format!("write {whole} if that is meant, or {alone} for this one address"));
 }
 
 fn check_target(target: &str, node: &Node, path: &str, names: &mut Names, report: &mut Report) {

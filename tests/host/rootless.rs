@@ -353,19 +353,72 @@ fn refused(place: &Place, lab: &Topology, filter: bool, words: &[&str]) {
 
 /// Has the kernel answer unshare(2) with EPERM, as Docker's profile does.
 fn forbid_unshare() -> std::io::Result<()> {
+    forbid(&[(libc::SYS_unshare, 0, libc::EPERM)])
+}
+
+/// The number of a system call, bits of its first argument of which one must be set (0: whatever it is), and an error.
+type Forbidden = (libc::c_long, u32, i32);
+
+/// Has the kernel answer system calls with errors.
+fn forbid(calls: &[Forbidden]) -> std::io::Result<()> {
     let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
-    let mut filter = [
-        // The number of the call is the first word of `struct seccomp_data`.
-        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_unshare as u32),
-        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
-        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+    let load = |at| step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, at);
+    let mut filter = Vec::new();
+    for (call, bits, error) in calls {
+        // `struct seccomp_data`: the number of the call is the first word, the first argument begins with the fifth.
+        filter.push(load(0));
+        let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+        filter.push(step(equal, 0, if *bits == 0 { 1 } else { 3 }, *call as u32));
+        if *bits != 0 {
+            filter.push(load(16));
+            filter.push(step(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 0, 1, *bits));
+        }
+        filter.push(step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | *error as u32));
+    }
+    filter.push(step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW));
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
     nix::sys::prctl::set_no_new_privs()?;
     // SAFETY: the program outlives the call, which copies it.
     let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
     nix::errno::Errno::result(result).map(drop).map_err(Into::into)
+}
+
+#[test]
+fn where_a_filter_refuses_what_every_program_does_that_is_said() {
+    run(&[], || {
+        let lab = Topology::desktop();
+        let place = Place::new(PROFILE);
+        let under = |calls: &'static [Forbidden]| {
+            let mut command = place.exec_command(&lab.host, &[]);
+            command.arg("true");
+            // SAFETY: two system calls, on memory of the closure.
+            unsafe { command.pre_exec(move || forbid(calls)) };
+            Said::of(&mut command)
+        };
+        // What older profiles of containers do: programs do without.
+        let older = under(&[(libc::SYS_clone3, 0, libc::ENOSYS)]);
+        assert!(older.succeeded(), "{older:?}");
+        let refused: [(&'static [Forbidden], &str); 5] = [
+            (
+                &[(libc::SYS_clone, 0, libc::EPERM), (libc::SYS_clone3, 0, libc::EPERM)],
+                "cannot start the private namespace: ",
+            ),
+            (
+                &[(libc::SYS_clone3, 0, libc::ENOSYS), (libc::SYS_clone, libc::CLONE_THREAD as u32, libc::EPERM)],
+                "cannot start the thread of a worker: ",
+            ),
+            (&[(libc::SYS_socketpair, 0, libc::EACCES)], "cannot open a channel to the private namespace: "),
+            (&[(libc::SYS_socket, 0, libc::EPERM)], "does not let you make a private network namespace: cannot "),
+            (&[(libc::SYS_unshare, 0, libc::ENOSYS)], "does not let you make a private network namespace"),
+        ];
+        for (calls, words) in refused {
+            let said = under(calls);
+            assert_eq!(said.code, Some(1), "{words}: {said:?}");
+            for words in [words, "seccomp=unconfined", "SystemCallFilter="] {
+                assert!(said.stderr.contains(words), "`{words}` is missing: {said:?}");
+            }
+        }
+    });
 }
 
 #[test]

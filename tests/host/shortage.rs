@@ -1,7 +1,8 @@
 //! Where a start does not get what it takes: it says what is short and what to do, and leaves nothing behind.
 
+use super::support::sites::NAME;
 use super::support::tunproxy::{Place, Said};
-use super::support::{Dump, Netns, Topology, run};
+use super::support::{Dump, Netns, Sites, Topology, run};
 
 const TUN: &str = "/dev/net/tun";
 
@@ -43,6 +44,30 @@ fn a_start_with_too_few_descriptors_says_so_with_what_to_do_and_changes_nothing(
         }
         let none = place.look(&lab.host, "plan", &[]);
         assert!(!none.stdout.contains("files open"), "{none:?}");
+    });
+}
+
+#[test]
+fn exec_with_just_enough_descriptors_carries_what_its_command_asks_for() {
+    run(&["curl"], || {
+        let lab = Topology::desktop();
+        let _sites = Sites::open(&lab);
+        let place = Place::new(
+            "dns: { enable: true, enhanced-mode: fake-ip, nameserver: [192.168.1.1] }\nrules: ['MATCH,DIRECT']\n",
+        );
+        // As many as are open, with that by which they are counted, and the least.
+        let fetch = format!("for one in 1 2 3 4; do curl -sS --max-time 20 http://{NAME}/ >&2 && echo carried; done");
+        for least in [24, 23] {
+            let mut command = lab.host.command("sh");
+            let script = format!(
+                "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; ulimit -n $(($(ls /proc/self/fd | wc -l) + {least})); exec \"$@\""
+            );
+            command.args(["-c", &script, "sh"]).arg(super::support::tunproxy::binary());
+            command.args(["exec", "--profile"]).arg(&place.profile).args(["--", "sh", "-c", &fetch]);
+            let said = Said::of(&mut command);
+            let carried = said.stdout.matches("carried").count();
+            assert_eq!((said.succeeded(), carried), if least == 24 { (true, 4) } else { (false, 0) }, "{said:?}");
+        }
     });
 }
 

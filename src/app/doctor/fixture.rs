@@ -10,11 +10,12 @@ use super::record::{
 };
 use crate::app::run::Run;
 use crate::platform::{
-    Family, HostPlan, Link, NftState, Parameters, RouteKind, RouteTable, Rule, RuleAction, SeenLink, SeenRoute, Survey,
+    Family, Gate, Hook, HostPlan, Link, NftState, Parameters, RouteKind, RouteTable, Rule, RuleAction, SeenLink,
+    SeenRoute, Survey,
 };
 
-const PROFILE: &[u8] =
-    b"tun: { enable: true }\ndns: { enable: true, enhanced-mode: fake-ip, nameserver: [192.168.1.1] }\n";
+const PROFILE: &str =
+    "tun: { enable: true }\ndns: { enable: true, enhanced-mode: fake-ip, nameserver: [192.168.1.1] }\n";
 const TUN: &str = "tunproxy0";
 const TUN_INDEX: u32 = 9;
 
@@ -24,6 +25,12 @@ pub(super) fn only_problem(found: &[Finding]) -> Option<&Finding> {
     let problems: Vec<&Finding> = found.iter().filter(|finding| finding.severity == Severity::Problem).collect();
     assert!(problems.len() < 2, "{problems:#?}");
     problems.first().copied()
+}
+
+/// Has a chain of somebody's drop whatever comes to the host.
+pub(super) fn deafen(record: &mut Record) {
+    let NftState::Present { gates, .. } = &mut record.survey.nft else { panic!("no nft") };
+    gates.push(Gate { chain: "inet adm input".to_owned(), hook: Hook::Input, drops: true, rules: Vec::new() });
 }
 
 /// What the warnings say.
@@ -104,11 +111,17 @@ pub(super) fn running() -> Record {
 }
 
 fn plan() -> HostPlan {
-    let (profile, report) = crate::profile::read("profile.yaml", PROFILE);
+    plan_of("", &survey())
+}
+
+/// What a start comes to on a host like `survey`, with these keys in the profile's `tun` besides.
+pub(super) fn plan_of(keys: &str, survey: &Survey) -> HostPlan {
+    let text = PROFILE.replace("enable: true }\ndns", &format!("enable: true, {keys} }}\ndns"));
+    let (profile, report) = crate::profile::read("profile.yaml", text.as_bytes());
     assert!(!report.has_errors(), "{report}");
     let profile = profile.unwrap();
     let run = Run { profile: &profile, state: Path::new("/nowhere") };
-    HostPlan::new(&run.options(TUN), &survey()).unwrap()
+    HostPlan::new(&run.options(TUN), survey).unwrap()
 }
 
 fn link(index: u32, name: &str, mtu: u32) -> SeenLink {

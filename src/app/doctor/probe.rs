@@ -19,7 +19,7 @@ use super::gateways;
 use super::gather::hijacks;
 use super::record::{Heard, Probes, Record, ResolvConf, RunState, Server};
 use crate::dns::{self, Dns};
-use crate::net::{Address, Host, Lookup};
+use crate::net::{Address, DialError, Host, Lookup};
 use crate::outbound::KINDS;
 use crate::platform::{self, Dialer, DnsPlan, Family};
 use crate::profile::{Nameserver, Profile};
@@ -30,6 +30,8 @@ pub(super) const NAME: &str = "www.example.com";
 const ANSWER: Duration = Duration::from_secs(4);
 /// How long one connection may take, the look-up of its name included.
 const CONNECTION: Duration = Duration::from_secs(6);
+/// As late before that something is still worth to be begun.
+const LAST_MOMENT: Duration = Duration::from_millis(50);
 /// Addresses that are not those of any network of a host's own (a.root-servers.net). Nothing is sent there.
 const FAR: [(Family, IpAddr); 2] = [
     (Family::V4, IpAddr::V4(Ipv4Addr::new(198, 41, 0, 4))),
@@ -51,7 +53,7 @@ pub(super) async fn all(record: &Record, loaded: Option<&Loaded>) -> Probes {
         let answer = match ask(&plain, asked, false).await {
             Ok(Heard::Answer(addresses)) => Ok(addresses),
             Ok(Heard::Refusal(code)) => Err(format!("it answers {code}")),
-            Ok(Heard::OfItsOwn) => Err(silence()),
+            Ok(Heard::OfItsOwn) => Err(silence(ANSWER)),
             Err(why) => Err(why),
         };
         Some((asked, answer))
@@ -158,17 +160,26 @@ async fn nameservers_answer(
 async fn ask(dialer: &Dialer, server: SocketAddr, tcp: bool) -> Result<Heard, String> {
     let answer = timeout(ANSWER, async {
         if tcp {
-            return dialer.tcp(server).await.map(|_| Heard::Answer(Vec::new())).map_err(|error| error.to_string());
+            let connected = dialer.try_tcp(server, ANSWER - LAST_MOMENT).await;
+            return connected.map(|()| Heard::Answer(Vec::new())).map_err(|error| in_words(&error, ANSWER));
         }
         let socket = dialer.udp(server.ip()).map_err(|error| error.to_string())?;
         socket.connect(server).await.map_err(|error| error.to_string())?;
         exchange(&socket).await
     });
-    answer.await.unwrap_or_else(|_| Err(silence()))
+    answer.await.unwrap_or_else(|_| Err(silence(ANSWER)))
 }
 
-fn silence() -> String {
-    format!("no answer in {} s", ANSWER.as_secs())
+fn silence(time: Duration) -> String {
+    format!("no answer in {} s", time.as_secs())
+}
+
+/// Why a connection that had so much time did not come about.
+fn in_words(error: &DialError, time: Duration) -> String {
+    match error {
+        DialError::TimedOut => silence(time),
+        other => other.to_string(),
+    }
 }
 
 /// One question of each: a name of the internet, and two that a nameserver answers of its own (RFC 6761 section 6.3; the
@@ -211,7 +222,7 @@ async fn exchange(socket: &platform::UdpSocket) -> Result<Heard, String> {
             }
         }
     }
-    if of_its_own { Ok(Heard::OfItsOwn) } else { Err(silence()) }
+    if of_its_own { Ok(Heard::OfItsOwn) } else { Err(silence(ANSWER)) }
 }
 
 fn heard(answer: &Message) -> Heard {
@@ -260,7 +271,7 @@ async fn servers_answer(dialer: &Dialer, profile: &Profile, file: &str) -> Vec<S
         let lookup = &lookup;
         async move {
             let connected = timeout(CONNECTION, connect(dialer, lookup.as_deref(), &address)).await;
-            let outcome = connected.unwrap_or_else(|_| Err(format!("no answer in {} s", CONNECTION.as_secs())));
+            let outcome = connected.unwrap_or_else(|_| Err(silence(CONNECTION)));
             Server { outcome, ..server }
         }
     }))
@@ -303,6 +314,7 @@ async fn connect(
     lookup: Result<&(dyn Lookup + 'static), &String>,
     address: &Address,
 ) -> Result<(), String> {
+    let until = Instant::now() + CONNECTION - LAST_MOMENT;
     let found: Arc<[IpAddr]> = match &address.host {
         Host::Ip(ip) => Arc::new([*ip]),
         Host::Name(name) => {
@@ -312,9 +324,10 @@ async fn connect(
     };
     let mut why = String::new();
     for ip in found.iter() {
-        match dialer.tcp(SocketAddr::new(*ip, address.port)).await {
-            Ok(_) => return Ok(()),
-            Err(error) => why = error.to_string(),
+        let left = until.saturating_duration_since(Instant::now());
+        match dialer.try_tcp(SocketAddr::new(*ip, address.port), left).await {
+            Ok(()) => return Ok(()),
+            Err(error) => why = in_words(&error, CONNECTION),
         }
     }
     Err(why)

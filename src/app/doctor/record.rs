@@ -7,7 +7,8 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use crate::platform::{
-    DirectWay, Family, Gateway, HostPlan, KillSwitch, Rule, RuleAction, SeenLink, SeenRoute, Survey,
+    DirectWay, Family, Gate, Gateway, Hook, HostPlan, KillSwitch, NftState, Rule, RuleAction, SeenLink, SeenRoute,
+    Survey,
 };
 
 /// A host at one moment.
@@ -290,6 +291,26 @@ impl Record {
         let ours =
             |link: &SeenLink| Some(link.name.as_str()) == tun || (link.kind == "tun" && is_default_name(&link.name));
         self.links.iter().filter(|link| up.contains(&link.index) && !ours(link)).collect()
+    }
+
+    /// The chains of others that stop whatever comes to this host, or all that it sends, by an uplink, each with that.
+    pub(super) fn gates_of_uplinks(&self) -> Vec<(&Gate, &SeenLink)> {
+        let NftState::Present { gates, .. } = &self.survey.nft else { return Vec::new() };
+        let uplinks = self.uplinks();
+        let stopped = |gate: &Gate, link: &SeenLink| gate.stops(&link.name, Some(link.index));
+        let of = |gate| uplinks.iter().filter(move |link| stopped(gate, link)).map(move |link| (gate, *link));
+        gates.iter().flat_map(of).collect()
+    }
+
+    /// The chain that keeps all uplinks from being heard over IPv4.
+    pub(super) fn deaf(&self) -> Option<&Gate> {
+        let (stopped, uplinks) = (self.gates_of_uplinks(), self.uplinks());
+        let by = |link: &&SeenLink| {
+            let of_link = stopped.iter().filter(|(gate, at)| gate.hook == Hook::Input && at.index == link.index);
+            of_link.map(|(gate, _)| *gate).find(|gate| gate.concerns(Family::V4))
+        };
+        let each: Option<Vec<&Gate>> = uplinks.iter().copied().map(|link| by(&link)).collect();
+        each?.first().copied()
     }
 
     /// Whether there is a way to the internet besides the TUN.

@@ -48,6 +48,38 @@ fn the_profiles_that_we_ship_can_be_run_and_leave_nothing_to_say() {
 }
 
 #[test]
+fn a_prefix_that_names_one_address_and_means_all_is_told() {
+    let said = |rule: &str| report(&format!("rules: ['{rule}', 'MATCH,DIRECT']\n")).to_string();
+    for (rule, whole, alone) in [
+        ("IP-CIDR,10.0.0.5/8,DIRECT", "10.0.0.0/8", "10.0.0.5/32"),
+        ("IP-CIDR6,2001:db8::1/64,REJECT,no-resolve", "2001:db8::/64", "2001:db8::1/128"),
+        ("SRC-IP-CIDR,192.168.1.10/24,DIRECT", "192.168.1.0/24", "192.168.1.10/32"),
+    ] {
+        let said = said(rule);
+        let payload = rule.split(',').nth(1).unwrap();
+        assert!(said.contains(&format!("`{payload}` stands for all of {whole}")), "{said}");
+        assert!(said.contains(&format!("write {whole} if that is meant, or {alone} for this one address")), "{said}");
+        assert!(said.starts_with(&format!("p.yaml:1:{}: warning", 10 + rule.find(payload).unwrap())), "{said}");
+    }
+    for fine in ["IP-CIDR,10.0.0.0/8,DIRECT", "IP-CIDR,10.0.0.5/32,DIRECT", "IP-CIDR,0.0.0.0/0,DIRECT"] {
+        assert!(!said(fine).contains("stands for all of"), "{fine}");
+    }
+}
+
+#[test]
+fn rules_without_a_rule_are_told_where_the_key_stands() {
+    for (text, at) in [
+        ("mode: rule\nrules:\n", "p.yaml:2:1: "),
+        ("mode: rule\nrules:\n  # - MATCH,DIRECT\ntun: {enable: true}\n", "p.yaml:2:1: "),
+        ("mode: rule\nrules: []\n", "p.yaml:2:1: "),
+        ("mode: rule\n", "p.yaml:1:1: "),
+    ] {
+        let said = report(text).to_string();
+        assert!(said.starts_with(at) && said.contains("there are no `rules`"), "{text}: {said}");
+    }
+}
+
+#[test]
 fn a_profile_that_opens_nothing_is_for_exec_alone_and_told_so() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("p.yaml");

@@ -131,6 +131,13 @@ fn distrust(path: &Path, file: &File) -> io::Result<Option<(String, Option<Strin
     Ok((mode & 0o022 != 0).then(|| (format!("may be written by others (mode {mode:04o})"), Some(remedy()))))
 }
 
+/// Whose run has left a journal in `state`, if it was a person's: nobody else's rights undo it. As far as this user may look.
+#[must_use]
+pub fn person_of(state: &Path) -> Option<u32> {
+    let owner = |path: &Path| Some(fs::symlink_metadata(path).ok()?.uid());
+    owner(&state.join("journal")).or_else(|| owner(state)).filter(|uid| is_ordinary(*uid))
+}
+
 /// What a person can do about `error` at `path`, a state directory that cannot be made (`act` is "create") or a file in one.
 /// Empty where nothing comes to mind.
 pub(super) fn advice(act: &str, path: &Path, error: &io::Error) -> String {

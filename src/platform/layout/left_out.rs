@@ -4,6 +4,17 @@
 use super::Layout;
 use super::places::Places;
 use crate::platform::routing::{Rule, RuleAction};
+use crate::platform::selection::OWN_TRAFFIC;
+
+/// Whether `rules`, those of a run whose block begins at `first`, take what this host itself sends: the first that concerns
+/// it of those by interface decides.
+pub(in crate::platform) fn take_own_traffic(rules: &[Rule], first: u32) -> bool {
+    let at = Places::in_block(first);
+    let concerns = |rule: &&Rule| rule.iif.as_ref().is_none_or(|name| name == OWN_TRAFFIC);
+    let by_interface = |place: u32| rules.iter().filter(move |rule| rule.priority == place).find(concerns);
+    let first = by_interface(at.interface).or_else(|| by_interface(at.other_interfaces));
+    first.is_none_or(|rule| rule.action != RuleAction::Goto(at.end))
+}
 
 impl Layout<'_> {
     pub(super) fn left_out(&self, at: &Places) -> Vec<Rule> {
@@ -74,6 +85,19 @@ mod tests {
             let users = ["9012 iif lo uidrange 0-999 goto 9090"];
             assert_eq!(between(&options, &plain(), family), [&on[..], &users].concat());
         }
+    }
+
+    #[test]
+    fn the_rules_say_whether_the_hosts_own_traffic_is_taken() {
+        let taken = |include: &[&str], exclude: &[&str]| {
+            let options =
+                HostOptions { include_interface: names(include), exclude_interface: names(exclude), ..options() };
+            let plan = crate::platform::HostPlan::new(&options, &plain()).unwrap();
+            assert_eq!(plan.takes_own_traffic(), options.takes_own_traffic());
+            plan.takes_own_traffic()
+        };
+        assert!(taken(&[], &[]) && taken(&[], &["lan0"]) && taken(&["lan0", "lo"], &[]));
+        assert!(!taken(&["lan0"], &[]) && !taken(&[], &["lan0", "lo"]));
     }
 
     #[test]

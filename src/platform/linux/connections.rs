@@ -22,7 +22,8 @@ pub(in crate::platform) struct Ended {
 }
 
 /// Ends the TCP connections, and the sockets of datagrams with a peer, of which `is_meant` says so by their own address and
-/// the peer's. Listeners, and sockets without a peer, stay.
+/// the peer's. Listeners, and sockets without a peer, stay; and so do ping sockets, which the kernel lists nowhere (it has no
+/// diag handler for them), and raw ones, which only some kernels list (`CONFIG_INET_RAW_DIAG`).
 ///
 /// # Errors
 /// The kernel does not say which there are, or not of all kinds; of the others they have ended.

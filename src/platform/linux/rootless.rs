@@ -19,7 +19,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::{Deserialize, Serialize};
 
 pub use channel::{ChildError, go, receive};
-pub use namespaces::{make_namespaces, refused};
+use namespaces::{forbidden, kept_from_netlink};
+pub use namespaces::{kept, make_namespaces, refused, who_forbids};
 
 use super::netlink::Netlink;
 use super::tun::{TunQueue, open_packet, open_tun};
@@ -205,8 +206,8 @@ fn open_device(inside: &Inside) -> Result<Vec<TunQueue>, RootlessError> {
 fn open_stand_in(inside: &Inside) -> Result<TunQueue, RootlessError> {
     let act = "make a namespace for the far end of the device";
     let here = fs::File::open("/proc/self/ns/net").map_err(step(act))?;
-    let beside = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).map_err(step(act))?;
-    unshare(CloneFlags::CLONE_NEWNET).map_err(step(act))?;
+    let beside = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).map_err(kept(act))?;
+    unshare(CloneFlags::CLONE_NEWNET).map_err(forbidden(act))?;
     let opened = far_end(inside, &here);
     setns(&here, CloneFlags::CLONE_NEWNET).map_err(step(act))?;
     Ok(opened?.beside(beside))
@@ -214,7 +215,7 @@ fn open_stand_in(inside: &Inside) -> Result<TunQueue, RootlessError> {
 
 /// Makes the pair, with its near end in the namespace `near`.
 fn far_end(inside: &Inside, near: &fs::File) -> Result<TunQueue, RootlessError> {
-    let wrong = |error| step("make a veth in place of the TUN")(io::Error::other(error));
+    let wrong = |error| kept_from_netlink("make a veth in place of the TUN")(error);
     let mut netlink = Netlink::open().map_err(wrong)?;
     netlink.create_veth(DEVICE, FAR_END).map_err(wrong)?;
     netlink.set_noarp(DEVICE).map_err(wrong)?;
@@ -226,7 +227,7 @@ fn far_end(inside: &Inside, near: &fs::File) -> Result<TunQueue, RootlessError> 
     // It must not answer for the addresses that it sees.
     let _ = fs::write(format!("/proc/sys/net/ipv4/conf/{FAR_END}/arp_ignore"), "8");
     netlink.link_up(FAR_END).map_err(wrong)?;
-    open_packet(FAR_END).map_err(step("open a packet socket"))
+    open_packet(FAR_END).map_err(kept("open a packet socket"))
 }
 
 /// Takes the device down beside which the socket is ([`TunQueue::stand_in`]), so that whoever is left in the namespace has no
@@ -248,8 +249,7 @@ pub fn take_down(beside: &OwnedFd) -> io::Result<()> {
 }
 
 fn configure(inside: &Inside) -> Result<(), RootlessError> {
-    let act = "configure the private namespace";
-    let wrong = |error| step(act)(io::Error::other(error));
+    let wrong = |error| kept_from_netlink("configure the private namespace")(error);
     let mut netlink = Netlink::open().map_err(wrong)?;
     netlink.link_up("lo").map_err(wrong)?;
     let v6 = switch_on_ipv6();

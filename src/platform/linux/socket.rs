@@ -40,12 +40,27 @@ pub(in crate::platform) fn path_mtu(socket: impl AsFd, ipv6: bool) -> Option<u32
     mtu.ok().and_then(|mtu| u32::try_from(mtu).ok())
 }
 
+/// Where `tcpi_retransmits` and `tcpi_retrans` stand in it: how often the kernel's timer wanted to send again what is
+/// unacknowledged, and how much of it has been.
+const RETRANSMITS: usize = 2;
+const RETRANS: usize = 36;
 /// Where `tcpi_bytes_acked` stands in the kernel's `struct tcp_info` (linux/tcp.h, since Linux 4.1).
 const BYTES_ACKED: usize = 120;
 
 /// Whether the peer of a TCP socket has acknowledged anything, be it the SYN alone: then there has been a connection, whatever
 /// has become of it. False where the kernel does not tell.
 pub(in crate::platform) fn is_acknowledged(socket: impl AsFd) -> bool {
+    tcp_info(socket).is_some_and(|info| info[BYTES_ACKED..].iter().any(|byte| *byte != 0))
+}
+
+/// Whether what a TCP socket has unacknowledged was to be sent again and was dropped on this host, by its firewall. The kernel
+/// tells nobody but by that.
+pub(in crate::platform) fn is_kept_in(socket: impl AsFd) -> bool {
+    tcp_info(socket).is_some_and(|info| info[RETRANSMITS] > 0 && info[RETRANS..RETRANS + 4] == [0; 4])
+}
+
+/// The beginning of `struct tcp_info`; `None` where the kernel does not tell that much.
+fn tcp_info(socket: impl AsFd) -> Option<[u8; BYTES_ACKED + 8]> {
     let mut info = [0; BYTES_ACKED + 8];
     let mut length = libc::socklen_t::try_from(info.len()).unwrap_or_default();
     let descriptor = socket.as_fd().as_raw_fd();
@@ -53,7 +68,7 @@ pub(in crate::platform) fn is_acknowledged(socket: impl AsFd) -> bool {
     let told = unsafe {
         libc::getsockopt(descriptor, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut length)
     };
-    told == 0 && length as usize == info.len() && info[BYTES_ACKED..].iter().any(|byte: &u8| *byte != 0)
+    (told == 0 && length as usize == info.len()).then_some(info)
 }
 
 /// How many descriptors this process may have: their numbers stay below that (`RLIMIT_NOFILE`).

@@ -11,9 +11,14 @@ impl Survey {
     /// Whether a rule takes everything, as far as it matters, with a route for it: what wg-quick puts there ("not fwmark
     /// 0xca6c lookup 51820"), or another proxy.
     pub(in crate::platform) fn takes_all(&self, rule: &Rule, own: MarkMatch) -> bool {
+        takes_ours(rule, own) && self.leads_out(rule)
+    }
+
+    /// Whether the table of a rule has a route for everything, which counts.
+    pub(super) fn leads_out(&self, rule: &Rule) -> bool {
         let RuleAction::Lookup(table) = rule.action else { return false };
         let has_default = || self.routes.iter().any(|it| it.table == table && is_default_like(&it.to));
-        rule.suppress_prefix_length.is_none() && takes_ours(rule, own) && has_default()
+        rule.suppress_prefix_length.is_none() && has_default()
     }
 
     /// What a rule that must not stand before our block at `block` does there, in words that follow "another rule"; none for
@@ -39,7 +44,8 @@ impl Survey {
     /// Before this priority ours must stand, so that traffic comes to us first: before all rules of others that take
     /// everything, and before those that ask the main table first, for whatever it has a route to.
     fn limit(&self, own: MarkMatch, block: u32) -> u32 {
-        let first = self.rules.iter().filter(|rule| self.rivals(rule, own, block).is_some());
+        let rivals = self.rules.iter().filter(|rule| self.rivals(rule, own, block).is_some());
+        let first = rivals.chain(self.take_all_together(own));
         // The kernel's own rule stands there, and is no other program's.
         first.map(|rule| rule.priority).min().unwrap_or(MAIN_PRIORITY).min(MAIN_PRIORITY)
     }
@@ -138,7 +144,7 @@ impl Survey {
 
 /// Whether a rule selects, of what this host sends, what carries our mark as well as what carries none. Another run of
 /// ours is no rival: the two would overtake each other without end.
-fn takes_ours(rule: &Rule, own: MarkMatch) -> bool {
+pub(super) fn takes_ours(rule: &Rule, own: MarkMatch) -> bool {
     if rule.origin == Rule::KERNEL && rule.priority > 0 && rule.priority < MAIN_PRIORITY {
         return false;
     }

@@ -1,6 +1,7 @@
 //! `doctor`: on a healthy host it finds no problem, and where one thing is broken it names exactly that.
 
 mod missing;
+mod own_firewall;
 mod running;
 mod starts;
 mod way_out;

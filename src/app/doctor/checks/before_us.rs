@@ -3,11 +3,14 @@
 use super::super::finding::Finding;
 use super::super::record::Record;
 use crate::platform::{
-    Family, HostPlan, MarkMatch, RouteTable, Rule, RuleAction, ports_in_words, protocol_name, takes_everything,
+    Family, HostPlan, MarkMatch, Ports, RouteTable, Rule, RuleAction, ports_in_words, protocol_name, takes_everything,
 };
 
 /// The port of names.
 const DNS: u16 = 53;
+const QUESTIONS: Ports = Ports { first: DNS, last: DNS };
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 /// More findings than this say nothing more.
 const MOST: usize = 8;
 
@@ -25,9 +28,24 @@ pub(super) fn partial(record: &Record, plan: &HostPlan) -> Vec<Finding> {
     // Rule 0 is the kernel's look-up of the host's own addresses. Those of another tunproxy are told of as such.
     let before =
         record.foreign_rules().filter(|rule| (1..first).contains(&rule.priority) && rule.origin != Rule::KERNEL);
-    let parts = before.filter(|rule| !takes_everything(rule, plan.numbers.own));
+    let parts =
+        before.filter(|rule| !takes_everything(rule, plan.numbers.own) && !takes_questions_behind_ours(plan, rule));
     let found = parts.filter_map(|rule| Some((rule, fate(record, rule, first)?)));
     found.map(|(rule, fate)| told(rule, &fate, record.plan().is_some())).take(MOST).collect()
+}
+
+/// Whether a rule asks for questions for names alone, and ours that take these stand before it too.
+fn takes_questions_behind_ours(plan: &HostPlan, rule: &Rule) -> bool {
+    let takes = |protocol: u8| {
+        let ours = Rule {
+            protocol: Some(protocol),
+            destination_ports: Some(QUESTIONS),
+            ..Rule::new(rule.family, 0, RuleAction::Lookup(plan.numbers.always))
+        };
+        plan.rules.iter().any(|it| it.priority < rule.priority && *it == Rule { priority: it.priority, ..ours.clone() })
+    };
+    let protocols = rule.protocol.map_or(vec![TCP, UDP], |protocol| vec![protocol]);
+    rule.destination_ports == Some(QUESTIONS) && !rule.inverted && protocols.into_iter().all(takes)
 }
 
 fn fate(record: &Record, rule: &Rule, first: u32) -> Option<Fate> {
@@ -117,9 +135,9 @@ fn part(rule: &Rule) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::fixture::{only_problem, quiet, running, warnings};
+    use super::super::super::fixture::{only_problem, plan_of, quiet, running, warnings};
     use super::*;
-    use crate::platform::{Ports, SeenRoute};
+    use crate::platform::SeenRoute;
 
     const TABLE: RouteTable = RouteTable(77);
 
@@ -146,6 +164,30 @@ mod tests {
                      (rule -4 priority 100 ipproto tcp dport 53 lookup 77)";
         assert!(told[0].ends_with(words), "{told:?}");
         assert!(warnings(&of(quiet(), dns))[0].contains("past tunproxy once it runs"));
+    }
+
+    #[test]
+    fn a_rule_for_questions_behind_ours_that_take_them_is_not_told() {
+        let dns = Rule { destination_ports: Some(QUESTIONS), ..rule() };
+        let told = |rule: &Rule, family| {
+            let mut record = quiet();
+            // What a start comes to beside a rule of this family.
+            let beside = Rule { family, ..rule.clone() };
+            record.survey.rules.push(beside.clone());
+            record.start.as_mut().unwrap().plan = Some(Box::new(plan_of("", &record.survey)));
+            record.survey.rules.pop();
+            warnings(&of(record, beside)).len()
+        };
+        for taken in [dns.clone(), Rule { protocol: Some(17), to: Some("10.0.0.0/8".parse().unwrap()), ..dns.clone() }]
+        {
+            assert_eq!(told(&taken, Family::V4), 0, "{taken}");
+        }
+        let no_room = Rule { priority: 5, ..dns.clone() };
+        let more = Rule { destination_ports: Some(Ports { first: 53, last: 54 }), ..dns.clone() };
+        let neither = Rule { protocol: Some(132), ..dns.clone() };
+        for taking in [no_room, more, neither] {
+            assert_eq!(told(&taking, Family::V4), 1, "{taking}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::super::finding::Finding;
 use super::super::record::{Record, Server};
+use super::firewall::{dropped_here, is_of_our_own, is_silence, let_out, unheard};
 use crate::platform::interface_not_there;
 
 /// More errors than this say nothing more.
@@ -38,7 +39,7 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
     let waits = |server: &&Server| is_placeholder(server) && !server.used;
     let (placeholders, meant): (Vec<&Server>, Vec<&Server>) = servers.iter().partition(waits);
     let dead = meant.iter().filter_map(|server| Some((server, server.outcome.as_ref().err()?)));
-    found.extend(dead.map(|(server, why)| unreachable(server, why)));
+    found.extend(dead.map(|(server, why)| ours(record, server, why).unwrap_or_else(|| unreachable(server, why))));
     if found.is_empty() {
         found.push(Finding::fine(match meant.len() {
             0 => "the profile can be run".to_owned(),
@@ -53,6 +54,18 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
 fn is_placeholder(server: &Server) -> bool {
     let refused = |why: &String| why.contains("refused");
     server.example && server.outcome.as_ref().is_err_and(|why| !refused(why))
+}
+
+/// One that this host's own firewall keeps from being asked, or heard.
+fn ours(record: &Record, server: &Server, why: &str) -> Option<Finding> {
+    let shown = &server.shown;
+    if is_of_our_own(why) {
+        let (what, advice) =
+            (format!("the proxy {shown} cannot be reached from here: {}", dropped_here(record)), let_out(record));
+        return Some(if server.used { Finding::problem(what, advice) } else { Finding::warning(what, advice) });
+    }
+    let gate = record.deaf().filter(|_| is_silence(why) && !is_placeholder(server))?;
+    Some(unheard(&format!("the proxy {shown}"), &gate.chain))
 }
 
 /// A proxy that does not answer. It matters only where flows go there.
@@ -81,7 +94,7 @@ fn placeholder(Server { shown, place, .. }: &Server) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::super::super::finding::Severity;
-    use super::super::super::fixture::{only_problem, quiet, running, warnings};
+    use super::super::super::fixture::{deafen, only_problem, quiet, running, warnings};
     use super::*;
 
     #[test]
@@ -107,6 +120,26 @@ mod tests {
             Some(("dns.listen: [::]:53".to_owned(), "name one".to_owned()));
         let told = warnings(&check(&record));
         assert_eq!(told, ["dns.listen: [::]:53"], "{told:?}");
+    }
+
+    #[test]
+    fn what_the_hosts_own_firewall_keeps_in_or_out_is_not_blamed_on_the_proxy() {
+        let mut record = quiet();
+        let denied = std::io::Error::from_raw_os_error(libc::EPERM).to_string();
+        record.probes.servers = vec![Server {
+            shown: "mine (9.9.9.9:1080)".to_owned(),
+            place: "mine.yaml:7".to_owned(),
+            used: true,
+            example: false,
+            outcome: Err(denied),
+        }];
+        let found = check(&record);
+        assert!(only_problem(&found).unwrap().what.contains("firewall drops what it sends"), "{found:?}");
+        record.probes.servers[0].outcome = Err("no answer in 6 s".to_owned());
+        assert!(only_problem(&check(&record)).unwrap().what.contains("no answer"), "nothing is in its way");
+        deafen(&mut record);
+        let found = check(&record);
+        assert!(only_problem(&found).is_none() && warnings(&found)[0].contains("chain inet adm input"), "{found:?}");
     }
 
     #[test]

@@ -4,11 +4,9 @@ use std::net::IpAddr;
 
 use super::super::finding::Finding;
 use super::super::record::{Heard, Record, ResolvConf};
+use super::firewall::{dropped_here, is_of_our_own, is_silence, let_out, unheard};
 use crate::app::nameservers::NAME_OTHERS;
 use crate::platform::{DnsPlan, HostPlan, NftState, RuleAction, can_be_asked, nameservers};
-
-/// What a program is told whose packet the firewall drops on its way out (EPERM).
-const FORBIDDEN: &str = "Operation not permitted";
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
     let mut found: Vec<Finding> = shape(record).into_iter().collect();
@@ -113,6 +111,10 @@ fn question(record: &Record) -> Option<Finding> {
     let (asked, answer) = record.probes.question.as_ref()?;
     let fake = record.profile.as_ref().is_some_and(|profile| profile.fake_ip);
     match answer {
+        Err(why) if is_of_our_own(why) => Some(Finding::problem(
+            format!("a question for a name to {asked} does not leave this host: {}", dropped_here(record)),
+            let_out(record),
+        )),
         Err(why) => Some(Finding::problem(
             format!("a question for a name to {asked} comes to nothing: {why}"),
             format!(
@@ -177,12 +179,14 @@ fn nameserver(record: &Record, (server, outcome): &(String, Result<Heard, String
         Ok(heard) => return without_internet(record, server, heard),
         Err(why) => why,
     };
-    if why.contains(FORBIDDEN) {
+    if is_of_our_own(why) {
         return Some(Finding::problem(
-            format!("questions to the nameserver {server} do not leave this host: {why}, as a firewall says"),
-            "a chain on the output hook drops them: find it (`sudo nft list ruleset`, `sudo iptables -S OUTPUT`), and let pass \
-             what tunproxy sends, as any program of root's",
+            format!("questions to the nameserver {server} do not leave this host: {}", dropped_here(record)),
+            let_out(record),
         ));
+    }
+    if let Some(gate) = record.deaf().filter(|_| is_silence(why)) {
+        return Some(unheard(&format!("the nameserver {server}"), &gate.chain));
     }
     Some(Finding::problem(
         format!("the nameserver {server} does not answer: {why}"),
@@ -218,6 +222,18 @@ fn listed(record: &Record, (server, outcome): &(String, Result<Heard, String>)) 
         Ok(heard) => return without_internet(record, server, heard),
         Err(why) => why,
     };
+    if is_of_our_own(why) {
+        return Some(Finding::warning(
+            format!(
+                "questions to the nameserver {server} in /etc/resolv.conf do not leave this host: {}",
+                dropped_here(record)
+            ),
+            let_out(record),
+        ));
+    }
+    if let Some(gate) = record.deaf().filter(|_| is_silence(why)) {
+        return Some(unheard(&format!("the nameserver {server} in /etc/resolv.conf"), &gate.chain));
+    }
     Some(Finding::warning(
         format!(
             "the nameserver {server} in /etc/resolv.conf does not answer: {why}. While tunproxy runs it answers in its place; \

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::super::finding::Finding;
 use super::super::record::{Record, RunState};
 use crate::app::closed::{how_to_close, how_to_open, what_is_open};
-use crate::app::places::option;
+use crate::app::places::cleanup_of;
 use crate::platform::{KillSwitch, Rule, RuleAction, SUSPENDED, let_go_on, rule_command};
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
@@ -32,9 +32,9 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
         RunState::Suspended(pid) => vec![Finding::problem(
             format!("process {pid} holds the state directory {}; {SUSPENDED}", record.system.state.path),
             format!(
-                "{}. If it is not wanted any more: `kill -9 {pid}`, and then `tunproxy cleanup{}`",
+                "{}. If it is not wanted any more: `kill -9 {pid}`, and then `{}`",
                 let_go_on(pid),
-                option(Path::new(&record.system.state.path))
+                cleanup_of(Path::new(&record.system.state.path))
             ),
         )],
         RunState::Lost(pid) => vec![Finding::problem(
@@ -79,10 +79,7 @@ fn absent(record: &Record) -> Vec<Finding> {
                 journal.commands.len(),
                 journal.commands[0].lines().next().unwrap_or_default(),
             ),
-            format!(
-                "run `sudo tunproxy cleanup{}`; the next start does it, too",
-                option(Path::new(&record.system.state.path))
-            ),
+            format!("run `{}`; the next start does it, too", cleanup_of(Path::new(&record.system.state.path))),
         )],
     };
     found.extend(closed(record));

@@ -2,7 +2,7 @@
 
 use super::super::finding::Finding;
 use super::super::record::{Probed, Record};
-use crate::platform::{Family, SeenLink};
+use crate::platform::{Family, Gate, Hook, SeenLink};
 
 pub(super) fn check(record: &Record) -> Vec<Finding> {
     let mut found: Vec<Finding> = loopback(record).into_iter().collect();
@@ -21,6 +21,7 @@ pub(super) fn check(record: &Record) -> Vec<Finding> {
         ));
     }
     found.extend(dead(record, &families));
+    found.extend(stopped(record));
     for family in families.iter().copied() {
         let nowhere = without_address(record, family).or_else(|| refused(record, family));
         found.extend(nowhere);
@@ -72,6 +73,33 @@ fn dead(record: &Record, families: &[Family]) -> Vec<Finding> {
         )
     };
     found.into_iter().map(tell).collect()
+}
+
+/// Uplinks by which the host's own firewall lets nothing in, or nothing out.
+fn stopped(record: &Record) -> Vec<Finding> {
+    let tell = |(gate, link): (&Gate, &SeenLink)| {
+        let (chain, name) = (&gate.chain, &link.name);
+        let what = match gate.hook {
+            Hook::Input => format!(
+                "the host's own firewall drops what comes by {name} (chain {chain}): whatever this host asks, it hears no answer"
+            ),
+            Hook::Output => format!("the host's own firewall drops what it sends by {name} (chain {chain})"),
+        };
+        let unheard = |it: &Probed| it.gateway.device == link.index && may_stop(gate, it) && it.answers == Some(false);
+        let neighbours = match record.probes.gateways.iter().any(unheard) {
+            true => format!(
+                ", and that by which neighbours find each other: `sudo nft insert rule {chain} meta l4proto ipv6-icmp accept`"
+            ),
+            false => String::new(),
+        };
+        Finding::problem(what, format!("let it pass: `sudo {}`{neighbours}", gate.remedy(name)))
+    };
+    record.gates_of_uplinks().into_iter().map(tell).collect()
+}
+
+/// Whether what a gateway is asked by, or answers with, comes to a chain: neighbour discovery is ICMPv6, and ARP is no IP.
+fn may_stop(gate: &Gate, probed: &Probed) -> bool {
+    probed.gateway.family == Family::V6 && gate.concerns(Family::V6)
 }
 
 fn without_address(record: &Record, family: Family) -> Option<Finding> {
@@ -131,7 +159,10 @@ fn gateways(record: &Record, family: Family) -> Vec<Finding> {
     let is_behind = of_family_direct.map(|way| way.metric).min().is_some_and(|direct| direct <= best);
     let is_taken = |it: &Probed| !is_behind && it.gateway.metric == best && (shared(it) || taken.first() == Some(&it));
     let all_dead = taken.iter().all(|it| it.answers == Some(false));
-    let dead = of_family().filter(|it| it.answers == Some(false));
+    // Of those that a chain may keep from being heard nobody knows.
+    let gates = record.gates_of_uplinks();
+    let heard = |it: &&Probed| !gates.iter().any(|(gate, link)| link.index == it.gateway.device && may_stop(gate, it));
+    let dead = of_family().filter(|it| it.answers == Some(false)).filter(heard);
     let family = name(family);
     let tell = |it: &Probed| {
         let (address, device) = (it.gateway.address, device(record, it));
@@ -189,7 +220,7 @@ fn name(family: Family) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::fixture::{only_problem, quiet, running, warnings};
+    use super::super::super::fixture::{deafen, only_problem, quiet, running, warnings};
     use super::*;
     use crate::platform::Gateway;
 
@@ -258,6 +289,25 @@ mod tests {
         assert!(only_problem(&check(&record)).unwrap().what.contains("the part of IPv4"));
         record.probes.gateways = vec![probed("192.168.1.1", 2, 0, None)];
         assert!(only_problem(&check(&record)).is_none());
+    }
+
+    #[test]
+    fn a_gateway_that_the_hosts_own_firewall_keeps_from_being_heard_is_not_blamed() {
+        for mut record in [quiet(), running()] {
+            record.probes.gateways =
+                vec![probed("192.168.1.1", 2, 0, Some(true)), probed("fe80::1", 2, 1024, Some(false))];
+            assert!(only_problem(&check(&record)).unwrap().what.contains("fe80::1"));
+            deafen(&mut record);
+            let found = check(&record);
+            let problem = only_problem(&found).unwrap();
+            assert!(problem.what.contains("drops what comes by eth0 (chain inet adm input)"), "{problem:?}");
+            let wanted = "nft insert rule inet adm input iifname \"eth0\" ct state established,related accept";
+            assert!(problem.advice.contains(wanted) && problem.advice.contains("ipv6-icmp"), "{problem:?}");
+            // ARP is nothing that such a chain sees.
+            record.probes.gateways[0].answers = Some(false);
+            let found = check(&record);
+            assert!(found.iter().any(|it| it.what.contains("192.168.1.1 (eth0) does not answer")), "{found:?}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
 use super::RootlessError;
+use crate::platform::NetlinkError;
 
 /// Each kind, and the sysctl that says how many of them a user may have (namespaces(7)).
 const KINDS: [(CloneFlags, &str); 3] = [
@@ -23,6 +24,13 @@ const SWITCHES: [(&str, &str, &str, &str); 2] = [
 const ELSEWHERE: &str = "inside a container, run it with namespaces and mounts allowed (for Docker: --security-opt \
                          seccomp=unconfined --security-opt apparmor=unconfined); elsewhere look at sysctl \
                          user.max_user_namespaces";
+/// Where a filter of system calls is in force.
+const FILTERED: &str = "a filter of system calls (seccomp) is in force here: inside a container, run it without (for Docker: \
+                        --security-opt seccomp=unconfined --security-opt apparmor=unconfined); in a systemd unit look at \
+                        RestrictNamespaces=, RestrictAddressFamilies= and SystemCallFilter=";
+/// Where none is, and a call that asks for nothing special is refused all the same.
+const CONFINED: &str = "a security module (AppArmor, SELinux) or an older filter of system calls forbids it: look at the kernel's \
+                        log (`sudo dmesg`), or, inside a container, run it with --security-opt apparmor=unconfined and the like";
 
 /// User, network and mount namespaces in which this user keeps its own ids.
 ///
@@ -55,14 +63,52 @@ pub fn refused(source: io::Error) -> RootlessError {
 }
 
 /// A step inside that was refused; one that is not permitted there is forbidden by whoever forbids namespaces.
-pub(super) fn forbidden(act: &str) -> impl FnOnce(Errno) -> RootlessError + use<> {
+pub(super) fn forbidden<E: Into<io::Error>>(act: &str) -> impl FnOnce(E) -> RootlessError + use<E> {
     let act = act.to_owned();
-    move |error| match error {
-        Errno::EPERM | Errno::EACCES | Errno::ENOSYS => {
-            refused(io::Error::new(io::Error::from(error).kind(), format!("cannot {act}: {error}")))
-        }
-        error => RootlessError::Step { act, source: error.into() },
+    move |error| match error.into() {
+        error if is_forbidden(&error) => refused(io::Error::new(error.kind(), format!("cannot {act}: {error}"))),
+        source => RootlessError::Step { act, source },
     }
+}
+
+/// A step that asks for nothing special, as every program takes it: a process, a socket. One that is not permitted is kept from
+/// us by a filter of system calls, mostly.
+pub fn kept<E: Into<io::Error>>(act: &str) -> impl FnOnce(E) -> RootlessError + use<E> {
+    let act = act.to_owned();
+    move |error| match error.into() {
+        error if is_forbidden(&error) => {
+            let source = io::Error::new(error.kind(), format!("cannot {act}: {error}"));
+            RootlessError::Refused { source, advice: who_forbids().to_owned() }
+        }
+        source => RootlessError::Step { act, source },
+    }
+}
+
+/// The same of a conversation with the kernel about the network.
+pub(super) fn kept_from_netlink(act: &str) -> impl FnOnce(NetlinkError) -> RootlessError + use<> {
+    let act = act.to_owned();
+    move |error| match is_forbidden(&error.source) {
+        true => kept(&format!("{act}: {}", error.act))(error.source),
+        false => RootlessError::Step { act, source: io::Error::other(error) },
+    }
+}
+
+/// Whether somebody forbids it, and not its arguments. What systemd's RestrictAddressFamilies= leaves out looks as if the
+/// kernel had none of it.
+fn is_forbidden(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS | libc::EAFNOSUPPORT))
+}
+
+/// Whether a filter of system calls is in force for this process (proc(5)).
+fn is_filtered() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status.lines().filter_map(|line| line.strip_prefix("Seccomp:")).any(|mode| mode.trim() == "2")
+}
+
+/// What keeps a process like this one from what everybody may do.
+#[must_use]
+pub fn who_forbids() -> &'static str {
+    if is_filtered() { FILTERED } else { CONFINED }
 }
 
 /// What to do where there may be no more of a kind.
@@ -83,7 +129,11 @@ fn advice() -> String {
     let lines: Vec<String> = off
         .map(|(switch, _, what, allows)| format!("{what}; an administrator can allow them: sysctl {switch}={allows}"))
         .collect();
-    if lines.is_empty() { ELSEWHERE.to_owned() } else { lines.join("\n") }
+    match (lines.is_empty(), is_filtered()) {
+        (true, true) => FILTERED.to_owned(),
+        (true, false) => ELSEWHERE.to_owned(),
+        (false, _) => lines.join("\n"),
+    }
 }
 
 fn read(sysctl: &str) -> Option<String> {
@@ -106,10 +156,21 @@ mod tests {
     #[test]
     fn what_is_not_permitted_inside_is_told_with_what_allows_it_and_any_other_failure_as_it_is() {
         let told = forbidden("make mounts private")(Errno::EPERM).to_string();
-        assert!(told.contains("cannot make mounts private: EPERM") && told.contains("sysctl"), "{told}");
+        assert!(told.contains("cannot make mounts private: Operation not permitted"), "{told}");
+        assert!(told.contains("sysctl") || is_filtered() && told.contains("seccomp"), "{told}");
         assert_eq!(
             forbidden("open it")(Errno::ENOENT).to_string(),
             "cannot open it: No such file or directory (os error 2)"
         );
+    }
+
+    #[test]
+    fn what_everybody_may_do_and_we_may_not_is_told_with_who_forbids_it() {
+        for error in [libc::EPERM, libc::EACCES, libc::ENOSYS, libc::EAFNOSUPPORT] {
+            let told = kept("start a process")(io::Error::from_raw_os_error(error)).to_string();
+            assert!(told.contains("cannot start a process: ") && told.contains("system calls"), "{told}");
+        }
+        let told = kept("start a process")(Errno::EAGAIN).to_string();
+        assert!(!told.contains("system calls"), "{told}");
     }
 }
