@@ -1,5 +1,5 @@
-//! A nameserver on this host whose own questions come to us (a forwarder on a loopback address): those whom it asks are
-//! asked in its place, without us.
+//! A nameserver on this host whose own questions come to us (a forwarder): those whom it asks are asked in its place,
+//! without us.
 //!
 //! It can find no real address of a name that gets fake ones, since we are asked for that; and a real one that it found it
 //! would remember, and give to programs. But it can be made to show whom it asks. A tracer is a question for a name below

@@ -1,5 +1,6 @@
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::NS;
@@ -10,11 +11,30 @@ use super::*;
 use crate::dns::testing::{
     Nameserver, addresses, answer, ask, code, fake_mode, faking, ips, mapping, name, parsed, query,
 };
-use crate::dns::{Answer, Asker, Config, Dns, Source};
+use crate::dns::{Answer, Asker, Config, Dns, Source, System};
 use crate::net::{Lookup, LookupError, Name};
 
 fn a(text: &str) -> Vec<u8> {
     query(text, RecordType::A, 0)
+}
+
+/// Whether the nameserver is on this host.
+struct OnHost(AtomicBool);
+
+impl System for OnHost {
+    fn nameservers(&self) -> Result<Vec<SocketAddr>, String> {
+        Err("nobody asks".to_owned())
+    }
+
+    fn is_stub(&self, _: SocketAddr) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One that is on this host for good.
+fn stub_at(address: SocketAddr) -> Source {
+    let stub = Source::Fixed(Upstream { address, tcp_only: false });
+    Source::Checked(Box::new(stub), Arc::new(OnHost(true.into())))
 }
 
 /// What a stub does with a question.
@@ -37,7 +57,7 @@ impl World {
     async fn new(config: Config, does: impl Fn(&[u8]) -> Does + Send + Sync + 'static) -> Self {
         let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let address = socket.local_addr().unwrap();
-        let nameservers = vec![Source::Stub(Upstream { address, tcp_only: false })];
+        let nameservers = vec![stub_at(address)];
         let dns = Arc::new(Dns::open(Config { nameservers, ..config }).unwrap());
         run(socket, Arc::clone(&dns), does);
         Self { dns, stub: address }
@@ -224,7 +244,7 @@ async fn a_nameserver_with_a_name_is_found_through_a_stub_whose_questions_come_t
         })
         .await;
         let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
-        let stub = Source::Stub(Upstream { address: socket.local_addr().unwrap(), tcp_only: false });
+        let stub = stub_at(socket.local_addr().unwrap());
         let (dialer, tracers) = (config.dialer.clone(), Arc::clone(&config.tracers));
         let bootstrap = Config { nameservers: vec![stub], dialer, tracers, ..mapping(&[]) };
         let named = Source::Named {
@@ -241,6 +261,34 @@ async fn a_nameserver_with_a_name_is_found_through_a_stub_whose_questions_come_t
         assert_eq!(dns.lookup(&Name::new("www.example").unwrap()).await.unwrap()[..], [real]);
         let spent = dns.fake_names() - names;
         assert!(spent <= 2, "the tracers got {spent} fake addresses");
+    }
+}
+
+#[tokio::test]
+async fn a_nameserver_is_asked_as_a_stub_while_it_is_on_this_host_and_as_any_other_before_and_after() {
+    let server = real().await;
+    let upstream = server.address;
+    for is_named in [false, true] {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let address = socket.local_addr().unwrap();
+        let source = match is_named {
+            false => Source::Fixed(Upstream { address, tcp_only: false }),
+            true => Source::Named {
+                name: Name::new("localhost").unwrap(),
+                port: address.port(),
+                tcp_only: false,
+                lookup: Arc::new(Dns::open(Config { ipv6: false, ..mapping(&[]) }).unwrap()),
+            },
+        };
+        let on_host = Arc::new(OnHost(false.into()));
+        let nameservers = vec![Source::Checked(Box::new(source), Arc::clone(&on_host) as Arc<dyn System>)];
+        let dns = Arc::new(Dns::open(Config { nameservers, ..faking(&[]) }).unwrap());
+        run(socket, Arc::clone(&dns), move |_| Does::Asks(vec![Some(upstream)]));
+        for (name, is_here) in [("www.before", false), ("www.then", true), ("www.after", false)] {
+            on_host.0.store(is_here, Ordering::Relaxed);
+            let found = dns.lookup(&Name::new(name).unwrap()).await;
+            assert_eq!(found.is_ok(), is_here, "{name}: {found:?}");
+        }
     }
 }
 
@@ -275,7 +323,7 @@ async fn a_stub_that_resolves_by_itself_is_told_from_one_whose_server_knows_no_a
 #[tokio::test]
 async fn a_stub_that_is_not_there_fails_at_once() {
     let gone = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let nameservers = vec![Source::Stub(Upstream { address: gone, tcp_only: false })];
+    let nameservers = vec![stub_at(gone)];
     let dns = Dns::open(Config { nameservers, ..mapping(&[]) }).unwrap();
     let failed = ask(&dns, &a("www.example.")).await;
     assert_eq!(parsed(&failed).metadata.response_code, ResponseCode::ServFail);
