@@ -148,7 +148,7 @@ impl Drop for Tracer<'_> {
 struct Search {
     /// Asked, with since when they owe an answer, if they still do.
     asked: Vec<(SocketAddr, Option<Instant>)>,
-    /// Failed lately, and so asked only where there is nobody else.
+    /// Failed lately, and so asked only where nobody else answers.
     spare: Vec<Upstream>,
     /// The stub is told to ask us.
     asks_us: bool,
@@ -243,8 +243,9 @@ impl Exchange<'_> {
                 Some(()) = tracing.next() => {}
                 // It drops tracers, or asks where we do not see it, slowly: nobody is found, and what it said counts.
                 () = sleep_until(patience), if asked.is_empty() && has_spoken => tracing.clear(),
-                () = sleep_until(patience), if !asked.is_empty() && tracers.len() > 0 => {
+                () = sleep_until(patience), if !search.spare.is_empty() || !asked.is_empty() && tracers.len() > 0 => {
                     search.lose_patience(self.tracers);
+                    asked.extend(search.fall_back().map(&ask));
                     tracing.extend(tracers.next());
                     patience = Instant::now() + PATIENCE;
                 }

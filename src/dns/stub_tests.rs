@@ -43,6 +43,8 @@ enum Does {
     Knows(Vec<u8>),
     /// Asks these, one after the other until one does not fail: None is us, on purpose. We are asked in their place.
     Asks(Vec<Option<SocketAddr>>),
+    /// Asks this one, and says nothing.
+    Stops(SocketAddr),
     /// Says nothing.
     Drops,
 }
@@ -80,6 +82,10 @@ fn run(socket: Arc<UdpSocket>, dns: Arc<Dns>, does: impl Fn(&[u8]) -> Does + Sen
                 let answer = match does(&query) {
                     Does::Knows(answer) => answer,
                     Does::Drops => return,
+                    Does::Stops(server) => {
+                        forwarded(&dns, &query, &[Some(server)]).await;
+                        return;
+                    }
                     Does::Asks(servers) => forwarded(&dns, &query, &servers).await,
                 };
                 let _ = socket.send_to(&answer, client).await;
@@ -232,6 +238,37 @@ async fn a_server_that_failed_is_asked_again_where_there_is_no_other() {
     let upstream = server.address;
     let world = World::new(faking(&[]), move |_| Does::Asks(vec![Some(upstream)])).await;
     assert!(matches!(world.lookup("broken.example").await, Err(LookupError::Failed(_))));
+    assert_eq!(world.lookup("www.example").await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_failed_is_asked_again_where_those_that_did_not_are_silent() {
+    for dead_failed_too in [false, true] {
+        let (dead, server) = (Nameserver::silent().await, real().await);
+        let order = [server.address, dead.address].map(Some).to_vec();
+        let world = World::new(faking(&[]), move |_| Does::Asks(order.clone())).await;
+        let tracers = &world.dns.resolver.tracers;
+        tracers.judge(server.address, false);
+        if dead_failed_too {
+            tracers.judge(dead.address, false);
+        }
+        assert_eq!(world.lookup("www.example").await.unwrap().len(), 1);
+        assert!(dead.udp_queries() > 0 && !tracers.is_unfit(server.address));
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_failed_is_asked_again_where_the_stub_stops_after_it() {
+    let server = real().await;
+    let upstream = server.address;
+    let world = World::new(faking(&[]), move |query| {
+        match parsed(query).queries[0].name().to_string().split('.').next().unwrap().len() {
+            LABEL => Does::Stops(upstream),
+            _ => Does::Drops,
+        }
+    })
+    .await;
+    world.dns.resolver.tracers.judge(upstream, false);
     assert_eq!(world.lookup("www.example").await.unwrap().len(), 1);
 }
 
