@@ -214,13 +214,13 @@ impl Exchange<'_> {
         let mut tracing: FuturesUnordered<_> = tracers.next().into_iter().collect();
         let (mut search, mut asked, mut failed) = (Search::default(), FuturesUnordered::new(), None);
         let (mut own, mut said) = (pin!(self.ask(stub)), None);
+        // Each that is asked has it anew.
         let mut patience = Instant::now() + PATIENCE;
         loop {
             if asked.is_empty() && tracing.is_empty() {
-                match search.fall_back() {
-                    Some(server) => asked.push(ask(server)),
-                    None => break,
-                }
+                let Some(server) = search.fall_back() else { break };
+                asked.push(ask(server));
+                patience = Instant::now() + PATIENCE;
             }
             let has_spoken = said.as_ref().is_some_and(|said| !matches!(said, Ok(message) if self.has_fake(message)));
             tokio::select! {
@@ -230,7 +230,10 @@ impl Exchange<'_> {
                     Ok(message) if self.is_own(&message, &search) => return (stub.address, Ok(message)),
                     outcome => said = Some(outcome),
                 },
-                Some(server) = found.recv() => asked.extend(search.take(self, server).map(&ask)),
+                Some(server) = found.recv() => if let Some(server) = search.take(self, server) {
+                    asked.push(ask(server));
+                    patience = Instant::now() + PATIENCE;
+                },
                 Some((server, outcome)) = asked.next() => {
                     if search.hear(self.tracers, server, &outcome) {
                         let exists = said.filter(|said| self.is_overruled(said, &outcome));

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -43,6 +44,8 @@ enum Does {
     Knows(Vec<u8>),
     /// Asks these, one after the other until one does not fail: None is us, on purpose. We are asked in their place.
     Asks(Vec<Option<SocketAddr>>),
+    /// Asks this one, as late as that.
+    AsksAfter(Duration, SocketAddr),
     /// Asks this one, and says nothing.
     Stops(SocketAddr),
     /// Says nothing.
@@ -82,6 +85,10 @@ fn run(socket: Arc<UdpSocket>, dns: Arc<Dns>, does: impl Fn(&[u8]) -> Does + Sen
                 let answer = match does(&query) {
                     Does::Knows(answer) => answer,
                     Does::Drops => return,
+                    Does::AsksAfter(delay, server) => {
+                        tokio::time::sleep(delay).await;
+                        forwarded(&dns, &query, &[Some(server)]).await
+                    }
                     Does::Stops(server) => {
                         forwarded(&dns, &query, &[Some(server)]).await;
                         return;
@@ -226,6 +233,32 @@ async fn a_server_that_is_silent_or_refuses_makes_the_stub_choose_another() {
     let before = (dead.udp_queries(), refusing.udp_queries());
     assert_eq!(world.lookup("other.example").await.unwrap().len(), 1);
     assert_eq!((dead.udp_queries(), refusing.udp_queries()), before, "they are left alone for a while");
+}
+
+#[tokio::test]
+async fn a_server_that_is_found_late_has_as_long_to_answer_as_any() {
+    let server = real().await;
+    let upstream = server.address;
+    let shown = Arc::new(Mutex::new(HashSet::new()));
+    let seen = Arc::clone(&shown);
+    let world = World::new(Config { ipv6: false, ..faking(&[]) }, move |query| {
+        let name = parsed(query).queries[0].name().to_string().to_ascii_lowercase();
+        if name.split('.').next().unwrap().len() == LABEL {
+            seen.lock().insert(name);
+        }
+        Does::AsksAfter(PATIENCE + Duration::from_millis(100), upstream)
+    })
+    .await;
+    assert_eq!(world.lookup("www.example").await.unwrap().len(), 1);
+    assert_eq!(shown.lock().len(), 1, "nobody was given up, and no further tracer was sent");
+}
+
+#[tokio::test]
+async fn two_silent_servers_are_given_up_one_after_the_other() {
+    let (one, other, server) = (Nameserver::silent().await, Nameserver::silent().await, real().await);
+    let order = [one.address, other.address, server.address].map(Some).to_vec();
+    let world = World::new(faking(&[]), move |_| Does::Asks(order.clone())).await;
+    assert_eq!(world.lookup("www.example").await.unwrap().len(), 1);
 }
 
 #[tokio::test]
