@@ -48,9 +48,9 @@ pub(super) fn stub_in_words(profile: &Profile) -> Option<String> {
     system.stub_among(&dns::System::nameservers(&system).ok()?)
 }
 
-/// Those that are not on this host.
+/// Those that are not on a loopback address.
 fn away(servers: &[SocketAddr]) -> Vec<SocketAddr> {
-    servers.iter().copied().filter(|server| !server.ip().is_loopback()).collect()
+    servers.iter().copied().filter(|server| !is_loopback(server.ip())).collect()
 }
 
 /// Where the nameservers of `profile` are found. Nothing is asked yet: those written as names are looked up through
@@ -96,19 +96,15 @@ fn source(server: &Nameserver, system: &Arc<FromSystem>, lookup: Option<&Arc<dyn
         Nameserver::Udp(address) => (address, false),
         Nameserver::Tcp(address) => (address, true),
     };
-    match host {
-        Host::Ip(ip) => {
-            let upstream = Upstream { address: SocketAddr::new(*ip, *port), tcp_only };
-            Some(if dns::System::is_stub(&**system, upstream.address) {
-                Source::Stub(upstream)
-            } else {
-                upstream.into()
-            })
-        }
-        Host::Name(name) => {
-            Some(Source::Named { name: name.clone(), port: *port, tcp_only, lookup: Arc::clone(lookup?) })
-        }
-    }
+    let source = match host {
+        Host::Ip(ip) => Source::Fixed(Upstream { address: SocketAddr::new(*ip, *port), tcp_only }),
+        Host::Name(name) => Source::Named { name: name.clone(), port: *port, tcp_only, lookup: Arc::clone(lookup?) },
+    };
+    // Whether it is on this host shows when it is asked: addresses come and go.
+    Some(match system.captured {
+        true => Source::Checked(Box::new(source), Arc::clone(system) as Arc<dyn dns::System>),
+        false => source,
+    })
 }
 
 /// Finds the addresses of nameservers that are written as names. It has a cache and limits of its own.
@@ -169,8 +165,9 @@ impl dns::System for FromSystem {
         }
     }
 
+    /// An address of this host is enough: one whose questions do not come to us loses nothing by being asked like a stub.
     fn is_stub(&self, server: SocketAddr) -> bool {
-        self.captured && server.ip().is_loopback()
+        self.captured && is_here(server)
     }
 }
 
@@ -207,9 +204,9 @@ impl FromSystem {
         }
     }
 
-    /// How names are looked up where a stub is all that can be asked.
+    /// How names are looked up where stubs are all that can be asked.
     fn stub_among(&self, found: &[SocketAddr]) -> Option<String> {
-        let stub = found.iter().find(|server| dns::System::is_stub(self, **server))?;
+        let stub = found.first().filter(|_| self.are_stubs(found))?;
         Some(format!(
             "the system's nameserver is a program on this host ({}), and its own questions come to us: what it does not know \
              by itself, tunproxy asks those whom it asks",
@@ -219,18 +216,22 @@ impl FromSystem {
 
     fn read(&self) -> Result<Vec<SocketAddr>, String> {
         let listed = self.listed(&self.resolv_conf);
-        let others = if self.captured { away(&listed) } else { listed.clone() };
         let behind = || self.behind_stubs.iter().map(|path| away(&self.listed(path))).find(|found| !found.is_empty());
-        let found = match (others.is_empty(), listed.is_empty()) {
-            (false, _) => others,
-            // Stubs alone.
-            (true, false) => behind().unwrap_or(listed),
-            (true, true) => Vec::new(),
+        let found = match away(&listed) {
+            _ if !self.captured || listed.is_empty() => listed,
+            others if others.is_empty() => behind().unwrap_or(listed),
+            // It may be one that others ask too, and whom they ask is written nowhere.
+            others if self.are_stubs(&others) => listed,
+            others => others,
         };
         if found.is_empty() {
             return Err(format!("{} names no nameserver that could be asked", self.resolv_conf.display()));
         }
         Ok(found)
+    }
+
+    fn are_stubs(&self, servers: &[SocketAddr]) -> bool {
+        servers.iter().all(|server| dns::System::is_stub(self, *server))
     }
 
     fn listed(&self, path: &Path) -> Vec<SocketAddr> {
@@ -241,20 +242,33 @@ impl FromSystem {
     fn is_own(&self, server: SocketAddr) -> bool {
         let ip = server.ip();
         let listens = self.listen.is_some_and(|listen| {
-            listen.port() == PORT && (listen.ip() == ip || (listen.ip().is_unspecified() && is_here(ip)))
+            listen.port() == PORT && (listen.ip() == ip || (listen.ip().is_unspecified() && is_here(server)))
         });
         listens || self.own.iter().any(|net| net.contains(&ip))
     }
 }
 
-/// Whether `ip` is this host's own: to such an address the kernel would send from that address. Nothing is sent.
-pub(super) fn is_here(ip: IpAddr) -> bool {
+/// Whether `address` is of this host now, whatever its port. Nothing is sent.
+pub(super) fn is_here(address: SocketAddr) -> bool {
+    let ip = address.ip();
     let any = if ip.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+    // To most of its own addresses the kernel sends from that address.
     let from = UdpSocket::bind((any, 0)).and_then(|socket| {
-        socket.connect((ip, PORT))?;
+        socket.connect(address)?;
         socket.local_addr()
     });
-    ip.is_loopback() || from.is_ok_and(|from| from.ip() == ip)
+    // To a further one of a network it sends from the first; and with ip_nonlocal_bind any can be bound.
+    let is_listed = || {
+        let listed = getifaddrs().into_iter().flatten().filter_map(|it| it.address);
+        listed.filter_map(|it| it.as_sockaddr_in().map(|it| it.ip())).any(|own| ip.to_canonical() == own)
+    };
+    let can_be_bound = || UdpSocket::bind((ip, 0)).is_ok();
+    is_loopback(ip) || from.is_ok_and(|from| from.ip() == ip) || can_be_bound() && is_listed()
+}
+
+/// Whether a socket reaches the loopback by `ip`: so it does by the unspecified address.
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback() || ip.is_unspecified()
 }
 
 /// What comes of answering names at `listen`, if that is every address of this host, and what to write instead.
@@ -385,6 +399,27 @@ mod tests {
         assert_eq!(asked(text, None, false, Some("127.0.0.1:53")), ["192.0.2.53"]);
         assert_eq!(asked(text, None, false, Some("127.0.0.1:1053")), ["127.0.0.1", "192.0.2.53"]);
         assert!(asked("search lan\n", Some("nameserver 9.9.9.9"), false, None).is_empty());
+    }
+
+    #[test]
+    fn an_address_is_of_this_host_in_whatever_way_it_is_written() {
+        let here = |ip: &str| is_here(SocketAddr::new(ip.parse().unwrap(), PORT));
+        assert!(["127.0.0.53", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1"].into_iter().all(here));
+        let own = getifaddrs().unwrap().filter_map(|it| Some(it.address?.as_sockaddr_in()?.ip().to_string()));
+        assert!(own.into_iter().all(|ip| here(&ip)));
+        assert!(!["192.0.2.53", "2001:db8::53", "::ffff:192.0.2.53"].into_iter().any(here));
+    }
+
+    #[test]
+    fn the_loopback_is_asked_beside_another_address_of_this_host_and_not_beside_others() {
+        let text = "nameserver 127.0.0.53\nnameserver ::ffff:127.0.0.1\n";
+        assert_eq!(asked(text, Some("nameserver 9.9.9.9"), true, None), ["9.9.9.9"]);
+        for ip in lan_addresses() {
+            let text = format!("nameserver 127.0.0.1\nnameserver {ip}\n");
+            assert_eq!(asked(&text, Some("nameserver 9.9.9.9"), true, None), ["127.0.0.1", &ip.to_string()]);
+            let text = format!("nameserver {ip}\nnameserver 192.0.2.53\n");
+            assert_eq!(asked(&text, None, true, None), [&ip.to_string(), "192.0.2.53"], "it may know names of the LAN");
+        }
     }
 
     #[tokio::test(start_paused = true)]

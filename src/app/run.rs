@@ -225,7 +225,7 @@ impl Run<'_> {
         let bound: anyhow::Result<Vec<Listener>> =
             open.map(|(inbound, port)| Ok(Listener::bind(inbound, port.get(), Arc::clone(&access))?)).collect();
         for address in bound.iter().flatten().flat_map(Listener::addresses).filter(|at| !at.ip().is_unspecified()) {
-            if !is_here(address.ip()) {
+            if !is_here(address) {
                 tracing::warn!("bind-address: no interface has {} yet; it is served once one has", address.ip());
             }
         }
@@ -312,7 +312,7 @@ impl Run<'_> {
         if let Some((what, advice)) = open_resolver(listen) {
             tracing::warn!("{what}. What to do: {advice}");
         }
-        if !listen.ip().is_unspecified() && !is_here(listen.ip()) {
+        if !listen.ip().is_unspecified() && !is_here(listen) {
             tracing::warn!("dns.listen: no interface has {} yet; names are answered there once one has", listen.ip());
         }
         let dns = Arc::clone(&core.dns);

@@ -1,5 +1,5 @@
-//! A nameserver on this host whose own questions come to us (a forwarder on a loopback address): those whom it asks are
-//! asked in its place, without us.
+//! A nameserver on this host whose own questions come to us (a forwarder): those whom it asks are asked in its place,
+//! without us.
 //!
 //! It can find no real address of a name that gets fake ones, since we are asked for that; and a real one that it found it
 //! would remember, and give to programs. But it can be made to show whom it asks. A tracer is a question for a name below
@@ -148,7 +148,7 @@ impl Drop for Tracer<'_> {
 struct Search {
     /// Asked, with since when they owe an answer, if they still do.
     asked: Vec<(SocketAddr, Option<Instant>)>,
-    /// Failed lately, and so asked only where there is nobody else.
+    /// Failed lately, and so asked only where nobody else answers.
     spare: Vec<Upstream>,
     /// The stub is told to ask us.
     asks_us: bool,
@@ -214,13 +214,13 @@ impl Exchange<'_> {
         let mut tracing: FuturesUnordered<_> = tracers.next().into_iter().collect();
         let (mut search, mut asked, mut failed) = (Search::default(), FuturesUnordered::new(), None);
         let (mut own, mut said) = (pin!(self.ask(stub)), None);
+        // Each that is asked has it anew.
         let mut patience = Instant::now() + PATIENCE;
         loop {
             if asked.is_empty() && tracing.is_empty() {
-                match search.fall_back() {
-                    Some(server) => asked.push(ask(server)),
-                    None => break,
-                }
+                let Some(server) = search.fall_back() else { break };
+                asked.push(ask(server));
+                patience = Instant::now() + PATIENCE;
             }
             let has_spoken = said.as_ref().is_some_and(|said| !matches!(said, Ok(message) if self.has_fake(message)));
             tokio::select! {
@@ -230,7 +230,10 @@ impl Exchange<'_> {
                     Ok(message) if self.is_own(&message, &search) => return (stub.address, Ok(message)),
                     outcome => said = Some(outcome),
                 },
-                Some(server) = found.recv() => asked.extend(search.take(self, server).map(&ask)),
+                Some(server) = found.recv() => if let Some(server) = search.take(self, server) {
+                    asked.push(ask(server));
+                    patience = Instant::now() + PATIENCE;
+                },
                 Some((server, outcome)) = asked.next() => {
                     if search.hear(self.tracers, server, &outcome) {
                         let exists = said.filter(|said| self.is_overruled(said, &outcome));
@@ -243,8 +246,9 @@ impl Exchange<'_> {
                 Some(()) = tracing.next() => {}
                 // It drops tracers, or asks where we do not see it, slowly: nobody is found, and what it said counts.
                 () = sleep_until(patience), if asked.is_empty() && has_spoken => tracing.clear(),
-                () = sleep_until(patience), if !asked.is_empty() && tracers.len() > 0 => {
+                () = sleep_until(patience), if !search.spare.is_empty() || !asked.is_empty() && tracers.len() > 0 => {
                     search.lose_patience(self.tracers);
+                    asked.extend(search.fall_back().map(&ask));
                     tracing.extend(tracers.next());
                     patience = Instant::now() + PATIENCE;
                 }

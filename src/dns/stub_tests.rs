@@ -1,5 +1,7 @@
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::NS;
@@ -10,11 +12,30 @@ use super::*;
 use crate::dns::testing::{
     Nameserver, addresses, answer, ask, code, fake_mode, faking, ips, mapping, name, parsed, query,
 };
-use crate::dns::{Answer, Asker, Config, Dns, Source};
+use crate::dns::{Answer, Asker, Config, Dns, Source, System};
 use crate::net::{Lookup, LookupError, Name};
 
 fn a(text: &str) -> Vec<u8> {
     query(text, RecordType::A, 0)
+}
+
+/// Whether the nameserver is on this host.
+struct OnHost(AtomicBool);
+
+impl System for OnHost {
+    fn nameservers(&self) -> Result<Vec<SocketAddr>, String> {
+        Err("nobody asks".to_owned())
+    }
+
+    fn is_stub(&self, _: SocketAddr) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One that is on this host for good.
+fn stub_at(address: SocketAddr) -> Source {
+    let stub = Source::Fixed(Upstream { address, tcp_only: false });
+    Source::Checked(Box::new(stub), Arc::new(OnHost(true.into())))
 }
 
 /// What a stub does with a question.
@@ -23,6 +44,10 @@ enum Does {
     Knows(Vec<u8>),
     /// Asks these, one after the other until one does not fail: None is us, on purpose. We are asked in their place.
     Asks(Vec<Option<SocketAddr>>),
+    /// Asks this one, as late as that.
+    AsksAfter(Duration, SocketAddr),
+    /// Asks this one, and says nothing.
+    Stops(SocketAddr),
     /// Says nothing.
     Drops,
 }
@@ -37,7 +62,7 @@ impl World {
     async fn new(config: Config, does: impl Fn(&[u8]) -> Does + Send + Sync + 'static) -> Self {
         let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let address = socket.local_addr().unwrap();
-        let nameservers = vec![Source::Stub(Upstream { address, tcp_only: false })];
+        let nameservers = vec![stub_at(address)];
         let dns = Arc::new(Dns::open(Config { nameservers, ..config }).unwrap());
         run(socket, Arc::clone(&dns), does);
         Self { dns, stub: address }
@@ -60,6 +85,14 @@ fn run(socket: Arc<UdpSocket>, dns: Arc<Dns>, does: impl Fn(&[u8]) -> Does + Sen
                 let answer = match does(&query) {
                     Does::Knows(answer) => answer,
                     Does::Drops => return,
+                    Does::AsksAfter(delay, server) => {
+                        tokio::time::sleep(delay).await;
+                        forwarded(&dns, &query, &[Some(server)]).await
+                    }
+                    Does::Stops(server) => {
+                        forwarded(&dns, &query, &[Some(server)]).await;
+                        return;
+                    }
                     Does::Asks(servers) => forwarded(&dns, &query, &servers).await,
                 };
                 let _ = socket.send_to(&answer, client).await;
@@ -203,6 +236,32 @@ async fn a_server_that_is_silent_or_refuses_makes_the_stub_choose_another() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_found_late_has_as_long_to_answer_as_any() {
+    let server = real().await;
+    let upstream = server.address;
+    let shown = Arc::new(Mutex::new(HashSet::new()));
+    let seen = Arc::clone(&shown);
+    let world = World::new(Config { ipv6: false, ..faking(&[]) }, move |query| {
+        let name = parsed(query).queries[0].name().to_string().to_ascii_lowercase();
+        if name.split('.').next().unwrap().len() == LABEL {
+            seen.lock().insert(name);
+        }
+        Does::AsksAfter(PATIENCE + Duration::from_millis(100), upstream)
+    })
+    .await;
+    assert_eq!(world.lookup("www.example").await.unwrap().len(), 1);
+    assert_eq!(shown.lock().len(), 1, "nobody was given up, and no further tracer was sent");
+}
+
+#[tokio::test]
+async fn two_silent_servers_are_given_up_one_after_the_other() {
+    let (one, other, server) = (Nameserver::silent().await, Nameserver::silent().await, real().await);
+    let order = [one.address, other.address, server.address].map(Some).to_vec();
+    let world = World::new(faking(&[]), move |_| Does::Asks(order.clone())).await;
+    assert_eq!(world.lookup("www.example").await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_server_that_failed_is_asked_again_where_there_is_no_other() {
     let server = Nameserver::answering(|query| match parsed(query).queries[0].name().to_string().as_str() {
         "broken.example." => code(query, ResponseCode::Refused),
@@ -216,6 +275,37 @@ async fn a_server_that_failed_is_asked_again_where_there_is_no_other() {
 }
 
 #[tokio::test]
+async fn a_server_that_failed_is_asked_again_where_those_that_did_not_are_silent() {
+    for dead_failed_too in [false, true] {
+        let (dead, server) = (Nameserver::silent().await, real().await);
+        let order = [server.address, dead.address].map(Some).to_vec();
+        let world = World::new(faking(&[]), move |_| Does::Asks(order.clone())).await;
+        let tracers = &world.dns.resolver.tracers;
+        tracers.judge(server.address, false);
+        if dead_failed_too {
+            tracers.judge(dead.address, false);
+        }
+        assert_eq!(world.lookup("www.example").await.unwrap().len(), 1);
+        assert!(dead.udp_queries() > 0 && !tracers.is_unfit(server.address));
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_failed_is_asked_again_where_the_stub_stops_after_it() {
+    let server = real().await;
+    let upstream = server.address;
+    let world = World::new(faking(&[]), move |query| {
+        match parsed(query).queries[0].name().to_string().split('.').next().unwrap().len() {
+            LABEL => Does::Stops(upstream),
+            _ => Does::Drops,
+        }
+    })
+    .await;
+    world.dns.resolver.tracers.judge(upstream, false);
+    assert_eq!(world.lookup("www.example").await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_nameserver_with_a_name_is_found_through_a_stub_whose_questions_come_to_the_service_that_needs_it() {
     for config in [faking(&[]), mapping(&[])] {
         let server = Nameserver::answering(|query| match parsed(query).queries[0].name().to_string().as_str() {
@@ -224,7 +314,7 @@ async fn a_nameserver_with_a_name_is_found_through_a_stub_whose_questions_come_t
         })
         .await;
         let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
-        let stub = Source::Stub(Upstream { address: socket.local_addr().unwrap(), tcp_only: false });
+        let stub = stub_at(socket.local_addr().unwrap());
         let (dialer, tracers) = (config.dialer.clone(), Arc::clone(&config.tracers));
         let bootstrap = Config { nameservers: vec![stub], dialer, tracers, ..mapping(&[]) };
         let named = Source::Named {
@@ -241,6 +331,34 @@ async fn a_nameserver_with_a_name_is_found_through_a_stub_whose_questions_come_t
         assert_eq!(dns.lookup(&Name::new("www.example").unwrap()).await.unwrap()[..], [real]);
         let spent = dns.fake_names() - names;
         assert!(spent <= 2, "the tracers got {spent} fake addresses");
+    }
+}
+
+#[tokio::test]
+async fn a_nameserver_is_asked_as_a_stub_while_it_is_on_this_host_and_as_any_other_before_and_after() {
+    let server = real().await;
+    let upstream = server.address;
+    for is_named in [false, true] {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let address = socket.local_addr().unwrap();
+        let source = match is_named {
+            false => Source::Fixed(Upstream { address, tcp_only: false }),
+            true => Source::Named {
+                name: Name::new("localhost").unwrap(),
+                port: address.port(),
+                tcp_only: false,
+                lookup: Arc::new(Dns::open(Config { ipv6: false, ..mapping(&[]) }).unwrap()),
+            },
+        };
+        let on_host = Arc::new(OnHost(false.into()));
+        let nameservers = vec![Source::Checked(Box::new(source), Arc::clone(&on_host) as Arc<dyn System>)];
+        let dns = Arc::new(Dns::open(Config { nameservers, ..faking(&[]) }).unwrap());
+        run(socket, Arc::clone(&dns), move |_| Does::Asks(vec![Some(upstream)]));
+        for (name, is_here) in [("www.before", false), ("www.then", true), ("www.after", false)] {
+            on_host.0.store(is_here, Ordering::Relaxed);
+            let found = dns.lookup(&Name::new(name).unwrap()).await;
+            assert_eq!(found.is_ok(), is_here, "{name}: {found:?}");
+        }
     }
 }
 
@@ -275,7 +393,7 @@ async fn a_stub_that_resolves_by_itself_is_told_from_one_whose_server_knows_no_a
 #[tokio::test]
 async fn a_stub_that_is_not_there_fails_at_once() {
     let gone = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let nameservers = vec![Source::Stub(Upstream { address: gone, tcp_only: false })];
+    let nameservers = vec![stub_at(gone)];
     let dns = Dns::open(Config { nameservers, ..mapping(&[]) }).unwrap();
     let failed = ask(&dns, &a("www.example.")).await;
     assert_eq!(parsed(&failed).metadata.response_code, ResponseCode::ServFail);

@@ -35,8 +35,8 @@ pub struct Upstream {
 pub enum Source {
     /// At an address.
     Fixed(Upstream),
-    /// At an address of this host, by a program whose own questions come to us.
-    Stub(Upstream),
+    /// Where another source says. Those are stubs of which the system says so at that time.
+    Checked(Box<Source>, Arc<dyn System>),
     /// At the addresses of a name, which is looked up when a question needs it: the look-up has its own cache and its own
     /// limits of time, and one that failed is tried again by a later question.
     Named {
@@ -61,7 +61,7 @@ pub trait System: Send + Sync {
     /// In words: why there are none.
     fn nameservers(&self) -> Result<Vec<SocketAddr>, String>;
 
-    /// Whether `server`, one of them, is a program on this host whose own questions come to us.
+    /// Whether `server`, one of them or another, is now a program on this host whose own questions come to us.
     fn is_stub(&self, server: SocketAddr) -> bool;
 }
 
@@ -70,7 +70,7 @@ pub trait System: Send + Sync {
 pub(super) enum Whom {
     /// A nameserver.
     Server(Upstream),
-    /// One whose own questions come to us.
+    /// A program on this host whose own questions come to us.
     Stub(Upstream),
 }
 
@@ -82,7 +82,6 @@ impl Source {
     pub(super) async fn find(&self) -> Result<Vec<Whom>, Arc<str>> {
         match self {
             Self::Fixed(upstream) => Ok(vec![Whom::Server(*upstream)]),
-            Self::Stub(upstream) => Ok(vec![Whom::Stub(*upstream)]),
             Self::Named { name, port, tcp_only, lookup } => match lookup.lookup(name).await {
                 Ok(found) => {
                     let at = |ip: &IpAddr| {
@@ -92,12 +91,13 @@ impl Source {
                 }
                 Err(error) => Err(format!("the nameserver {name} cannot be found: {error}").into()),
             },
+            Self::Checked(source, system) => {
+                let found = Box::pin(source.find()).await?;
+                Ok(found.into_iter().map(|whom| whom.checked(&**system)).collect())
+            }
             Self::System(system) => {
                 let found = system.nameservers().map_err(Arc::<str>::from)?;
-                let whom = |address| match (system.is_stub(address), Upstream { address, tcp_only: false }) {
-                    (true, stub) => Whom::Stub(stub),
-                    (false, server) => Whom::Server(server),
-                };
+                let whom = |address| Whom::Server(Upstream { address, tcp_only: false }).checked(&**system);
                 Ok(found.into_iter().map(whom).collect())
             }
         }
@@ -106,11 +106,22 @@ impl Source {
     /// Whether one of them stands in the local network, as far as that is known without looking anything up.
     pub(super) fn is_local(&self) -> bool {
         match self {
-            Self::Fixed(upstream) | Self::Stub(upstream) => is_private(upstream.address.ip()),
+            Self::Fixed(upstream) => is_private(upstream.address.ip()),
+            Self::Checked(source, _) => source.is_local(),
             Self::Named { .. } => false,
             Self::System(system) => {
                 system.nameservers().is_ok_and(|found| found.into_iter().any(|server| is_private(server.ip())))
             }
+        }
+    }
+}
+
+impl Whom {
+    /// The same, a stub if `system` says so.
+    fn checked(self, system: &dyn System) -> Self {
+        match self {
+            Self::Server(server) if system.is_stub(server.address) => Self::Stub(server),
+            whom => whom,
         }
     }
 }
@@ -124,7 +135,8 @@ impl From<Upstream> for Source {
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Fixed(upstream) | Self::Stub(upstream) => upstream.address.fmt(f),
+            Self::Fixed(upstream) => upstream.address.fmt(f),
+            Self::Checked(source, _) => source.fmt(f),
             Self::Named { name, port, .. } => write!(f, "{name}:{port}"),
             Self::System(_) => f.write_str("system"),
         }

@@ -1,18 +1,20 @@
 //! A stub on this host is the system's nameserver: we find real addresses through it, while programs that ask it, or
 //! anybody else, get fake ones, and no question of theirs leaves.
 
+use std::net::SocketAddr;
+
 use super::leaks::at;
 use super::support::packet::{Packet, protocol};
 use super::support::peers::Peers;
-use super::support::program::Program;
+use super::support::program::{PATIENCE, Program};
 use super::support::sites::{NAME, V4, zone};
 use super::support::third_party::{dnsmasq, unbound};
-use super::support::topology::{GATEWAY_V4, GATEWAY_V6};
+use super::support::topology::{GATEWAY_V4, GATEWAY_V6, HOST_LAN_V4, HOST_V4, HOST_V6};
 use super::support::tunproxy::{Place, Said, Tunproxy};
 use super::support::{Capture, Sites, Topology, run, world};
 
 const TUN: &str = "/dev/net/tun";
-const STUB: &str = "127.0.0.1:53";
+const STUB: &str = "127.0.0.1";
 /// A name that programs ask for and nobody connects to.
 const OTHER: &str = "other.example.test";
 /// One that gets a real address.
@@ -32,12 +34,22 @@ rules: ['DOMAIN,{NAME},DIRECT', 'DOMAIN-SUFFIX,home.test,DIRECT', 'DOMAIN-SUFFIX
     ))
 }
 
-/// A lab whose host asks a stub, and a capture on its uplink.
+/// Where nameservers listen at `ip`.
+fn names_at(ip: &str) -> SocketAddr {
+    SocketAddr::new(ip.parse().expect("an address"), 53)
+}
+
+/// A lab whose host asks a stub on the loopback, and a capture on its uplink.
 fn lab() -> (Topology, Sites, Capture) {
+    lab_that_asks(STUB)
+}
+
+/// A lab whose host asks `nameserver`.
+fn lab_that_asks(nameserver: &str) -> (Topology, Sites, Capture) {
     let lab = Topology::desktop();
     let zone = (0..4).fold(zone().address(REAL, V4), |zone, number| zone.address(&format!("n{number}.site.test"), V4));
     let sites = Sites::with(&lab, zone);
-    world::set_resolv_conf("nameserver 127.0.0.1\n");
+    world::set_resolv_conf(&format!("nameserver {nameserver}\n"));
     let mut open = Capture::start(&lab.host, "eth0");
     assert_eq!(dig(&lab, GATEWAY_V4, OTHER, &["A"]).trim(), V4);
     let tracer = format!("{}.{NAME}", "0f".repeat(16));
@@ -75,10 +87,10 @@ fn is_hex(label: &[u8]) -> bool {
 }
 
 /// Programs get fake addresses, whomever they ask, and what goes DIRECT finds its way.
-fn works(lab: &Topology, tunproxy: &Tunproxy, when: &str) {
+fn works(lab: &Topology, tunproxy: &Tunproxy, stub: &str, when: &str) {
     let said = fetch(lab, &[], NAME);
     assert!(said.stdout.contains(&format!("host={NAME} path=/stub")), "{when}: {said:?}\n{}", tunproxy.output());
-    for server in ["127.0.0.1", GATEWAY_V4, GATEWAY_V6, "203.0.113.53"] {
+    for server in [stub, GATEWAY_V4, GATEWAY_V6, "203.0.113.53"] {
         for name in [NAME, OTHER] {
             assert!(dig(lab, server, name, &["A"]).starts_with("198.18."), "{when}: {server} {name}");
         }
@@ -96,25 +108,29 @@ fn nothing_left(sites: &Sites, capture: &mut Capture) {
 
 /// With this stub, in each way to say that it is to be asked, over crashes of us and restarts of it.
 fn any_stub_will_do(start: impl Fn(&Topology, &[&str]) -> Program) {
-    let (lab, sites, mut capture) = lab();
+    any_stub_at_will_do(STUB, start);
+}
+
+/// The same with one at the address `ip` of the host.
+fn any_stub_at_will_do(ip: &str, start: impl Fn(&Topology, &[&str]) -> Program) {
+    let (lab, sites, mut capture) = lab_that_asks(ip);
     let _sixth = lab.at_gateway.dns(at(&format!("[{GATEWAY_V6}]:53")), zone().address(REAL, V4));
     let mut stub = Some(start(&lab, &[GATEWAY_V4]));
-    assert_eq!(dig(&lab, "127.0.0.1", NAME, &["A"]).trim(), V4, "the stub works");
-    for (tun, nameserver) in
-        [("", ""), (", kill-switch: true", ", nameserver: [system]"), ("", ", nameserver: [127.0.0.1]")]
-    {
+    assert_eq!(dig(&lab, ip, NAME, &["A"]).trim(), V4, "the stub works");
+    let itself = format!(", nameserver: ['{}']", names_at(ip));
+    for (tun, nameserver) in [("", ""), (", kill-switch: true", ", nameserver: [system]"), ("", &itself)] {
         let place = profile(tun, nameserver);
         // It has no memory of what was before: a real address in it would be given to programs.
         drop(stub.take());
         stub = Some(start(&lab, &[GATEWAY_V4]));
         let tunproxy = place.start(&lab.host);
-        works(&lab, &tunproxy, "at first");
+        works(&lab, &tunproxy, ip, "at first");
         let place = tunproxy.kill();
         let tunproxy = place.start(&lab.host);
-        works(&lab, &tunproxy, "after a crash, with fake addresses in the stub's memory");
+        works(&lab, &tunproxy, ip, "after a crash, with fake addresses in the stub's memory");
         drop(stub.take());
         stub = Some(start(&lab, &[GATEWAY_V6]));
-        works(&lab, &tunproxy, "with another nameserver behind it");
+        works(&lab, &tunproxy, ip, "with another nameserver behind it");
         assert_eq!(tunproxy.counted(&lab.host, &["dns", "looped"]), 0);
         assert!(tunproxy.stop().success());
     }
@@ -124,7 +140,7 @@ fn any_stub_will_do(start: impl Fn(&Topology, &[&str]) -> Program) {
 #[test]
 fn names_are_found_through_a_forwarding_dnsmasq_and_what_it_alone_knows_too() {
     run(&["curl", "dig", "dnsmasq", TUN], || {
-        any_stub_will_do(|lab, behind| dnsmasq(&lab.host, at(STUB), behind));
+        any_stub_will_do(|lab, behind| dnsmasq(&lab.host, names_at(STUB), behind));
     });
 }
 
@@ -132,14 +148,80 @@ fn names_are_found_through_a_forwarding_dnsmasq_and_what_it_alone_knows_too() {
 fn names_are_found_through_a_dnsmasq_that_is_tied_to_the_uplink() {
     run(&["curl", "dig", "dnsmasq", TUN], || {
         // As NetworkManager has it.
-        any_stub_will_do(|lab, behind| dnsmasq(&lab.host, at(STUB), &[&format!("{}@eth0", behind[0])]));
+        any_stub_will_do(|lab, behind| dnsmasq(&lab.host, names_at(STUB), &[&format!("{}@eth0", behind[0])]));
+    });
+}
+
+#[test]
+fn names_are_found_through_a_dnsmasq_on_an_address_of_this_host_in_the_network() {
+    run(&["curl", "dig", "dnsmasq", TUN], || {
+        any_stub_at_will_do(HOST_V4, |lab, behind| dnsmasq(&lab.host, names_at(HOST_V4), behind));
+    });
+}
+
+#[test]
+fn names_are_found_through_a_dnsmasq_on_an_ipv6_address_of_this_host_in_the_network() {
+    run(&["curl", "dig", "dnsmasq", TUN], || {
+        any_stub_at_will_do(HOST_V6, |lab, behind| dnsmasq(&lab.host, names_at(HOST_V6), behind));
+    });
+}
+
+#[test]
+fn an_address_that_comes_to_this_host_and_goes_to_another_is_a_stub_s_for_that_time() {
+    run(&["curl", "dig", "dnsmasq", TUN], || {
+        // Of the network of another address, so that the kernel sends to it from that.
+        let (ip, net) = ("192.168.1.53", "192.168.1.53/24");
+        let (lab, sites, mut capture) = lab_that_asks(ip);
+        let tunproxy = profile("", "").start(&lab.host);
+        assert!(!fetch(&lab, &[], "n2.site.test").succeeded(), "nobody is there");
+        let until_found = |name: &str| {
+            let found = world::poll_until(PATIENCE, || fetch(&lab, &["-f"], name).succeeded().then_some(()));
+            assert!(found.is_some(), "{name}: {}", tunproxy.output());
+        };
+        lab.host.address("eth0", &[net]);
+        let stub = dnsmasq(&lab.host, names_at(ip), &[GATEWAY_V4]);
+        until_found("n0.site.test");
+        works(&lab, &tunproxy, ip, "while it is here");
+        let doctor = tunproxy.place().look(&lab.host, "doctor", &[]).stdout;
+        // What it hands out to programs, and so to this one, is ours.
+        assert!(!doctor.is_empty() && !doctor.contains("hands our fake addresses back"), "{doctor}");
+        drop(stub);
+        lab.host.ip(&format!("address delete {net} dev eth0"));
+        lab.gateway.address("eth1", &[net]);
+        let away = lab.at_gateway.dns(names_at(ip), zone().address("n1.site.test", V4));
+        until_found("n1.site.test");
+        assert!(away.queries.count(|query| query.contains("n1.site")) > 0);
+        assert_eq!(tunproxy.counted(&lab.host, &["dns", "looped"]), 0);
+        assert!(tunproxy.stop().success());
+        nothing_left(&sites, &mut capture);
+    });
+}
+
+#[test]
+fn a_nameserver_on_an_address_of_this_host_that_asks_nobody_is_asked_for_what_it_knows() {
+    run(&["curl", "dig", TUN], || {
+        let (lab, _sites, mut capture) = lab_that_asks(HOST_V4);
+        let at_host = Peers::new(&lab.host);
+        let server = at_host.dns(names_at(HOST_V4), zone().address("nas.home.test", V4));
+        for nameserver in ["".to_owned(), format!(", nameserver: [{HOST_V4}]")] {
+            let tunproxy = profile("", &nameserver).start(&lab.host);
+            for name in [NAME, "nas.home.test"] {
+                let said = fetch(&lab, &["--proxy", "http://127.0.0.1:7890"], name);
+                assert!(said.stdout.contains(&format!("host={name}")), "{said:?}\n{}", tunproxy.output());
+            }
+            let nobody = fetch(&lab, &["--proxy", "http://127.0.0.1:7890", "-f"], "nobody.home.test");
+            assert!(!nobody.succeeded(), "{nobody:?}");
+            assert!(tunproxy.stop().success());
+        }
+        assert!(server.queries.count(|query| query.contains("nas.home")) > 0);
+        capture.assert_nothing("a question of a program", is_of_a_program);
     });
 }
 
 #[test]
 fn names_are_found_through_an_unbound_that_changes_the_case_of_letters() {
     run(&["curl", "dig", "unbound", TUN], || {
-        any_stub_will_do(|lab, behind| unbound(&lab.host, at(STUB), behind, "  use-caps-for-id: yes\n"));
+        any_stub_will_do(|lab, behind| unbound(&lab.host, names_at(STUB), behind, "  use-caps-for-id: yes\n"));
     });
 }
 
@@ -147,7 +229,7 @@ fn names_are_found_through_an_unbound_that_changes_the_case_of_letters() {
 fn names_are_found_through_an_unbound_that_asks_over_tcp_and_keeps_answers_for_long() {
     run(&["curl", "dig", "unbound", TUN], || {
         let words = "  tcp-upstream: yes\n  cache-min-ttl: 3600\n";
-        any_stub_will_do(|lab, behind| unbound(&lab.host, at(STUB), behind, words));
+        any_stub_will_do(|lab, behind| unbound(&lab.host, names_at(STUB), behind, words));
     });
 }
 
@@ -156,19 +238,21 @@ fn a_gateway_without_fake_addresses_answers_its_clients_and_itself_through_a_stu
     run(&["dig", "dnsmasq", "unbound", TUN], || {
         let lab = Topology::with_lan();
         let sites = Sites::open(&lab);
-        world::set_resolv_conf("nameserver 127.0.0.1\n");
-        for number in 0..2 {
+        let itself = format!(", nameserver: [{HOST_LAN_V4}]");
+        for (number, ip, nameserver) in [(0, STUB, ""), (1, STUB, ""), (2, HOST_LAN_V4, ""), (3, HOST_LAN_V4, &itself)]
+        {
+            world::set_resolv_conf(&format!("nameserver {ip}\n"));
             let stub = match number {
-                0 => dnsmasq(&lab.host, at(STUB), &[GATEWAY_V4]),
-                _ => unbound(&lab.host, at(STUB), &[GATEWAY_V4], ""),
+                1 => unbound(&lab.host, names_at(ip), &[GATEWAY_V4], ""),
+                _ => dnsmasq(&lab.host, names_at(ip), &[GATEWAY_V4]),
             };
-            let place = Place::new(
-                "mode: direct\nipv6: false\ntun: { enable: true, auto-forward: true }\n\
-                 dns: { enable: true, ipv6: false, enhanced-mode: redir-host }\n",
-            );
+            let place = Place::new(&format!(
+                "mode: direct\nipv6: false\ntun: {{ enable: true, auto-forward: true }}\n\
+                 dns: {{ enable: true, ipv6: false, enhanced-mode: redir-host{nameserver} }}\n",
+            ));
             let tunproxy = place.start(&lab.host);
-            for (ns, server) in [(lab.client(), "203.0.113.53"), (&lab.host, "203.0.113.53"), (&lab.host, "127.0.0.1")]
-            {
+            let client = (lab.client(), if ip == STUB { "203.0.113.53" } else { ip });
+            for (ns, server) in [client, (&lab.host, "203.0.113.53"), (&lab.host, ip)] {
                 for (name, answer) in [(NAME, V4), (OTHER, V4), ("nobody.example.test", "")] {
                     let mut dig = ns.command("dig");
                     // A question that waits for itself would wait for five seconds.
@@ -189,7 +273,7 @@ fn a_gateway_without_fake_addresses_answers_its_clients_and_itself_through_a_stu
 fn what_the_stub_alone_knows_is_found_for_clients_of_our_ports() {
     run(&["curl", "dnsmasq", TUN], || {
         let (lab, _sites, _capture) = lab();
-        let _stub = dnsmasq(&lab.host, at(STUB), &[GATEWAY_V4]);
+        let _stub = dnsmasq(&lab.host, names_at(STUB), &[GATEWAY_V4]);
         let tunproxy = profile("", "").start(&lab.host);
         let said = fetch(&lab, &["--proxy", "http://127.0.0.1:7890"], "nas.home.test");
         assert!(said.stdout.contains("host=nas.home.test path=/stub"), "{said:?}\n{}", tunproxy.output());
@@ -207,8 +291,8 @@ fn a_nameserver_behind_the_stub_that_is_dead_is_given_up_for_another() {
         let behind = ["203.0.113.99", GATEWAY_V4];
         for number in 0..2 {
             let stub = match number {
-                0 => dnsmasq(&lab.host, at(STUB), &behind),
-                _ => unbound(&lab.host, at(STUB), &behind, ""),
+                0 => dnsmasq(&lab.host, names_at(STUB), &behind),
+                _ => unbound(&lab.host, names_at(STUB), &behind, ""),
             };
             let tunproxy = profile("", "").start(&lab.host);
             for time in 0..4 {

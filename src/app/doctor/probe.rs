@@ -133,7 +133,7 @@ async fn nameservers_answer(
     let ours = record.plan().is_some_and(|plan| matches!(plan.dns, DnsPlan::Rewrite { .. }));
     let known = profile.is_some() || record.looped() > 0;
     // One on this host may hand out fake addresses: the run asks those behind it.
-    let sure = |server: &SocketAddr| !server.ip().is_loopback();
+    let sure = |server: &SocketAddr| !nameservers::is_here(*server);
     let system = || {
         if ours { Vec::new() } else { listed.iter().map(|server| (*server, false, known && sure(server))).collect() }
     };

@@ -203,7 +203,8 @@ fn without_internet(record: &Record, server: &str, heard: &Heard) -> Option<Find
         Heard::Refusal(code) => format!("it answers {code}"),
         Heard::OfItsOwn => "it answers only what it knows by itself".to_owned(),
     };
-    let on_this_host = server.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let is_here = |ip: IpAddr| ip.is_loopback() || record.survey.addresses.iter().any(|(_, net)| net.addr() == ip);
+    let on_this_host = server.parse().is_ok_and(is_here);
     let advice = match on_this_host && record.plan().is_some_and(|plan| !plan.rules.is_empty()) {
         true => {
             format!("its questions may come to tunproxy, which then asks those whom it asks. {NAME_OTHERS}")
@@ -346,8 +347,11 @@ mod tests {
             assert!(warnings(&found)[0].contains("203.0.113.53 is there, and gets no answer"), "{found:?}");
         }
         let mut record = running();
-        record.probes.nameservers = vec![("127.0.0.1".to_owned(), Ok(Heard::OfItsOwn))];
-        assert!(check(&record)[0].advice.contains("come to tunproxy"));
+        let own = record.survey.addresses[1].1.addr().to_string();
+        for here in ["127.0.0.1".to_owned(), own] {
+            record.probes.nameservers = vec![(here, Ok(Heard::OfItsOwn))];
+            assert!(check(&record)[0].advice.contains("come to tunproxy"));
+        }
     }
 
     #[test]
