@@ -23,6 +23,7 @@ mod answer;
 mod counters;
 mod fake_ip;
 mod filter;
+mod flights;
 mod key;
 mod lookup;
 mod lru;

@@ -72,7 +72,7 @@ fn run(socket: Arc<UdpSocket>, dns: Arc<Dns>, does: impl Fn(&[u8]) -> Does + Sen
 async fn forwarded(dns: &Dns, query: &[u8], servers: &[Option<SocketAddr>]) -> Vec<u8> {
     let mut reply = Vec::new();
     for server in servers {
-        let asker = Asker { client: "198.18.0.1".parse().unwrap(), server: *server };
+        let asker = Asker { client: "198.18.0.1".parse().unwrap(), server: *server, is_host: true };
         if let Answer::Ask(question) = dns.answer(query, Transport::Udp, asker, crate::dns::now(), &mut reply) {
             reply = dns.ask(question).await;
         }
@@ -291,7 +291,7 @@ async fn tracers_are_known_in_any_case_and_forged_ones_are_names() {
     let label = text(&tracer.name);
     let server: SocketAddr = "192.168.1.1:53".parse().unwrap();
     let heard = |label: &str| {
-        let asker = Asker { client: "198.18.0.1".parse().unwrap(), server: Some(server) };
+        let asker = Asker { client: "198.18.0.1".parse().unwrap(), server: Some(server), is_host: true };
         let mut reply = Vec::new();
         let question = a(&format!("{label}.www.example."));
         assert!(matches!(dns.answer(&question, Transport::Udp, asker, crate::dns::now(), &mut reply), Answer::Ready));

@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, UdpSocket};
 
 use super::Dns;
 
+mod places;
 mod tcp;
 mod udp;
 

@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use super::places::Places;
 use crate::dns::{Answer, Asker, Dns, Question, Transport, now};
 
 /// A stream on which nothing is asked and nothing is owed is closed after this time, and so is one whose client does
@@ -20,30 +21,35 @@ const IDLE: Duration = Duration::from_secs(10);
 const MAX_WAITING: usize = 64;
 /// Answers of one stream that are put together before they are written, in bytes.
 const MAX_OUTPUT: usize = 1 << 16;
-/// Clients of one listener. One more is closed at once.
-const MAX_CLIENTS: usize = 512;
+/// Streams of one listener, and of them those of one client other than this host. One more is closed at once.
+const MAX_STREAMS: usize = 512;
+const MAX_OF_CLIENT: usize = 64;
 /// How long accepting rests when the system has no descriptors left.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
 /// Accepts and serves clients until dropped, and them with it.
 pub(super) async fn serve(dns: &Arc<Dns>, listener: &TcpListener) -> io::Result<()> {
-    let mut clients = JoinSet::new();
+    let (mut streams, mut places) = (JoinSet::new(), Places::new(MAX_STREAMS, MAX_OF_CLIENT));
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, client)) if clients.len() < MAX_CLIENTS => {
+                Ok((stream, client)) => {
+                    let Some(place) = places.enter(client.ip(), streams.len()) else { continue };
                     // Answers are single small writes; a failure only delays them.
                     let _ = stream.set_nodelay(true);
-                    clients.spawn(serve_stream(Arc::clone(dns), client.ip().into(), stream));
+                    let served = serve_stream(Arc::clone(dns), client.ip().into(), stream, || Some(()));
+                    streams.spawn(async move {
+                        served.await;
+                        drop(place);
+                    });
                 }
-                Ok(_) => {}
                 Err(error) if of_one_client(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, "no DNS client can be accepted over TCP");
                     tokio::time::sleep(EXHAUSTED).await;
                 }
             },
-            Some(_) = clients.join_next() => {}
+            Some(_) = streams.join_next() => {}
         }
     }
 }
@@ -55,14 +61,25 @@ fn of_one_client(error: &io::Error) -> bool {
 }
 
 /// Answers the queries on one stream of `asker`: an accepted one, or one hijacked from the TUN. Returns when the client has
-/// closed it and has its answers, when it breaks, or when it idles.
-pub async fn serve_stream(dns: Arc<Dns>, asker: Asker, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+/// closed it and has its answers, when it breaks, or when it idles. A question that waits for nameservers keeps the place that
+/// `enter` gives it meanwhile; one that gets none is refused.
+pub async fn serve_stream<P>(
+    dns: Arc<Dns>,
+    asker: Asker,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    enter: impl Fn() -> Option<P>,
+) {
     // How a client's stream breaks is its own affair.
-    let _ = converse(&dns, asker, &mut stream).await;
+    let _ = converse(&dns, asker, &mut stream, enter).await;
     let _ = timeout(IDLE, stream.shutdown()).await;
 }
 
-async fn converse(dns: &Dns, asker: Asker, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
+async fn converse<P>(
+    dns: &Dns,
+    asker: Asker,
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    enter: impl Fn() -> Option<P>,
+) -> io::Result<()> {
     let mut waiting = FuturesUnordered::new();
     let mut input = Vec::with_capacity(2048);
     let (mut output, mut reply) = (Vec::new(), Vec::new());
@@ -71,7 +88,13 @@ async fn converse(dns: &Dns, asker: Asker, stream: &mut (impl AsyncRead + AsyncW
     loop {
         let taken =
             take_queries((dns, asker), &input, MAX_WAITING - waiting.len(), &mut reply, &mut output, |question| {
-                waiting.push(dns.ask(question));
+                let Some(place) = enter() else { return Some(dns.refuse(&question)) };
+                waiting.push(async move {
+                    let answer = dns.ask(question).await;
+                    drop(place);
+                    answer
+                });
+                None
             });
         if !output.is_empty() {
             dns.flush();
@@ -95,25 +118,25 @@ async fn converse(dns: &Dns, asker: Asker, stream: &mut (impl AsyncRead + AsyncW
     }
 }
 
-/// Answers whole frames at the front of `input` until the output is full or `room` questions wait. Returns how many
-/// bytes they were.
+/// Answers whole frames at the front of `input` until the output is full or `room` questions wait. `ask` has what refuses one,
+/// if it may not wait. Returns how many bytes they were.
 fn take_queries(
     (dns, asker): (&Dns, Asker),
     input: &[u8],
     mut room: usize,
     reply: &mut Vec<u8>,
     output: &mut Vec<u8>,
-    mut ask: impl FnMut(Question),
+    mut ask: impl FnMut(Question) -> Option<Vec<u8>>,
 ) -> usize {
     let mut taken = 0;
     while room > 0 && output.len() < MAX_OUTPUT {
         let Some((query, rest)) = first_frame(&input[taken..]) else { break };
         match dns.answer(query, Transport::Tcp, asker, now(), reply) {
             Answer::Ready => frame(reply, output),
-            Answer::Ask(question) => {
-                room -= 1;
-                ask(question);
-            }
+            Answer::Ask(question) => match ask(question) {
+                Some(refusal) => frame(&refusal, output),
+                None => room -= 1,
+            },
             Answer::Drop => {}
         }
         taken = input.len() - rest.len();

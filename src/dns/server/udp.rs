@@ -12,12 +12,15 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
+use super::places::Places;
 use crate::dns::{Answer, Dns, Transport, now};
 
 /// Datagrams answered per write of the log.
 const BATCH: usize = 64;
-/// Queries of all clients together that may wait for nameservers; one more is dropped, as a full socket would.
+/// Queries of all clients together that may wait for nameservers, and of them those of one client other than this host; one
+/// more is dropped, as a full socket would.
 const MAX_WAITING: usize = 2048;
+const MAX_OF_CLIENT: usize = 256;
 /// No query is longer than this.
 const DATAGRAM: usize = 4096;
 
@@ -39,6 +42,12 @@ impl Route {
     }
 }
 
+/// Queries that wait for nameservers.
+struct Waiting {
+    asked: JoinSet<(Vec<u8>, Route)>,
+    places: Places,
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Local {
     V4(nix::libc::in_pktinfo),
@@ -57,7 +66,7 @@ pub(super) fn ask_for_destinations(socket: &impl std::os::fd::AsFd, listen: Sock
 
 /// Answers datagrams until dropped.
 pub(super) async fn serve(dns: &Arc<Dns>, socket: &UdpSocket, wildcard: bool) -> io::Result<()> {
-    let mut waiting = JoinSet::new();
+    let mut waiting = Waiting { asked: JoinSet::new(), places: Places::new(MAX_WAITING, MAX_OF_CLIENT) };
     let mut buffer = vec![0; DATAGRAM];
     let mut ready: Vec<(Vec<u8>, Route)> = Vec::new();
     loop {
@@ -66,7 +75,7 @@ pub(super) async fn serve(dns: &Arc<Dns>, socket: &UdpSocket, wildcard: bool) ->
                 readable?;
                 read_batch(dns, socket, wildcard, &mut buffer, &mut ready, &mut waiting)?;
             }
-            Some(answered) = waiting.join_next() => ready.extend(answered),
+            Some(answered) = waiting.asked.join_next() => ready.extend(answered),
         }
         dns.flush();
         for (reply, route) in ready.drain(..) {
@@ -82,7 +91,7 @@ fn read_batch(
     wildcard: bool,
     buffer: &mut [u8],
     ready: &mut Vec<(Vec<u8>, Route)>,
-    waiting: &mut JoinSet<(Vec<u8>, Route)>,
+    waiting: &mut Waiting,
 ) -> io::Result<()> {
     for _ in 0..BATCH {
         let (length, route) = match socket.try_io(Interest::READABLE, || receive(socket, wildcard, buffer)) {
@@ -96,11 +105,17 @@ fn read_batch(
         let mut reply = Vec::new();
         match dns.answer(&buffer[..length], Transport::Udp, route.ip(), now(), &mut reply) {
             Answer::Ready => ready.push((reply, route)),
-            Answer::Ask(question) if waiting.len() < MAX_WAITING => {
-                let dns = Arc::clone(dns);
-                waiting.spawn(async move { (dns.ask(question).await, route) });
-            }
-            Answer::Ask(_) => dns.counters().drop_question(),
+            Answer::Ask(question) => match waiting.places.enter(route.ip(), waiting.asked.len()) {
+                Some(place) => {
+                    let dns = Arc::clone(dns);
+                    waiting.asked.spawn(async move {
+                        let answer = dns.ask(question).await;
+                        drop(place);
+                        (answer, route)
+                    });
+                }
+                None => dns.counters().drop_question(),
+            },
             Answer::Drop => {}
         }
     }
