@@ -139,6 +139,11 @@ impl Dns {
         }
     }
 
+    /// Writes the log anew if its file is not at its place any more; may wait for a disk. True: it was missing.
+    pub fn put_back(&self) -> bool {
+        self.fake.as_ref().is_some_and(|fake| fake.put_back())
+    }
+
     /// What `ip` stands for. Asking counts as a use: the address stays with its name for another minute at least.
     #[must_use]
     pub fn name_of(&self, ip: IpAddr, now: Instant) -> Fake {
