@@ -23,6 +23,8 @@ enum Does {
     Knows(Vec<u8>),
     /// Asks these, one after the other until one does not fail: None is us, on purpose. We are asked in their place.
     Asks(Vec<Option<SocketAddr>>),
+    /// Answers it as soon as a tracer has come to us.
+    KnowsLate(Vec<u8>),
     /// Says nothing.
     Drops,
 }
@@ -50,17 +52,28 @@ impl World {
 
 /// Runs the stub at `socket`, whose questions come to `dns`.
 fn run(socket: Arc<UdpSocket>, dns: Arc<Dns>, does: impl Fn(&[u8]) -> Does + Send + Sync + 'static) {
-    let does = Arc::new(does);
+    let (does, traced) = (Arc::new(does), Arc::new(tokio::sync::Notify::new()));
     tokio::spawn(async move {
         let mut buffer = [0; 2048];
         while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
             let (query, dns, does) = (buffer[..length].to_vec(), Arc::clone(&dns), Arc::clone(&does));
+            let traced = Arc::clone(&traced);
             let socket = Arc::clone(&socket);
             tokio::spawn(async move {
                 let answer = match does(&query) {
                     Does::Knows(answer) => answer,
                     Does::Drops => return,
-                    Does::Asks(servers) => forwarded(&dns, &query, &servers).await,
+                    Does::KnowsLate(answer) => {
+                        traced.notified().await;
+                        answer
+                    }
+                    Does::Asks(servers) => {
+                        let answer = forwarded(&dns, &query, &servers).await;
+                        if parsed(&query).queries[0].name().iter().any(|label| label.len() == LABEL) {
+                            traced.notify_one();
+                        }
+                        answer
+                    }
                 };
                 let _ = socket.send_to(&answer, client).await;
             });
@@ -159,6 +172,23 @@ async fn what_a_stub_denies_or_has_without_data_by_itself_counts_before_what_oth
     assert!(matches!(world.lookup("blocked.example").await, Err(LookupError::NoSuchName)));
     assert!(begun.elapsed() < PATIENCE, "a no is not waited with until tracers are given up");
     assert!(matches!(world.lookup("nobody.example").await, Err(LookupError::NoAddress)));
+}
+
+#[tokio::test]
+async fn what_a_stub_keeps_at_home_is_asked_of_nobody_though_its_tracer_comes_first() {
+    let cases =
+        [("printer", mapping(&[])), ("tv.lan", mapping(&[])), ("printer", faking(&[])), ("ads.example", faking(&[]))];
+    for (name, config) in cases {
+        let server = real().await;
+        let upstream = server.address;
+        let does = move |query: &[u8]| match parsed(query).queries[0].name().to_string().trim_end_matches('.') == name {
+            true => Does::KnowsLate(code(query, ResponseCode::NXDomain)),
+            false => Does::Asks(vec![Some(upstream)]),
+        };
+        let world = World::new(Config { ipv6: false, ..config }, does).await;
+        assert_eq!(world.lookup(name).await, Err(LookupError::NoSuchName), "{name}");
+        assert_eq!(server.udp_queries(), 0, "{name}");
+    }
 }
 
 #[tokio::test]
