@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream as BlockingStream;
+use std::os::unix::net::{UnixListener as BlockingListener, UnixStream as BlockingStream};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -92,27 +92,39 @@ struct Listening {
     inode: u64,
 }
 
+/// A socket that listens, and which file it is.
+pub(super) struct Place {
+    listener: BlockingListener,
+    inode: u64,
+}
+
+impl Place {
+    fn taken(self) -> anyhow::Result<Listening> {
+        self.listener.set_nonblocking(true)?;
+        Ok(Listening { listener: Rc::new(UnixListener::from_std(self.listener)?), inode: self.inode })
+    }
+}
+
 impl Control {
     /// Listens below `state`. The caller holds the state directory's lock, so a socket that is there is a leftover.
     pub(super) fn bind(state: &Path) -> anyhow::Result<Self> {
         let path = path(state);
-        let place = RefCell::new(listen(&path)?);
+        let place = RefCell::new(listen(&path)?.taken()?);
         Ok(Self { place, path, replaced: Notify::new() })
     }
 
-    /// Listens anew if the socket's file is gone. The caller holds the state directory's lock. True: it was gone.
-    pub(super) fn put_back(&self) -> anyhow::Result<bool> {
-        if self.is_in_place() {
-            return Ok(false);
-        }
-        let place = listen(&self.path)?;
-        *self.place.borrow_mut() = place;
-        self.replaced.notify_one();
-        Ok(true)
+    /// What looks whether the socket's file is gone, and then listens anew: it may wait for a disk. The caller holds the state
+    /// directory's lock.
+    pub(super) fn look(&self) -> impl FnOnce() -> anyhow::Result<Option<Place>> + Send + use<> {
+        let (path, inode) = (self.path.clone(), self.place.borrow().inode);
+        move || if is_at(&path, inode) { Ok(None) } else { listen(&path).map(Some) }
     }
 
-    fn is_in_place(&self) -> bool {
-        std::fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.place.borrow().inode)
+    /// Takes clients at `place` from now on.
+    pub(super) fn move_to(&self, place: Place) -> anyhow::Result<()> {
+        *self.place.borrow_mut() = place.taken()?;
+        self.replaced.notify_one();
+        Ok(())
     }
 
     /// Serves clients with `answers` until dropped; a stop is sent to `stop`.
@@ -144,13 +156,17 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        if self.is_in_place() {
+        if is_at(&self.path, self.place.borrow().inode) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-fn listen(path: &Path) -> anyhow::Result<Listening> {
+fn is_at(path: &Path, inode: u64) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|found| found.ino() == inode)
+}
+
+fn listen(path: &Path) -> anyhow::Result<Place> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(error).with_context(|| format!("cannot replace {}", path.display()));
@@ -158,12 +174,12 @@ fn listen(path: &Path) -> anyhow::Result<Listening> {
         _ => {}
     }
     // Nobody else may connect in the moment between the two calls: the directory is ours alone.
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener = BlockingListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     // Where the directory is another's, a link may have come in its place.
     let closed = fchmodat(AT_FDCWD, path, Mode::S_IRUSR | Mode::S_IWUSR, FchmodatFlags::NoFollowSymlink);
     closed.with_context(|| format!("cannot close {} to others", path.display()))?;
     let inode = std::fs::symlink_metadata(path)?.ino();
-    Ok(Listening { listener: Rc::new(listener), inode })
+    Ok(Place { listener, inode })
 }
 
 async fn talk(mut stream: UnixStream, answers: &Answers, stop: &mpsc::Sender<()>) -> io::Result<()> {

@@ -1,15 +1,19 @@
 //! Keeps the state directory of a run where it is: what somebody deletes of it comes back.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use parking_lot::Mutex;
+use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
+use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 use tokio::time::{sleep, timeout};
 
-use super::control::Control;
+use super::control::{Control, Place};
+use crate::dns::Dns;
 use crate::platform::{DirectoryWatch, Journal};
 
 /// Whoever deletes a directory deletes the files in it one by one: so long it takes.
@@ -19,18 +23,67 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// The longest of these times.
 const LAST_RETRY: Duration = Duration::from_secs(60);
 
+/// How long a stop waits for a look that is under way: a disk may never answer.
+const LAST_LOOK: Duration = Duration::from_secs(5);
+
+/// The files of a run in its state directory.
+pub(super) struct Kept {
+    pub(super) state: PathBuf,
+    pub(super) journal: Arc<Mutex<Journal>>,
+    pub(super) control: Rc<Control>,
+    /// Has the log of fake addresses.
+    pub(super) dns: Arc<Dns>,
+}
+
+/// The task that keeps them.
+pub(super) struct Keeper {
+    task: JoinHandle<()>,
+    /// Who looks has it.
+    turn: Arc<Turn<()>>,
+}
+
+impl Keeper {
+    /// Begins to keep them. To be called within a `LocalSet`.
+    pub(super) fn post(kept: Kept) -> Self {
+        let turn = Arc::default();
+        Self { task: spawn_local(keep(kept, Arc::clone(&turn))), turn }
+    }
+
+    /// From now on nothing is put back any more.
+    pub(super) async fn dismiss(self) {
+        self.task.abort();
+        let _ = self.task.await;
+        if timeout(LAST_LOOK, self.turn.lock()).await.is_err() {
+            tracing::warn!("the disk with the state directory does not answer; the run ends without waiting for it");
+        }
+    }
+}
+
+/// What a look at the directory came to.
+struct Looked {
+    /// Hears of what happens there after the look.
+    watch: io::Result<DirectoryWatch>,
+    /// What was missing, if it could be put back.
+    back: anyhow::Result<Back>,
+}
+
+struct Back {
+    /// Lock, journal, or the log of fake addresses.
+    files: bool,
+    socket: Option<Place>,
+}
+
 /// Puts back what is missing of the files in `state`, whenever something is. Ends with the run.
-pub(super) async fn keep(state: &Path, journal: Arc<Mutex<Journal>>, control: Rc<Control>) {
-    let shown = state.display();
+async fn keep(kept: Kept, turn: Arc<Turn<()>>) {
+    let shown = kept.state.display();
     let (mut lost, mut failed, mut retry) = (false, String::new(), FIRST_RETRY);
     loop {
-        // Opened before the look, so that nothing is missed between the two.
-        let watch = match DirectoryWatch::open(state) {
+        let Some(Looked { watch, back }) = look(&kept, Arc::clone(&turn).lock_owned().await).await else { return };
+        let watch = match watch {
             Ok(watch) => watch,
             Err(error) => return tracing::warn!("that somebody deletes {shown} would go unnoticed: {error}"),
         };
-        let back = put_back(&journal, &control);
-        let changed = match back {
+        let changed = match back.and_then(|back| take_over(back, &kept.control)) {
             Ok(was_missing) => {
                 if was_missing && !std::mem::replace(&mut lost, true) {
                     tracing::warn!(
@@ -56,13 +109,13 @@ pub(super) async fn keep(state: &Path, journal: Arc<Mutex<Journal>>, control: Rc
                 drop(watch);
                 let until = retry;
                 retry = (retry * 2).min(LAST_RETRY);
-                match DirectoryWatch::open(state) {
+                match watch_of(&kept.state, Arc::clone(&turn).lock_owned().await).await {
                     // No sooner, whatever changes there: the attempt itself may take its time.
-                    Ok(watch) => {
+                    Some(watch) => {
                         sleep(FIRST_RETRY.min(until)).await;
                         timeout(until, watch.changed()).await.unwrap_or(Ok(()))
                     }
-                    Err(_) => {
+                    None => {
                         sleep(until).await;
                         Ok(())
                     }
@@ -76,9 +129,38 @@ pub(super) async fn keep(state: &Path, journal: Arc<Mutex<Journal>>, control: Rc
     }
 }
 
-/// True: something was missing.
-fn put_back(journal: &Mutex<Journal>, control: &Control) -> anyhow::Result<bool> {
-    let state = journal.lock().put_back()?;
-    let socket = control.put_back().context("cannot listen there")?;
-    Ok(state || socket)
+/// Looks what is missing and puts it back, beside this thread: a disk may take its time for all of it, and clients of the
+/// control socket are not to wait for that. None: the runtime is going down.
+async fn look(kept: &Kept, turn: OwnedMutexGuard<()>) -> Option<Looked> {
+    let (state, journal, dns) = (kept.state.clone(), Arc::clone(&kept.journal), Arc::clone(&kept.dns));
+    let socket = kept.control.look();
+    let looked = spawn_blocking(move || {
+        let _turn = turn;
+        // Opened before the look, so that nothing is missed between the two.
+        let watch = DirectoryWatch::open(&state);
+        let back = || {
+            let files = journal.lock().put_back()?;
+            let socket = socket().context("cannot listen there")?;
+            // The least of them comes last.
+            Ok(Back { files: dns.put_back() | files, socket })
+        };
+        Looked { watch, back: back() }
+    });
+    looked.await.ok()
+}
+
+async fn watch_of(state: &Path, turn: OwnedMutexGuard<()>) -> Option<DirectoryWatch> {
+    let state = state.to_owned();
+    let watch = spawn_blocking(move || {
+        let _turn = turn;
+        DirectoryWatch::open(&state)
+    });
+    watch.await.ok()?.ok()
+}
+
+/// Goes on with what was put back. True: something was missing.
+fn take_over(back: Back, control: &Control) -> anyhow::Result<bool> {
+    let Some(socket) = back.socket else { return Ok(back.files) };
+    control.move_to(socket)?;
+    Ok(true)
 }

@@ -14,7 +14,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use super::build::{self, Addresses, Outside};
 use super::control::{Answers, Control};
 use super::guard::{Board, Guard};
-use super::keeper::keep;
+use super::keeper::{Keeper, Kept};
 use super::limits::{enough_descriptors, raise_descriptor_limit};
 use super::nameservers::{is_here, open_resolver};
 use super::refusal::explain_tun;
@@ -36,6 +36,8 @@ use crate::session::Inbound;
 const MOST_WORKERS: usize = 8;
 /// The fake-IP log, below the state directory.
 const FAKE_IP_LOG: &str = "fake-ip.log";
+/// How long the end of a run waits for a disk.
+const LAST_WRITE: Duration = Duration::from_secs(5);
 /// How long flows may finish at a stop.
 const DRAIN: Drain = Drain { quiet: Duration::from_millis(500), most: Duration::from_secs(3) };
 
@@ -51,7 +53,10 @@ pub fn run(profile: &Profile, state: &Path) -> anyhow::Result<()> {
     unblock_signals()?;
     let profile = &rights::within(profile)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, Run { profile, state }.go())
+    let outcome = LocalSet::new().block_on(&runtime, Run { profile, state }.go());
+    // What still waits for a disk is nothing to wait for: it writes beside its file, and renames at the end.
+    runtime.shutdown_timeout(LAST_WRITE);
+    outcome
 }
 
 /// What in the firewall stands in the way of `profile` on this host, and more where others use it as their gateway, as far as
@@ -154,8 +159,8 @@ impl Run<'_> {
         let status = status::status(self.profile, &core, &in_force, started);
         let answers = Answers { status, plan: Box::new(move || plan_in_force(&in_force)) };
         let control = Rc::new(control);
-        let (kept, keeper) = (self.state.to_owned(), (Arc::clone(&journal), Rc::clone(&control)));
-        let keeper = spawn_local(async move { keep(&kept, keeper.0, keeper.1).await });
+        let (state, dns) = (self.state.to_owned(), Arc::clone(&core.dns));
+        let keeper = Keeper::post(Kept { state, journal: Arc::clone(&journal), control: Rc::clone(&control), dns });
         let answering = Rc::clone(&control);
         let answers = spawn_local(async move { answering.serve(answers, stop).await });
         self.tell_ready(started);
@@ -190,10 +195,9 @@ impl Run<'_> {
         worker::drain(&workers, DRAIN, asked()).await;
         signs.abort();
         // The next run makes a socket of that name as soon as the state directory is free.
-        for task in [keeper, answers] {
-            task.abort();
-            let _ = task.await;
-        }
+        keeper.dismiss().await;
+        answers.abort();
+        let _ = answers.await;
         drop(control);
         // Until it is looked at.
         let (turn, _) = match in_vain {

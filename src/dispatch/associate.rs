@@ -1,6 +1,7 @@
 //! Datagrams on their way: the association that carries them is found, or opened once for all that wait.
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -219,7 +220,7 @@ impl Dispatcher {
                     self.core.counters.no_port(Network::Udp);
                     attempts += 1;
                     // Others may have taken the ports, to whom nothing of ours would ever be enough.
-                    if attempts > MOST_FOR_A_PORT || !self.spare_a_port() {
+                    if attempts > MOST_FOR_A_PORT || !self.spare_a_port(client) {
                         return Err(DialError::NoPort);
                     }
                 }
@@ -238,9 +239,9 @@ impl Dispatcher {
         self.associations.borrow_mut().evict(IDLE, &"evicted: no descriptors are left")
     }
 
-    /// The same for ports, of which there are perhaps fewer than before.
-    fn spare_a_port(&self) -> bool {
-        self.associations.borrow_mut().spare_a_port(Limits::ports())
+    /// The same for ports, of which there are perhaps fewer than before, because `client` found none.
+    fn spare_a_port(&self, client: IpAddr) -> bool {
+        self.associations.borrow_mut().spare_a_port(client, Limits::ports())
     }
 
     /// Carries answers for as long as the association has flows and its transport works.

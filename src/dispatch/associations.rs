@@ -4,6 +4,8 @@
 //! An association is (client, outbound): one socket of ours for all peers of a client, so that its mapping does not
 //! depend on the peer (RFC 4787 REQ-1).
 
+mod sparing;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +18,8 @@ use foldhash::fast::RandomState;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+
+use sparing::Sparing;
 
 use super::entry::Back;
 use super::link::{Flow, Link};
@@ -39,9 +43,6 @@ pub(super) const REFUSED_FOR: Duration = Duration::from_secs(1);
 const MANY: usize = 64;
 /// The part of the local ports that is left to our own questions and to this host's programs.
 const PORTS_LEFT: usize = 2;
-
-/// Most answers come within this time.
-const UNDER_WAY: Duration = Duration::from_millis(250);
 
 /// Memory of an association and of a peer, in bytes: generously.
 const LINK: usize = 4 << 10;
@@ -159,13 +160,15 @@ pub(super) struct Associations {
     tickets: u64,
     limits: Limits,
     pace: Pace,
+    sparing: Sparing,
     counters: Arc<Counters>,
 }
 
 impl Associations {
     pub(super) fn new(limits: Limits, counters: Arc<Counters>) -> Self {
         let (sources, links, pace) = (HashMap::default(), HashMap::default(), Pace::new(Instant::now()));
-        Self { sources, links, peers: Tally::default(), tickets: 0, limits, pace, counters }
+        let sparing = Sparing::new(Instant::now());
+        Self { sources, links, peers: Tally::default(), tickets: 0, limits, pace, sparing, counters }
     }
 
     /// A new turn of the worker begins, which may be behind with its work.
@@ -304,55 +307,6 @@ impl Associations {
             self.evict(Duration::ZERO, &"evicted: too many associations");
         }
         self.links.insert(Rc::as_ptr(link), Rc::clone(link));
-    }
-
-    /// Ends associations because no port was left, and looks how many there are now: if that is fewer than before, so many
-    /// that this worker keeps no more than its part. False: there is none.
-    pub(super) fn spare_a_port(&mut self, ports: usize) -> bool {
-        self.limits.ports = ports;
-        let all = usize::try_from(self.counters.associations.load(Relaxed)).unwrap_or(usize::MAX);
-        let kept = self.links.len().saturating_mul(self.limits.links()) / all.max(1);
-        let mut spared = false;
-        while (!spared || self.links.len() > kept) && self.evict(Duration::ZERO, &"evicted: no local ports are left") {
-            spared = true;
-        }
-        spared
-    }
-
-    /// Ends associations that have been idle for `idle`, or that nobody has answered, if an answer is not just under way: a
-    /// hundredth of all, so that the search pays, and one at least. Where a client has many, of those that it has; else of
-    /// all. First go those that nobody has answered, and of these who was idle longest. False: there is none.
-    pub(super) fn evict(&mut self, idle: Duration, reason: &dyn fmt::Display) -> bool {
-        let now = Instant::now();
-        let of_use = |link: &Link| link.is_answered() || now < link.used() + UNDER_WAY;
-        let may_go = |link: &&Rc<Link>| !of_use(link) || link.used() + idle <= now;
-        let mut many = (self.links.len() / 100).max(1);
-        let of_biggest = self.biggest().and_then(|(client, has)| {
-            let of_client = |link: &&Rc<Link>| client_of(link.source.ip()) == client;
-            let old: Vec<_> = self.links.values().filter(of_client).filter(may_go).cloned().collect();
-            many = many.min(has / 8).max(1);
-            (!old.is_empty()).then_some(old)
-        });
-        let mut old = of_biggest.unwrap_or_else(|| self.links.values().filter(may_go).cloned().collect());
-        if old.is_empty() {
-            return false;
-        }
-        many = many.min(old.len());
-        old.select_nth_unstable_by_key(many - 1, |link| (of_use(link), link.used()));
-        for link in &old[..many] {
-            self.end(link, reason);
-        }
-        true
-    }
-
-    /// The client that has the most associations, and how many, if these are [`MANY`].
-    fn biggest(&self) -> Option<(IpAddr, usize)> {
-        let mut clients = HashMap::<IpAddr, usize, RandomState>::default();
-        for link in self.links.values() {
-            *clients.entry(client_of(link.source.ip())).or_default() += 1;
-        }
-        let many = MANY.min(self.limits.links() / 8).max(8);
-        clients.into_iter().max_by_key(|(_, has)| *has).filter(|(_, has)| *has >= many)
     }
 
     /// Ends an association, and forgets the peers that it served.

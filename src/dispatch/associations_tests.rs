@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::ReadBuf;
 use tokio::time::Sleep;
 
+use super::sparing::UNDER_WAY;
 use super::*;
 use crate::dispatch::fixture::{Heard, World, address, flow, source};
 use crate::net::{BoxDatagram, Datagram, Received};
@@ -456,9 +457,33 @@ async fn where_there_are_fewer_ports_than_before_those_idle_longest_go_until_hal
         clients.push(Client::new(&mut all, port));
         later().await;
     }
-    assert!(all.spare_a_port(10));
+    assert!(all.spare_a_port(source().ip(), 10));
     let left: Vec<_> = (1..=40).filter(|port| !clients[port - 1].link.has_ended()).collect();
     assert_eq!(left, (31..=40).collect::<Vec<_>>());
-    assert!(all.spare_a_port(10), "and where they are no fewer, one");
+    assert!(all.spare_a_port(source().ip(), 10), "and where they are no fewer, one");
     assert!(clients[30].link.has_ended() && !clients[31].link.has_ended());
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_no_port_is_to_be_had_a_client_that_asks_for_ever_more_ends_few_of_others() {
+    let mut all = associations(1000, 1000, 10_000);
+    let open = |all: &mut Associations, last: u8, port: u16| {
+        let source = SocketAddr::from(([192, 0, 2, last], port));
+        let link = Link::new(source, Heard::back(), Box::new(Quiet), None, Arc::clone(&all.counters));
+        all.add(&link);
+        link
+    };
+    let others: Vec<_> = (10..210).map(|last| open(&mut all, last, 1)).collect();
+    later().await;
+    let greedy: Vec<_> = (1..=5).map(|port| open(&mut all, 1, port)).collect();
+    let client = IpAddr::from([192, 0, 2, 1]);
+    let spared = (0..1000).filter(|_| all.spare_a_port(client, usize::MAX)).count();
+    let ended = |links: &[Rc<Link>]| links.iter().filter(|link| link.has_ended()).count();
+    let at_first = ended(&others);
+    assert!((1..50).contains(&at_first), "{at_first}");
+    assert_eq!(ended(&greedy), 5, "it gives its own, and gets none when it has none");
+    assert!(spared < 50, "{spared}");
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(all.spare_a_port(client, usize::MAX), "later others give some again");
+    assert!(ended(&others) > at_first);
 }

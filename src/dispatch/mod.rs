@@ -174,10 +174,10 @@ impl Dispatcher {
         }
     }
 
-    /// Accepts a flow of `asker` to port 53 and answers DNS on it (RFC 7766).
-    pub async fn names(self: Rc<Self>, mut stream: FlowStream, asker: Asker) {
+    /// Accepts a flow of `asker` to port 53 and answers DNS on it (RFC 7766). A question that waits keeps what `enter` gives it.
+    pub async fn names<P>(self: Rc<Self>, mut stream: FlowStream, asker: Asker, enter: impl Fn() -> Option<P>) {
         stream.accept();
-        crate::dns::serve_stream(Arc::clone(&self.core.dns), asker, FlowIo(stream)).await;
+        crate::dns::serve_stream(Arc::clone(&self.core.dns), asker, FlowIo(stream), enter).await;
     }
 
     /// Un-fakes, decides and dials; the account learns each of it.

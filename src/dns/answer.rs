@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::counters::count;
 use super::fake_ip::{Exhausted, FakeIp};
+use super::flights::Whose;
 use super::key::{Dotted, Key};
 use super::reply::reason;
 use super::resolver::{Answered, Outcome};
@@ -35,12 +36,14 @@ pub struct Asker {
     pub client: IpAddr,
     /// Who was to answer, if it was not us.
     pub server: Option<SocketAddr>,
+    /// Whether that is a program on this host.
+    pub is_host: bool,
 }
 
 impl From<IpAddr> for Asker {
     /// Somebody who asks us.
     fn from(client: IpAddr) -> Self {
-        Self { client, server: None }
+        Self { client, server: None, is_host: client.to_canonical().is_loopback() }
     }
 }
 
@@ -64,10 +67,11 @@ pub struct Question {
     edns: Option<Edns>,
     transport: Transport,
     key: Box<[u8]>,
+    whose: Whose,
 }
 
 impl Question {
-    fn new(query: &Query<'_>, key: &Key) -> Self {
+    fn new(query: &Query<'_>, key: &Key, whose: Whose) -> Self {
         Self {
             id: query.id,
             bits: query.bits,
@@ -75,6 +79,7 @@ impl Question {
             edns: query.edns,
             transport: query.transport,
             key: key.as_bytes().into(),
+            whose,
         }
     }
 
@@ -93,7 +98,7 @@ impl Dns {
         now: Instant,
         reply: &mut Vec<u8>,
     ) -> Answer {
-        let Asker { client, server } = asker.into();
+        let Asker { client, server, is_host } = asker.into();
         count(&self.counters.queries);
         reply.clear();
         let query = match Query::parse(query, transport) {
@@ -133,7 +138,7 @@ impl Dns {
             }
             None => {
                 count(&self.counters.forwarded);
-                Answer::Ask(Question::new(&query, &key))
+                Answer::Ask(Question::new(&query, &key, Whose::of(client, is_host)))
             }
         }
     }
@@ -141,9 +146,17 @@ impl Dns {
     /// Asks the nameservers what [`Dns::answer`] could not say. There is always a reply: SERVFAIL at worst, after
     /// five seconds at the latest. It may be awaited on any runtime, and dropped at any time.
     pub async fn ask(&self, question: Question) -> Vec<u8> {
-        let outcome = self.resolver.resolve(&question.key).await;
+        let outcome = self.resolver.resolve(&question.key, question.whose).await;
         let mut reply = Vec::new();
         self.write(&question.query(), &outcome, now(), &mut reply);
+        reply
+    }
+
+    /// SERVFAIL to a question for which there is no room to wait.
+    pub(super) fn refuse(&self, question: &Question) -> Vec<u8> {
+        self.counters.drop_question();
+        let mut reply = Vec::new();
+        question.query().failure(reason::OTHER, "too many questions of this client wait for nameservers", &mut reply);
         reply
     }
 

@@ -40,7 +40,7 @@ pub struct Counts {
     pub cached: u64,
     /// Handed on to the nameservers, or waiting for the same question of another client.
     pub forwarded: u64,
-    /// Not queries, or more than we can keep waiting: no answer.
+    /// Not queries, or more than we can keep waiting: no answer, or over TCP SERVFAIL.
     pub dropped: u64,
     /// Refused because the fake addresses were in use, or the client's part of them.
     pub exhausted: u64,

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::flights::Whose;
 use super::key::Key;
 use super::resolver::{Failure, Outcome, TOTAL};
 use super::special::{self, Special};
@@ -48,11 +49,11 @@ impl Dns {
         let (Some(key4), Some(key6)) = (Key::own(name, kind::A), Key::own(name, kind::AAAA)) else {
             return Err(LookupError::NoSuchName);
         };
-        let v4 = self.resolver.resolve_own(key4.as_bytes());
+        let v4 = self.resolver.resolve(key4.as_bytes(), Whose::Ours);
         if !self.ipv6 {
             return join(&v4.await, None);
         }
-        let v6 = self.resolver.resolve_own(key6.as_bytes());
+        let v6 = self.resolver.resolve(key6.as_bytes(), Whose::Ours);
         tokio::pin!(v4, v6);
         let useful = |outcome: &Outcome| matches!(outcome, Ok(answered) if !answered.message.addresses.is_empty());
         tokio::select! {
@@ -94,7 +95,7 @@ impl Lookup for Dns {
             }
             let kind = if ipv4 { kind::A } else { kind::AAAA };
             let key = Key::own(name, kind).ok_or(LookupError::NoSuchName)?;
-            let answer = tokio::time::timeout(TOTAL, self.resolver.resolve_own(key.as_bytes())).await;
+            let answer = tokio::time::timeout(TOTAL, self.resolver.resolve(key.as_bytes(), Whose::Ours)).await;
             join(&answer.map_err(|_| LookupError::TimedOut)?, None)
         })
     }

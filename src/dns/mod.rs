@@ -23,6 +23,7 @@ mod answer;
 mod counters;
 mod fake_ip;
 mod filter;
+mod flights;
 mod key;
 mod lookup;
 mod lru;
@@ -136,6 +137,11 @@ impl Dns {
         if let Some(fake) = &self.fake {
             fake.flush();
         }
+    }
+
+    /// Writes the log anew if its file is not at its place any more; may wait for a disk. True: it was missing.
+    pub fn put_back(&self) -> bool {
+        self.fake.as_ref().is_some_and(|fake| fake.put_back())
     }
 
     /// What `ip` stands for now. Asking is no use of it.

@@ -1,11 +1,9 @@
 //! Questions to the nameservers: a bounded cache in front, one flight per question behind it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use foldhash::fast::RandomState;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use ipnet::IpNet;
@@ -14,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::counters::{Counters, count};
+use super::flights::{Flight, Flights, Whose};
 use super::key::Parts;
 use super::lru::Lru;
 use super::message::Message;
@@ -25,10 +24,6 @@ use crate::platform::Dialer;
 const CACHE: usize = 4096;
 /// Longer answers, in bytes, are fetched each time: so the cache stays below 50 MB whatever is asked.
 const MAX_KEPT: usize = 12 << 10;
-/// Different questions under way at a time; each holds a socket per nameserver. More fail at once.
-const MAX_FLIGHTS: usize = 512;
-/// Of these, so many are for the names of our own dials alone: no client's questions keep others from connecting.
-const RESERVED: usize = 128;
 /// How long a question may take in all.
 pub(super) const TOTAL: Duration = Duration::from_secs(5);
 /// How long silence is remembered (RFC 9520 section 3.2: at least a second).
@@ -80,8 +75,6 @@ pub(super) struct Resolver {
     flights: Mutex<Flights>,
 }
 
-type Flights = HashMap<Arc<[u8]>, watch::Receiver<Option<Outcome>>, RandomState>;
-
 impl Resolver {
     pub(super) fn new(
         dialer: Dialer,
@@ -113,19 +106,10 @@ impl Resolver {
         self.cache.lock().get(key).filter(|kept| now < kept.until).map(|kept| kept.outcome.clone())
     }
 
-    /// The outcome from the cache, from the flight under way, or from a new one. Dropping the future leaves the
-    /// flight to whoever else waits, and its answer to the cache.
-    pub(super) async fn resolve(self: &Arc<Self>, key: &[u8]) -> Outcome {
-        self.within(key, MAX_FLIGHTS - RESERVED).await
-    }
-
-    /// The same for a name that we are to dial.
-    pub(super) async fn resolve_own(self: &Arc<Self>, key: &[u8]) -> Outcome {
-        self.within(key, MAX_FLIGHTS).await
-    }
-
-    async fn within(self: &Arc<Self>, key: &[u8], most: usize) -> Outcome {
-        let mut flight = match self.join(key, most) {
+    /// The outcome from the cache, from the flight under way, or from a new one, for `whose` sake. Dropping the future leaves
+    /// the flight to whoever else waits, and its answer to the cache.
+    pub(super) async fn resolve(self: &Arc<Self>, key: &[u8], whose: Whose) -> Outcome {
+        let mut flight = match self.join(key, whose) {
             Ok(flight) => flight,
             Err(outcome) => return outcome,
         };
@@ -136,22 +120,22 @@ impl Resolver {
         }
     }
 
-    /// Joins the flight of `key`, or begins it where fewer than `most` are under way.
-    fn join(self: &Arc<Self>, key: &[u8], most: usize) -> Result<watch::Receiver<Option<Outcome>>, Outcome> {
+    /// Joins the flight of `key`, or begins it where there is room for that.
+    fn join(self: &Arc<Self>, key: &[u8], whose: Whose) -> Result<Flight, Outcome> {
         let mut flights = self.flights.lock();
-        if let Some(flight) = flights.get(key) {
-            return Ok(flight.clone());
+        if let Some(flight) = flights.find(key) {
+            return Ok(flight);
         }
         // Under the lock: a flight that lands files its answer before it leaves the table.
         if let Some(outcome) = self.cached(key, super::now()) {
             return Err(outcome);
         }
-        if flights.len() >= most {
+        if !flights.has_room_for(whose) {
             return Err(Err(Failure::Failed("too many questions are under way".into())));
         }
         let (landed, flight) = watch::channel(None);
         let key: Arc<[u8]> = key.into();
-        flights.insert(Arc::clone(&key), flight.clone());
+        flights.begin(Arc::clone(&key), flight.clone(), whose);
         drop(flights);
         let landing = Landing { resolver: Arc::clone(self), key };
         self.runtime.spawn(async move {
@@ -229,7 +213,7 @@ struct Landing {
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        self.resolver.flights.lock().remove(&self.key);
+        self.resolver.flights.lock().end(&self.key);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::AtomicBool;
+use std::task::Poll;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
@@ -9,7 +10,9 @@ use tokio::net::UdpSocket;
 
 use super::super::upstream::Upstream;
 use super::*;
-use crate::dns::testing::{CLIENT, Nameserver, addresses, answer, ask, code, faking, ips, mapping, parsed, query, soa};
+use crate::dns::testing::{
+    CLIENT, Nameserver, addresses, answer, ask, ask_as, code, faking, ips, mapping, parsed, query, soa,
+};
 use crate::dns::{Answer, Dns, System, Transport};
 use crate::net::{Lookup, LookupError, Name};
 
@@ -446,17 +449,34 @@ async fn the_nameservers_of_the_system_are_those_of_now() {
     assert_eq!(found.unwrap()[0], IpAddr::from([203, 0, 113, 7]));
 }
 
-#[tokio::test]
-async fn questions_of_clients_leave_flights_for_the_names_that_we_dial() {
-    let server = Nameserver::answering(good).await;
+/// Says nothing about names below `silent.example`.
+async fn silent_in_part() -> Nameserver {
+    let silent = |query: &[u8]| query.windows(7).any(|window| window == b"\x06silent");
+    Nameserver::start(move |query| if silent(query) { Vec::new() } else { vec![good(query)] }, |_| Vec::new()).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_client_whose_questions_nobody_answers_leaves_room_to_others_and_to_the_names_that_we_dial() {
+    let server = silent_in_part().await;
     let dns = open(&[&server]);
-    let fly = |n: usize| {
-        let (_, flight) = watch::channel(None);
-        dns.resolver.flights.lock().insert(n.to_string().into_bytes().into(), flight);
-    };
-    (1..MAX_FLIGHTS - RESERVED).for_each(fly);
-    assert_eq!(parsed(&ask(&dns, &a("last.example.")).await).metadata.response_code, ResponseCode::NoError);
-    fly(0);
-    assert_eq!(parsed(&ask(&dns, &a("more.example.")).await).metadata.response_code, ResponseCode::ServFail);
+    let (hog, other) = (IpAddr::from([192, 168, 1, 66]), IpAddr::from([192, 168, 1, 20]));
+    let names: Vec<_> = (0..600).map(|n| a(&format!("n{n}.silent.example."))).collect();
+    let mut asked: Vec<_> = names.iter().map(|query| Box::pin(ask_as(&dns, hog, query))).collect();
+    let mut refused = 0;
+    for asked in &mut asked {
+        if let Poll::Ready(reply) = futures_util::poll!(asked) {
+            assert_eq!(parsed(&reply).metadata.response_code, ResponseCode::ServFail);
+            refused += 1;
+        }
+    }
+    assert_eq!(refused, 600 - 128);
+    for client in [other, CLIENT, Ipv4Addr::LOCALHOST.into()] {
+        let reply = ask_as(&dns, client, &a(&format!("{client}.example."))).await;
+        assert_eq!(parsed(&reply).metadata.response_code, ResponseCode::NoError, "{client}");
+    }
     assert_eq!(dns.lookup(&name("own.example")).await.unwrap().len(), 2);
+    assert!(futures_util::poll!(Box::pin(ask_as(&dns, hog, &names[0]))).is_pending(), "to join is free");
+    futures_util::future::join_all(asked.into_iter().take(128)).await;
+    let reply = ask_as(&dns, hog, &a("later.example.")).await;
+    assert_eq!(parsed(&reply).metadata.response_code, ResponseCode::NoError, "it has its part again");
 }

@@ -38,6 +38,23 @@ pub(super) fn is_of_the_network(name: &str) -> bool {
     name == "ipv4only.arpa"
 }
 
+/// Whether `wire` (lower case) is a name as home networks give them: a single label, or below a domain that the public network
+/// does not have (RFC 6762 appendix G, 8375, and what routers and DHCP servers take).
+pub(super) fn is_of_home(wire: &[u8]) -> bool {
+    let single = wire.first().is_some_and(|length| wire.len() == 2 + usize::from(*length));
+    let tops: [&[u8]; 8] = [
+        b"\x03lan\0",
+        b"\x05local\0",
+        b"\x04home\0",
+        b"\x08internal\0",
+        b"\x08intranet\0",
+        b"\x04corp\0",
+        b"\x07private\0",
+        b"\x04home\x04arpa\0",
+    ];
+    single && wire.len() > 2 || tops.iter().any(|top| wire.ends_with(top))
+}
+
 /// Whether only a nameserver of the local network can know the name of `ip` (RFC 6303, 8375).
 pub(super) fn is_private(ip: IpAddr) -> bool {
     match ip {
@@ -113,6 +130,16 @@ mod tests {
             "g.ip6.arpa",
         ] {
             assert_eq!(of(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_of_home_networks_are_told_by_their_top() {
+        for name in ["\x03nas\0", "\x03nas\x03lan\0", "\x03lan\0", "\x01a\x02tv\x04home\x04arpa\0"] {
+            assert!(is_of_home(name.as_bytes()), "{name:?}");
+        }
+        for name in ["\0", "\x03www\x07example\0", "\x04wlan\x02de\0", "\x03www\x04wlan\0", "\x04arpa\x02eu\0"] {
+            assert!(!is_of_home(name.as_bytes()), "{name:?}");
         }
     }
 

@@ -25,6 +25,7 @@ use super::counters::count;
 use super::key::Parts;
 use super::lru::Lru;
 use super::message::Message;
+use super::special::is_of_home;
 use super::upstream::{Exchange, ExchangeError, Upstream};
 use super::wire::{MAX_NAME, Query, kind, rcode};
 
@@ -36,6 +37,10 @@ const MOST_FOUND: usize = 8;
 const MOST_TRACERS: usize = 3;
 /// How long a server may be silent until the stub is made to choose another.
 const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long the stub may take to say what it knows of a name by itself until those whom it would ask are asked: of one that
+/// home networks keep to themselves, and of others where it hears of us at once what we answer to programs.
+const OF_HOME: Duration = Duration::from_millis(200);
+const OF_FAKED: Duration = Duration::from_millis(50);
 /// For so long the stub hears that a server that failed us has failed.
 const UNFIT: Duration = Duration::from_secs(30);
 /// Servers of which is known how they stand.
@@ -214,10 +219,17 @@ impl Exchange<'_> {
         let mut tracing: FuturesUnordered<_> = tracers.next().into_iter().collect();
         let (mut search, mut asked, mut failed) = (Search::default(), FuturesUnordered::new(), None);
         let (mut own, mut said) = (pin!(self.ask(stub)), None);
+        let (mut held, its_turn) = (Vec::new(), Instant::now() + self.head_start());
         // Each that is asked has it anew.
         let mut patience = Instant::now() + PATIENCE;
         loop {
-            if asked.is_empty() && tracing.is_empty() {
+            if said.is_some() || Instant::now() >= its_turn {
+                for server in held.drain(..).filter_map(|found| search.take(self, found)) {
+                    asked.push(ask(server));
+                    patience = Instant::now() + PATIENCE;
+                }
+            }
+            if asked.is_empty() && tracing.is_empty() && held.is_empty() {
                 let Some(server) = search.fall_back() else { break };
                 asked.push(ask(server));
                 patience = Instant::now() + PATIENCE;
@@ -230,10 +242,8 @@ impl Exchange<'_> {
                     Ok(message) if self.is_own(&message, &search) => return (stub.address, Ok(message)),
                     outcome => said = Some(outcome),
                 },
-                Some(server) = found.recv() => if let Some(server) = search.take(self, server) {
-                    asked.push(ask(server));
-                    patience = Instant::now() + PATIENCE;
-                },
+                Some(server) = found.recv() => held.push(server),
+                () = sleep_until(its_turn), if !held.is_empty() => {}
                 Some((server, outcome)) = asked.next() => {
                     if search.hear(self.tracers, server, &outcome) {
                         let exists = said.filter(|said| self.is_overruled(said, &outcome));
@@ -265,7 +275,16 @@ impl Exchange<'_> {
         }
     }
 
-    /// Whether the stub knows what it says by itself: it bears data, or it says no before it has asked anybody.
+    /// By how much the answer of the stub may be later than its tracer. A name of the home is for those at home to hear.
+    fn head_start(&self) -> Duration {
+        match self.question.kind {
+            _ if is_of_home(self.question.name) => OF_HOME,
+            kind::A | kind::AAAA if !self.fake.is_empty() => OF_FAKED,
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Whether the stub knows what it says by itself: it bears data, or it says no before anybody was asked.
     fn is_own(&self, message: &Message, search: &Search) -> bool {
         let says_no = message.code == rcode::NX_DOMAIN && search.has_found_nobody();
         says_no || message.has_data() && !self.has_fake(message)

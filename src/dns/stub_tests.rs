@@ -48,6 +48,8 @@ enum Does {
     AsksAfter(Duration, SocketAddr),
     /// Asks this one, and says nothing.
     Stops(SocketAddr),
+    /// Answers it as soon as a tracer has come to us.
+    KnowsLate(Vec<u8>),
     /// Says nothing.
     Drops,
 }
@@ -75,16 +77,21 @@ impl World {
 
 /// Runs the stub at `socket`, whose questions come to `dns`.
 fn run(socket: Arc<UdpSocket>, dns: Arc<Dns>, does: impl Fn(&[u8]) -> Does + Send + Sync + 'static) {
-    let does = Arc::new(does);
+    let (does, traced) = (Arc::new(does), Arc::new(tokio::sync::Notify::new()));
     tokio::spawn(async move {
         let mut buffer = [0; 2048];
         while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
             let (query, dns, does) = (buffer[..length].to_vec(), Arc::clone(&dns), Arc::clone(&does));
+            let traced = Arc::clone(&traced);
             let socket = Arc::clone(&socket);
             tokio::spawn(async move {
                 let answer = match does(&query) {
                     Does::Knows(answer) => answer,
                     Does::Drops => return,
+                    Does::KnowsLate(answer) => {
+                        traced.notified().await;
+                        answer
+                    }
                     Does::AsksAfter(delay, server) => {
                         tokio::time::sleep(delay).await;
                         forwarded(&dns, &query, &[Some(server)]).await
@@ -93,7 +100,13 @@ fn run(socket: Arc<UdpSocket>, dns: Arc<Dns>, does: impl Fn(&[u8]) -> Does + Sen
                         forwarded(&dns, &query, &[Some(server)]).await;
                         return;
                     }
-                    Does::Asks(servers) => forwarded(&dns, &query, &servers).await,
+                    Does::Asks(servers) => {
+                        let answer = forwarded(&dns, &query, &servers).await;
+                        if parsed(&query).queries[0].name().iter().any(|label| label.len() == LABEL) {
+                            traced.notify_one();
+                        }
+                        answer
+                    }
                 };
                 let _ = socket.send_to(&answer, client).await;
             });
@@ -105,7 +118,7 @@ fn run(socket: Arc<UdpSocket>, dns: Arc<Dns>, does: impl Fn(&[u8]) -> Does + Sen
 async fn forwarded(dns: &Dns, query: &[u8], servers: &[Option<SocketAddr>]) -> Vec<u8> {
     let mut reply = Vec::new();
     for server in servers {
-        let asker = Asker { client: "198.18.0.1".parse().unwrap(), server: *server };
+        let asker = Asker { client: "198.18.0.1".parse().unwrap(), server: *server, is_host: true };
         if let Answer::Ask(question) = dns.answer(query, Transport::Udp, asker, crate::dns::now(), &mut reply) {
             reply = dns.ask(question).await;
         }
@@ -192,6 +205,23 @@ async fn what_a_stub_denies_or_has_without_data_by_itself_counts_before_what_oth
     assert!(matches!(world.lookup("blocked.example").await, Err(LookupError::NoSuchName)));
     assert!(begun.elapsed() < PATIENCE, "a no is not waited with until tracers are given up");
     assert!(matches!(world.lookup("nobody.example").await, Err(LookupError::NoAddress)));
+}
+
+#[tokio::test]
+async fn what_a_stub_keeps_at_home_is_asked_of_nobody_though_its_tracer_comes_first() {
+    let cases =
+        [("printer", mapping(&[])), ("tv.lan", mapping(&[])), ("printer", faking(&[])), ("ads.example", faking(&[]))];
+    for (name, config) in cases {
+        let server = real().await;
+        let upstream = server.address;
+        let does = move |query: &[u8]| match parsed(query).queries[0].name().to_string().trim_end_matches('.') == name {
+            true => Does::KnowsLate(code(query, ResponseCode::NXDomain)),
+            false => Does::Asks(vec![Some(upstream)]),
+        };
+        let world = World::new(Config { ipv6: false, ..config }, does).await;
+        assert_eq!(world.lookup(name).await, Err(LookupError::NoSuchName), "{name}");
+        assert_eq!(server.udp_queries(), 0, "{name}");
+    }
 }
 
 #[tokio::test]
@@ -409,7 +439,7 @@ async fn tracers_are_known_in_any_case_and_forged_ones_are_names() {
     let label = text(&tracer.name);
     let server: SocketAddr = "192.168.1.1:53".parse().unwrap();
     let heard = |label: &str| {
-        let asker = Asker { client: "198.18.0.1".parse().unwrap(), server: Some(server) };
+        let asker = Asker { client: "198.18.0.1".parse().unwrap(), server: Some(server), is_host: true };
         let mut reply = Vec::new();
         let question = a(&format!("{label}.www.example."));
         assert!(matches!(dns.answer(&question, Transport::Udp, asker, crate::dns::now(), &mut reply), Answer::Ready));

@@ -190,8 +190,13 @@ pub(super) const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 
 
 /// Asks `dns` as a UDP client would, and waits for the answer.
 pub(super) async fn ask(dns: &Dns, query: &[u8]) -> Vec<u8> {
+    ask_as(dns, CLIENT, query).await
+}
+
+/// The same for another client.
+pub(super) async fn ask_as(dns: &Dns, client: IpAddr, query: &[u8]) -> Vec<u8> {
     let mut reply = Vec::new();
-    match dns.answer(query, Transport::Udp, CLIENT, super::now(), &mut reply) {
+    match dns.answer(query, Transport::Udp, client, super::now(), &mut reply) {
         Answer::Ready => reply,
         Answer::Ask(question) => dns.ask(question).await,
         Answer::Drop => panic!("the query was dropped"),

@@ -1,6 +1,11 @@
 //! The state directory of a run that goes on is deleted.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
 
 use super::support::program::PATIENCE;
 use super::support::tunproxy::{Place, Said};
@@ -119,6 +124,63 @@ fn a_run_whose_state_directory_is_gone_for_good_puts_the_host_back_at_its_end() 
         fs::write(&place.state, "").unwrap();
         tunproxy.line("cannot be put back");
         assert!(tunproxy.stop().success());
+        before.assert_same(&Dump::take(&lab.host));
+    });
+}
+
+#[test]
+fn a_log_of_fake_addresses_that_is_deleted_is_written_anew() {
+    run(&["dig", TUN], || {
+        let lab = Topology::with_lan();
+        let place = profile();
+        let tunproxy = place.start(&lab.host);
+        let log = place.state.join("fake-ip.log");
+        let mut dig = lab.host.command("dig");
+        let said = Said::of(dig.args(["+short", "+tries=1", "@198.18.0.2", "once.example.test", "A"]));
+        assert!(said.stdout.starts_with("198.18."), "{said:?}");
+        let tells = || fs::read(&log).is_ok_and(|it| it.windows(17).any(|name| name == b"once.example.test"));
+        assert!(tells());
+        for lose in
+            [&|| fs::remove_file(&log).unwrap(), &|| fs::remove_dir_all(&place.state).unwrap()] as [&dyn Fn(); 2]
+        {
+            lose();
+            assert!(world::poll_until(PATIENCE, || tells().then_some(())).is_some(), "{}", tunproxy.output());
+        }
+        assert!(tunproxy.stop().success());
+    });
+}
+
+#[test]
+fn while_a_state_directory_is_being_put_back_the_run_answers_and_stops() {
+    run(&[TUN], || {
+        let lab = Topology::with_lan();
+        let before = Dump::take(&lab.host);
+        let place = profile();
+        let tunproxy = place.start(&lab.host);
+        // A connection of before goes on without the socket's name.
+        let mut asking = UnixStream::connect(place.state.join("control.sock")).unwrap();
+        let mut answers = BufReader::new(asking.try_clone().unwrap());
+        // Whoever is noted in the lock has gone, and somebody has it all the same: the run waits a while for that.
+        let aside = place.state.with_extension("aside");
+        fs::create_dir(&aside).unwrap();
+        fs::write(aside.join("lock"), "4194305").unwrap();
+        let lock = Flock::lock(fs::File::open(aside.join("lock")).unwrap(), FlockArg::LockExclusive).unwrap();
+        fs::rename(&place.state, place.state.with_extension("old")).unwrap();
+        fs::rename(&aside, &place.state).unwrap();
+        let (begun, mut longest) = (Instant::now(), Duration::ZERO);
+        while !tunproxy.output().contains("cannot be put back") {
+            assert!(begun.elapsed() < PATIENCE, "{}", tunproxy.output());
+            let asked = Instant::now();
+            asking.write_all(b"{\"command\":\"ping\"}\n").unwrap();
+            let mut answer = String::new();
+            answers.read_line(&mut answer).unwrap();
+            assert!(answer.contains("true"), "{answer}");
+            longest = longest.max(asked.elapsed());
+        }
+        assert!(begun.elapsed() > Duration::from_secs(2), "it has waited");
+        assert!(longest < Duration::from_millis(1200), "{longest:?}");
+        assert!(tunproxy.stop().success());
+        drop(lock);
         before.assert_same(&Dump::take(&lab.host));
     });
 }

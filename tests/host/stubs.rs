@@ -233,6 +233,26 @@ fn names_are_found_through_an_unbound_that_asks_over_tcp_and_keeps_answers_for_l
     });
 }
 
+/// The key of the root, as every system has it: of the lab's names nothing can be proved by it.
+const VALIDATING: &str = "  module-config: \"validator iterator\"\n  trust-anchor: \". DS 20326 8 2 \
+                          E06D44B80B8F1D39A95C0B0D7C65D08458E880409BBC683457104237C7F8EC8D\"\n";
+
+#[test]
+fn names_are_found_through_an_unbound_that_validates_others() {
+    run(&["curl", "dig", "unbound", TUN], || {
+        let words = format!("{VALIDATING}  domain-insecure: \"test.\"\n");
+        any_stub_will_do(|lab, behind| unbound(&lab.host, at(STUB), behind, &words));
+    });
+}
+
+#[test]
+fn names_are_found_through_an_unbound_that_validates_in_vain_and_lets_that_pass() {
+    run(&["curl", "dig", "unbound", TUN], || {
+        let words = format!("{VALIDATING}  val-permissive-mode: yes\n");
+        any_stub_will_do(|lab, behind| unbound(&lab.host, at(STUB), behind, &words));
+    });
+}
+
 #[test]
 fn a_gateway_without_fake_addresses_answers_its_clients_and_itself_through_a_stub() {
     run(&["dig", "dnsmasq", "unbound", TUN], || {

@@ -12,7 +12,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -140,6 +140,14 @@ impl Log {
         sink.spare = bytes;
         self.written.store(upto, Ordering::Release);
         Some(sink.length)
+    }
+
+    /// Whether what is written can be found by its name; so it counts where nothing is written any more.
+    pub(super) fn is_in_place(&self) -> bool {
+        let inode = |found: io::Result<fs::Metadata>| found.ok().map(|found| found.ino());
+        let open = self.file.lock().file.as_ref().map(|file| inode(file.metadata()));
+        // Answers wait for the lock, and need not wait for the disk.
+        open.is_none_or(|open| open == inode(fs::symlink_metadata(&self.path)))
     }
 
     /// Replaces the file by what `snapshot` writes plus whatever is appended meanwhile; appending never waits for it.

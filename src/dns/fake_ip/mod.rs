@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::filter::Filter;
@@ -83,7 +83,16 @@ pub(super) struct FakeIp {
     /// time of everything in here: it has no jumps, and stands still while nothing runs.
     before: u32,
     runtime: Handle,
-    compacting: AtomicBool,
+    compaction: Mutex<Compaction>,
+}
+
+/// How it stands with the writing of the whole log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Compaction {
+    Idle,
+    Running,
+    /// One has failed: a disk that is full would be tried again with every batch.
+    GivenUp,
 }
 
 impl FakeIp {
@@ -98,8 +107,8 @@ impl FakeIp {
         let grace = GRACE_SECONDS.saturating_add(ttl);
         let v4 = Pool::new(IpNet::V4(ranges.0), grace)?;
         let v6 = ranges.1.map(|range| Pool::new(IpNet::V6(range), grace)).transpose()?;
-        let (start, compacting) = (super::now(), AtomicBool::new(false));
-        let mut fake = Self { filter, ttl, v4, v6, log: None, start, before: 0, runtime, compacting };
+        let (start, compaction) = (super::now(), Mutex::new(Compaction::Idle));
+        let mut fake = Self { filter, ttl, v4, v6, log: None, start, before: 0, runtime, compaction };
         if let Some(path) = path {
             match fake.load(path) {
                 Ok(log) => fake.log = Some(log),
@@ -180,21 +189,39 @@ impl FakeIp {
         let Some(length) = self.log.as_ref().and_then(Log::flush) else { return };
         // A record has about forty bytes. The look at both tables is two uncontended locks per written batch.
         let needed = self.names() as u64 * 64;
-        if length > 2 * needed + SLACK && !self.compacting.swap(true, Ordering::AcqRel) {
+        if length > 2 * needed + SLACK && self.begins_compaction(Compaction::Idle) {
             let fake = Arc::clone(self);
             self.runtime.spawn_blocking(move || fake.compact());
         }
     }
 
-    fn compact(&self) {
-        if let Some(log) = &self.log
-            && let Err(error) = log.compact(|out| self.snapshot(out))
-        {
-            tracing::warn!(%error, "the fake-IP log could not be compacted; it goes on as it is");
-            // Left set: a disk that is full now would be tried again with every batch.
-            return;
+    /// Whether the caller is to write the log anew: nobody does, and it stands as in `from` or better.
+    fn begins_compaction(&self, from: Compaction) -> bool {
+        let mut compaction = self.compaction.lock();
+        let begins = *compaction == Compaction::Idle || *compaction == from;
+        if begins {
+            *compaction = Compaction::Running;
         }
-        self.compacting.store(false, Ordering::Release);
+        begins
+    }
+
+    fn compact(&self) {
+        let Some(log) = &self.log else { return };
+        let outcome = log.compact(|out| self.snapshot(out));
+        *self.compaction.lock() = if outcome.is_ok() { Compaction::Idle } else { Compaction::GivenUp };
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "the fake-IP log could not be written anew; it goes on as it is");
+        }
+    }
+
+    /// Writes the log anew if its file was taken away. True: it was, and is there again.
+    pub(super) fn put_back(&self) -> bool {
+        let is_in_place = || self.log.as_ref().is_none_or(Log::is_in_place);
+        if is_in_place() || !self.begins_compaction(Compaction::GivenUp) {
+            return false;
+        }
+        self.compact();
+        is_in_place()
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {

@@ -150,7 +150,7 @@ fn the_log_is_compacted_when_it_is_mostly_history() {
         if number % 500 == 0 {
             fake.flush();
             largest = largest.max(fs::metadata(&bed.path).unwrap().len());
-            while fake.compacting.load(Ordering::Acquire) {
+            while *fake.compaction.lock() == Compaction::Running {
                 // The task runs on the runtime's blocking threads.
                 std::thread::yield_now();
             }
@@ -203,4 +203,26 @@ fn time_goes_on_where_the_last_run_left_it_whatever_the_clock_of_the_host_says()
         fake.address(&name(run as usize), false, CLIENT, now).unwrap();
         fake.flush();
     }
+}
+
+#[test]
+fn a_log_that_is_taken_away_is_written_anew_and_gone_on_with() {
+    let bed = Bed::new();
+    let fake = bed.open();
+    both(&fake, 1);
+    fake.flush();
+    assert!(!fake.put_back(), "nothing is missing");
+    fs::remove_file(&bed.path).unwrap();
+    both(&fake, 2);
+    assert!(fake.put_back());
+    assert!(!fake.put_back());
+    let folder = bed.path.parent().unwrap();
+    fs::remove_dir_all(folder).unwrap();
+    assert!(!fake.put_back(), "it has no place");
+    fs::create_dir(folder).unwrap();
+    assert!(fake.put_back(), "now it has");
+    both(&fake, 3);
+    fake.flush();
+    let records = log::read(&bed.path).unwrap().records;
+    assert!((1..=3).all(|number| records.iter().filter(|record| record.name.as_str() == name(number)).count() >= 2));
 }

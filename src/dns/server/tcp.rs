@@ -40,7 +40,7 @@ pub(super) async fn serve(dns: &Arc<Dns>, listener: &TcpListener, is_own: IsOwn)
                     let Some(place) = asked.and_then(|asked| places.enter(client.ip(), asked.ip())) else { continue };
                     // Answers are single small writes; a failure only delays them.
                     let _ = stream.set_nodelay(true);
-                    let served = serve_stream(Arc::clone(dns), client.ip().into(), stream);
+                    let served = serve_stream(Arc::clone(dns), client.ip().into(), stream, || Some(()));
                     clients.spawn(async move {
                         served.await;
                         drop(place);
@@ -65,14 +65,25 @@ fn of_one_client(error: &io::Error) -> bool {
 }
 
 /// Answers the queries on one stream of `asker`: an accepted one, or one hijacked from the TUN. Returns when the client has
-/// closed it and has its answers, when it breaks, or when it idles.
-pub async fn serve_stream(dns: Arc<Dns>, asker: Asker, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+/// closed it and has its answers, when it breaks, or when it idles. A question that waits for nameservers keeps the place that
+/// `enter` gives it meanwhile; one that gets none is refused.
+pub async fn serve_stream<P>(
+    dns: Arc<Dns>,
+    asker: Asker,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    enter: impl Fn() -> Option<P>,
+) {
     // How a client's stream breaks is its own affair.
-    let _ = converse(&dns, asker, &mut stream).await;
+    let _ = converse(&dns, asker, &mut stream, enter).await;
     let _ = timeout(IDLE, stream.shutdown()).await;
 }
 
-async fn converse(dns: &Dns, asker: Asker, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
+async fn converse<P>(
+    dns: &Dns,
+    asker: Asker,
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    enter: impl Fn() -> Option<P>,
+) -> io::Result<()> {
     let mut waiting = FuturesUnordered::new();
     let mut input = Vec::with_capacity(2048);
     let (mut output, mut reply) = (Vec::new(), Vec::new());
@@ -81,7 +92,13 @@ async fn converse(dns: &Dns, asker: Asker, stream: &mut (impl AsyncRead + AsyncW
     loop {
         let taken =
             take_queries((dns, asker), &input, MAX_WAITING - waiting.len(), &mut reply, &mut output, |question| {
-                waiting.push(dns.ask(question));
+                let Some(place) = enter() else { return Some(dns.refuse(&question)) };
+                waiting.push(async move {
+                    let answer = dns.ask(question).await;
+                    drop(place);
+                    answer
+                });
+                None
             });
         if !output.is_empty() {
             dns.flush();
@@ -105,25 +122,25 @@ async fn converse(dns: &Dns, asker: Asker, stream: &mut (impl AsyncRead + AsyncW
     }
 }
 
-/// Answers whole frames at the front of `input` until the output is full or `room` questions wait. Returns how many
-/// bytes they were.
+/// Answers whole frames at the front of `input` until the output is full or `room` questions wait. `ask` has what refuses one,
+/// if it may not wait. Returns how many bytes they were.
 fn take_queries(
     (dns, asker): (&Dns, Asker),
     input: &[u8],
     mut room: usize,
     reply: &mut Vec<u8>,
     output: &mut Vec<u8>,
-    mut ask: impl FnMut(Question),
+    mut ask: impl FnMut(Question) -> Option<Vec<u8>>,
 ) -> usize {
     let mut taken = 0;
     while room > 0 && output.len() < MAX_OUTPUT {
         let Some((query, rest)) = first_frame(&input[taken..]) else { break };
         match dns.answer(query, Transport::Tcp, asker, now(), reply) {
             Answer::Ready => frame(reply, output),
-            Answer::Ask(question) => {
-                room -= 1;
-                ask(question);
-            }
+            Answer::Ask(question) => match ask(question) {
+                Some(refusal) => frame(&refusal, output),
+                None => room -= 1,
+            },
             Answer::Drop => {}
         }
         taken = input.len() - rest.len();

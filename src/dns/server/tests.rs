@@ -207,7 +207,7 @@ async fn a_stream_that_says_nothing_or_not_enough_is_closed() {
     let dns = Arc::new(Dns::open(faking(&[])).unwrap());
     for sent in [&b""[..], &[0], &[0, 30, 1, 2, 3]] {
         let (mut client, served) = tokio::io::duplex(4096);
-        let served = tokio::spawn(serve_stream(Arc::clone(&dns), CLIENT.into(), served));
+        let served = tokio::spawn(serve_stream(Arc::clone(&dns), CLIENT.into(), served, || Some(())));
         client.write_all(sent).await.unwrap();
         let begun = tokio::time::Instant::now();
         assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
@@ -220,7 +220,7 @@ async fn a_stream_that_says_nothing_or_not_enough_is_closed() {
 async fn a_client_that_takes_no_answers_is_given_up() {
     let dns = Arc::new(Dns::open(faking(&[])).unwrap());
     let (mut client, served) = tokio::io::duplex(64);
-    let served = tokio::spawn(serve_stream(dns, CLIENT.into(), served));
+    let served = tokio::spawn(serve_stream(dns, CLIENT.into(), served, || Some(())));
     let query = framed(&query("www.example.com.", RecordType::A, 0));
     // Until the other side has gone, which it does although this side never reads.
     while client.write_all(&query).await.is_ok() {}
@@ -231,7 +231,7 @@ async fn a_client_that_takes_no_answers_is_given_up() {
 async fn a_stream_lives_as_long_as_it_is_used() {
     let dns = Arc::new(Dns::open(faking(&[])).unwrap());
     let (mut client, served) = tokio::io::duplex(4096);
-    let mut served = Box::pin(serve_stream(dns, CLIENT.into(), served));
+    let mut served = Box::pin(serve_stream(dns, CLIENT.into(), served, || Some(())));
     for number in 0..5 {
         client.write_all(&framed(&query(&format!("{number}.example."), RecordType::A, 0))).await.unwrap();
         assert!(poll!(&mut served).is_pending());

@@ -144,8 +144,8 @@ impl Tunnel {
             if dispatcher.core().has_question_come_back(Network::Tcp, tuple.client, tuple.server) {
                 return incoming.refuse(Refusal::Network);
             }
-            let asker = Asker { client: tuple.client.ip(), server: self.hijack.meant_for(tuple.server) };
-            spawn_local(stream(dispatcher, Rc::clone(&self.streams), asker, incoming));
+            let places = (Rc::clone(&self.streams), Rc::clone(&self.questions));
+            spawn_local(stream(dispatcher, places, self.asker(tuple.client, tuple.server), incoming));
         } else {
             spawn_local(dispatcher.flow(tuple, incoming));
         }
@@ -187,11 +187,16 @@ impl Tunnel {
         self.dispatcher.echo(&Ping { source, destination, echo, head, packet }, &back);
     }
 
+    /// Who asks where a question goes from `client` to `server`.
+    fn asker(&self, client: SocketAddr, server: SocketAddr) -> Asker {
+        let (client, server) = (client.ip(), self.hijack.meant_for(server));
+        Asker { client, server, is_host: self.questions.is_own(client) }
+    }
+
     fn query(&self, query: &[u8], datagram: &Datagram<'_>, now: Instant, replies: &mut Vec<Reply>) {
         let (from, to) = (datagram.destination, datagram.source);
         let mut message = Vec::with_capacity(512);
-        let asker = Asker { client: to.ip(), server: self.hijack.meant_for(from) };
-        match self.dns.answer(query, Transport::Udp, asker, now, &mut message) {
+        match self.dns.answer(query, Transport::Udp, self.asker(to, from), now, &mut message) {
             Answer::Ready => replies.push(Reply { from, to, message }),
             Answer::Ask(question) => match self.questions.enter(to.ip()) {
                 Some(place) => {

@@ -47,8 +47,8 @@ use crate::stack::{self, Stack, Transmit, Tuple};
 
 /// As much of a packet as an ICMP error may quote.
 const QUOTED: usize = 1280;
-/// Questions by datagrams that may wait for nameservers on one worker, and of them those of one source other than this host.
-/// One more is dropped, as a full socket would.
+/// Questions that may wait for nameservers on one worker, and of them those of one source other than this host. One more is
+/// dropped, as a full socket would; over TCP it is refused.
 const MOST_QUESTIONS: usize = 2048;
 const MOST_QUESTIONS_OF_SOURCE: usize = 256;
 /// A super-packet and its headers.
@@ -64,7 +64,7 @@ pub struct Tunnel {
     dns: Arc<Dns>,
     hijack: Hijack,
     streams: Rc<Places>,
-    /// Those by datagrams that wait for nameservers.
+    /// Those of both transports that wait for nameservers.
     questions: Rc<Places>,
     crew: RefCell<Crew>,
     shortage: Shortage,

@@ -29,9 +29,14 @@ impl Places {
         Rc::new(Self { own, most, most_of_source, taken: Cell::new(0), by_source: RefCell::default() })
     }
 
+    /// Whether `source` is this host.
+    pub(super) fn is_own(&self, source: IpAddr) -> bool {
+        self.own.contains(&source)
+    }
+
     /// One more for `source`, if there is one.
     pub(super) fn enter(self: &Rc<Self>, source: IpAddr) -> Option<Place> {
-        let own = self.own.contains(&source);
+        let own = self.is_own(source);
         // This host is no part of the /64 that it shares with others.
         let source = if own { source } else { client_of(source) };
         let mut by_source = self.by_source.borrow_mut();

@@ -21,10 +21,16 @@ pub(super) fn places(own: Vec<IpAddr>) -> Rc<Places> {
 
 /// Answers the questions on one stream. Before its client has completed the handshake it costs no place here: it counts
 /// among the flows being opened, which the stack limits in number and in time.
-pub(super) async fn stream(dispatcher: Rc<Dispatcher>, streams: Rc<Places>, asker: Asker, mut stream: FlowStream) {
+/// Its questions that wait for nameservers count with those that come by datagrams.
+pub(super) async fn stream(
+    dispatcher: Rc<Dispatcher>,
+    (streams, questions): (Rc<Places>, Rc<Places>),
+    asker: Asker,
+    mut stream: FlowStream,
+) {
     stream.accept();
     poll_fn(|cx| stream.poll_open(cx)).await;
     if let Some(_place) = streams.enter(asker.client) {
-        dispatcher.names(stream, asker).await;
+        dispatcher.names(stream, asker, || questions.enter(asker.client)).await;
     }
 }

@@ -311,6 +311,25 @@ async fn questions_that_wait_for_a_silent_nameserver_are_limited_for_each_source
             yield_now().await;
         }
         assert_eq!(core.dns.counters().snapshot().dropped, 50);
+        // What is asked over TCP needs the same places.
+        let segment_of = |flags, sequence, expected, payload: &[u8]| {
+            ip(TCP, 0, 0, false, &segment(flags, sequence, expected, payload))
+        };
+        let of_tcp = async || loop {
+            let packet = device.take().await;
+            if packet[9] == TCP && (packet.len() > 40 || packet[33] & SYN != 0) {
+                break packet;
+            }
+        };
+        device.put(&segment_of(SYN, 999, 0, &[])).await;
+        let expected = word(&of_tcp().await, 24).wrapping_add(1);
+        let mut question = question(8);
+        let kind = question.len() - 3;
+        question[kind] = 16;
+        let framed = [&(question.len() as u16).to_be_bytes()[..], &question].concat();
+        device.put(&segment_of(ACK, 1000, expected, &framed)).await;
+        assert_eq!(of_tcp().await[45] & 0xf, 2, "SERVFAIL");
+        assert_eq!(core.dns.counters().snapshot().dropped, 51, "and at once");
     };
     LocalSet::new().run_until(timeout(Duration::from_secs(60), test)).await.expect("all have been asked");
 }
