@@ -260,7 +260,7 @@ pub(super) fn is_here(address: SocketAddr) -> bool {
     // To a further one of a network it sends from the first; and with ip_nonlocal_bind any can be bound.
     let is_listed = || {
         let listed = getifaddrs().into_iter().flatten().filter_map(|it| it.address);
-        listed.filter_map(|it| it.as_sockaddr_in().map(|it| it.ip())).any(|own| ip.to_canonical() == own)
+        listed.filter_map(|it| Some(it.as_sockaddr_in()?.ip())).any(|own| ip.to_canonical() == own)
     };
     let can_be_bound = || UdpSocket::bind((ip, 0)).is_ok();
     is_loopback(ip) || from.is_ok_and(|from| from.ip() == ip) || can_be_bound() && is_listed()
