@@ -98,7 +98,7 @@ impl Pool {
 
     /// The address of `name`, which stays its own for the grace from `now` on. `record` hears of a new one before
     /// anybody else can see it, and of an old one now and then. It counts as `client`'s from now on; who has used up his
-    /// part gets none for a new name, and a known one's as it is, without another grace.
+    /// part gets none, but for names that are his already.
     pub(super) fn address(
         &self,
         name: &str,
@@ -110,9 +110,11 @@ impl Pool {
         table.ripen(now, self.grace);
         let owner = table.shares.owner(client);
         if let Some(&slot) = table.by_name.get(name) {
-            if table.claim(slot, owner) {
-                self.touch(&mut table, slot, now, record);
+            // Else it might be another name's before whoever hears it has come to it.
+            if !table.claim(slot, owner) {
+                return Err(Exhausted);
             }
+            self.touch(&mut table, slot, now, record);
             return Ok(self.ip(table.entries[slot as usize].offset));
         }
         // Only names that `Name` takes reach the pool; any other is turned away like a full pool.

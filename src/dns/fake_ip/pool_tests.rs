@@ -195,14 +195,15 @@ fn one_client_that_asks_for_old_names_again_leaves_something_to_every_other() {
     let given: Vec<_> = names.iter().map(|name| give_to(1, &pool, name, 0).unwrap()).collect();
     assert!((0..31).all(|n| give_to(1, &pool, &format!("more{n}.example"), 61).is_ok()));
     for now in [62, 100, 115] {
-        let again: Vec<_> = names.iter().map(|name| give_to(1, &pool, name, now).unwrap()).collect();
-        assert_eq!(again, given, "known names have their addresses, as long as nobody needs them");
+        let again: Vec<_> = names.iter().map(|name| give_to(1, &pool, name, now).ok()).collect();
+        let kept = again.iter().zip(&given).filter(|(again, ip)| **again == Some(**ip)).count();
+        assert!((180..=200).contains(&kept), "its part, of which 31 are new names: {kept} at {now}");
+        assert!(again.iter().zip(&given).all(|(again, ip)| again.is_none_or(|again| again == *ip)));
     }
     assert!((0..20).all(|n| give_to(2, &pool, &format!("modest{n}.example"), 116).is_ok()));
     assert_eq!(give_to(1, &pool, "new.example", 116), Err(Exhausted));
     let kept = names.iter().zip(&given).filter(|(name, ip)| name_of(&pool, **ip) == Name::new(name).ok()).count();
     assert_eq!(kept, 200, "of what it had beyond its part so much as was needed has gone");
-    assert_eq!(give_to(1, &pool, &names[219], 116), Ok(given[219]), "and that which was asked for longest ago");
 }
 
 #[test]
