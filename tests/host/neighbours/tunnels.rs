@@ -209,7 +209,7 @@ fn tailscale_that_comes_later_takes_its_networks_and_nothing_else() {
             let foreign = |words: &str| {
                 let rules = lab.host.ip(words);
                 // Ours, and those of ours ahead of them.
-                let ours = |line: &str| ["90", "503", "504"].iter().any(|first| line.starts_with(first));
+                let ours = |line: &str| ["90", "500", "501"].iter().any(|first| line.starts_with(first));
                 rules.lines().filter(|line| !ours(line)).map(|line| format!("{line}\n")).collect::<String>()
             };
             let before = [foreign("-4 rule"), foreign("-6 rule")];
