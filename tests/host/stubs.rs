@@ -241,7 +241,7 @@ const VALIDATING: &str = "  module-config: \"validator iterator\"\n  trust-ancho
 fn names_are_found_through_an_unbound_that_validates_others() {
     run(&["curl", "dig", "unbound", TUN], || {
         let words = format!("{VALIDATING}  domain-insecure: \"test.\"\n");
-        any_stub_will_do(|lab, behind| unbound(&lab.host, at(STUB), behind, &words));
+        any_stub_will_do(|lab, behind| unbound(&lab.host, names_at(STUB), behind, &words));
     });
 }
 
@@ -249,7 +249,7 @@ fn names_are_found_through_an_unbound_that_validates_others() {
 fn names_are_found_through_an_unbound_that_validates_in_vain_and_lets_that_pass() {
     run(&["curl", "dig", "unbound", TUN], || {
         let words = format!("{VALIDATING}  val-permissive-mode: yes\n");
-        any_stub_will_do(|lab, behind| unbound(&lab.host, at(STUB), behind, &words));
+        any_stub_will_do(|lab, behind| unbound(&lab.host, names_at(STUB), behind, &words));
     });
 }
 
