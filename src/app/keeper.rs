@@ -4,12 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use parking_lot::Mutex;
-use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
-use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex as Turn, OwnedMutexGuard, oneshot};
+use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use super::control::{Control, Place};
@@ -25,6 +27,8 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// How long a stop waits for a look that is under way: a disk may never answer.
 const LAST_LOOK: Duration = Duration::from_secs(5);
+/// The stack of the thread that looks, in bytes: memory may be short.
+const STACK: usize = 256 << 10;
 
 /// The files of a run in its state directory.
 pub(super) struct Kept {
@@ -76,9 +80,11 @@ struct Back {
 /// Puts back what is missing of the files in `state`, whenever something is. Ends with the run.
 async fn keep(kept: Kept, turn: Arc<Turn<()>>) {
     let shown = kept.state.display();
-    let (mut lost, mut failed, mut retry) = (false, String::new(), FIRST_RETRY);
+    let (mut lost, mut failed, mut retry, mut way) = (false, String::new(), FIRST_RETRY, Way::Here);
     loop {
-        let Some(Looked { watch, back }) = look(&kept, Arc::clone(&turn).lock_owned().await).await else { return };
+        let looked = look(&kept, Arc::clone(&turn).lock_owned().await, way).await;
+        let Some(Looked { watch, back }) = looked else { return };
+        way = Way::Beside;
         let watch = match watch {
             Ok(watch) => watch,
             Err(error) => return tracing::warn!("that somebody deletes {shown} would go unnoticed: {error}"),
@@ -131,10 +137,10 @@ async fn keep(kept: Kept, turn: Arc<Turn<()>>) {
 
 /// Looks what is missing and puts it back, beside this thread: a disk may take its time for all of it, and clients of the
 /// control socket are not to wait for that. None: the runtime is going down.
-async fn look(kept: &Kept, turn: OwnedMutexGuard<()>) -> Option<Looked> {
+async fn look(kept: &Kept, turn: OwnedMutexGuard<()>, way: Way) -> Option<Looked> {
     let (state, journal, dns) = (kept.state.clone(), Arc::clone(&kept.journal), Arc::clone(&kept.dns));
     let socket = kept.control.look();
-    let looked = spawn_blocking(move || {
+    done(way, move || {
         let _turn = turn;
         // Opened before the look, so that nothing is missed between the two.
         let watch = DirectoryWatch::open(&state);
@@ -145,17 +151,47 @@ async fn look(kept: &Kept, turn: OwnedMutexGuard<()>) -> Option<Looked> {
             Ok(Back { files: dns.put_back() | files, socket })
         };
         Looked { watch, back: back() }
-    });
-    looked.await.ok()
+    })
+    .await
 }
 
 async fn watch_of(state: &Path, turn: OwnedMutexGuard<()>) -> Option<DirectoryWatch> {
     let state = state.to_owned();
-    let watch = spawn_blocking(move || {
+    let watch = done(Way::Beside, move || {
         let _turn = turn;
         DirectoryWatch::open(&state)
     });
-    watch.await.ok()?.ok()
+    watch.await?.ok()
+}
+
+/// Where something is done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// On this thread: the first look, since all of it has just been written, and memory may be short.
+    Here,
+    /// On a thread beside, and on this one where the system gives no other (the runtime's own pool would panic).
+    Beside,
+}
+
+async fn done<T: Send + 'static>(way: Way, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    if way == Way::Here {
+        return Some(work());
+    }
+    let (tell, told) = oneshot::channel();
+    // It waits for files with this runtime later.
+    let runtime = Handle::current();
+    let all = move || {
+        let _entered = runtime.enter();
+        drop(tell.send(work()));
+    };
+    let left = Arc::new(Mutex::new(Some(all)));
+    let there = Arc::clone(&left);
+    let thread = thread::Builder::new().name("keeper".to_owned()).stack_size(STACK);
+    if thread.spawn(move || there.lock().take().map(|work| work())).is_err() {
+        let work = left.lock().take();
+        work.into_iter().for_each(|work| work());
+    }
+    told.await.ok()
 }
 
 /// Goes on with what was put back. True: something was missing.

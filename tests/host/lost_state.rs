@@ -82,6 +82,15 @@ fn a_run_without_a_device_puts_its_state_directory_back_too() {
     });
 }
 
+/// Not even root makes a directory of that name then. The run may be faster than whoever removes one.
+fn put_a_file_in_its_place(place: &Place) {
+    let file = place.state.with_extension("file");
+    fs::write(&file, "").expect("a file");
+    while fs::rename(&file, &place.state).is_err() {
+        let _ = fs::remove_dir_all(&place.state);
+    }
+}
+
 #[test]
 fn a_state_directory_that_cannot_come_back_is_told_alike_by_all_until_it_can() {
     run(&[TUN], || {
@@ -90,9 +99,7 @@ fn a_state_directory_that_cannot_come_back_is_told_alike_by_all_until_it_can() {
         let before = Dump::take(&lab.host);
         let place = profile();
         let tunproxy = place.start(&lab.host);
-        fs::remove_dir_all(&place.state).unwrap();
-        // Not even root makes a directory of that name now.
-        fs::write(&place.state, "").unwrap();
+        put_a_file_in_its_place(&place);
         tunproxy.line("cannot be put back");
         let pid = format!("process {}", tunproxy.pid());
         let asked = ["status", "stop", "cleanup"].map(|word| place.ask(&lab.host, word));
@@ -120,8 +127,7 @@ fn a_run_whose_state_directory_is_gone_for_good_puts_the_host_back_at_its_end() 
         let before = Dump::take(&lab.host);
         let place = profile();
         let tunproxy = place.start(&lab.host);
-        fs::remove_dir_all(&place.state).unwrap();
-        fs::write(&place.state, "").unwrap();
+        put_a_file_in_its_place(&place);
         tunproxy.line("cannot be put back");
         assert!(tunproxy.stop().success());
         before.assert_same(&Dump::take(&lab.host));
